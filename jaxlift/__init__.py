@@ -1,0 +1,14 @@
+"""DeepLIFT as a JAX function transformation.
+
+`attribute` explains a batched model, as `jax.grad` differentiates a function; `vjp` and `lift` are what it is made of.
+"""
+
+from jaxlift._attribute import attribute as attribute
+from jaxlift._lift import lift as lift
+from jaxlift._lift import vjp as vjp
+from jaxlift._registry import MissingRuleError as MissingRuleError
+from jaxlift._registry import register as register
+from jaxlift.rules import PerLayer as PerLayer
+from jaxlift.rules import Rescale as Rescale
+from jaxlift.rules import RevealCancel as RevealCancel
+from jaxlift.rules import Rule as Rule

@@ -1,0 +1,53 @@
+"""Every difference between the supported JAX versions, and the public names that the rest is built on."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.extend.core
+import jax.extend.source_info_util
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, Var
+
+__all__ = [
+    "ClosedJaxpr",
+    "Jaxpr",
+    "JaxprEqn",
+    "Literal",
+    "Primitive",
+    "Var",
+    "bind",
+    "inner_jaxpr",
+    "location",
+    "primitives",
+]
+
+
+def primitives(*names: str) -> list[Primitive]:
+    """The primitives of these attribute names (without ``_p``), those that this JAX has.
+
+    A primitive lives in `jax.lax`, in `jax.extend.core.primitives`, or in both, and some exist in one JAX version only.
+    """
+    homes = (jax.lax, jax.extend.core.primitives)
+    found = [getattr(home, f"{name}_p", None) for name in names for home in homes]
+    return list(dict.fromkeys(p for p in found if p is not None))
+
+
+def inner_jaxpr(eqn: JaxprEqn) -> tuple[Jaxpr, Sequence[Any]]:
+    """The jaxpr that a call-like equation holds, with its constants.
+
+    JAX 0.10 keeps a `ClosedJaxpr` or (``checkpoint``) an open `Jaxpr`; since 0.11 there is one class of jaxpr.
+    """
+    inner = next(eqn.params[key] for key in ("jaxpr", "call_jaxpr") if key in eqn.params)
+    return getattr(inner, "jaxpr", inner), getattr(inner, "consts", ())
+
+
+def bind(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
+    """The outputs of one equation for other operands, as a list."""
+    out = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
+    return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def location(eqn: JaxprEqn) -> str:
+    """File, line and function of the user's code that an equation comes from; "" where JAX kept none."""
+    summary = jax.extend.source_info_util.summarize(eqn.source_info)
+    return "" if summary == "unknown" else summary

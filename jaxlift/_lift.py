@@ -1,0 +1,188 @@
+"""The transformation: a function's jaxpr, evaluated jointly on an input and its reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlift import _compat, _registry
+from jaxlift._compat import Jaxpr, JaxprEqn
+from jaxlift._values import Pending, Value, Varying, is_varying
+from jaxlift.primitives import magnitude, settle
+from jaxlift.rules import Rule, as_rule
+
+Array = jax.Array
+MaxPooling = Literal["complete", "original"]
+
+
+@dataclass(frozen=True)
+class Interpreter:
+    """Evaluates jaxprs on values that may vary between input and reference.
+
+    Attributes:
+        rule: how a change passes a pointwise nonlinearity.
+        max_pooling: how it passes a maximum over elements.
+        scope: the name scopes around the jaxpr, joined by ``/``.
+        where: the line of the user's code that the jaxpr comes from, for errors within library functions.
+    """
+
+    rule: Rule
+    max_pooling: MaxPooling = "complete"
+    scope: str = ""
+    where: str = ""
+
+    def evaluate(self, jaxpr: Jaxpr, consts: Sequence[Any], operands: Sequence[Value]) -> list[Value]:
+        """The outputs of a jaxpr. What doesn't vary is computed once, as it stands."""
+        values: dict[Any, Value] = dict(zip(jaxpr.invars, operands, strict=True))
+        # A constant may be a NumPy array, and a literal a Python number, of another dtype than the program gives it.
+        values |= {
+            var: const if isinstance(const, jax.Array) else jnp.asarray(const, var.aval.dtype)
+            for var, const in zip(jaxpr.constvars, consts, strict=True)
+        }
+
+        def read(atom: Any) -> Value:
+            return np.asarray(atom.val, atom.aval.dtype) if isinstance(atom, _compat.Literal) else values[atom]
+
+        for eqn in jaxpr.eqns:
+            inputs = [read(atom) for atom in eqn.invars]
+            if any(map(is_varying, inputs)):
+                outputs = _registry.rule_of(eqn, self.where)(self, eqn, inputs)
+            else:
+                outputs = _compat.bind(eqn, inputs)
+            values.update(zip(eqn.outvars, outputs, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def inside(self, eqn: JaxprEqn) -> Interpreter:
+        """The interpreter for the jaxpr that an equation holds."""
+        return replace(self, scope=self.scope_of(eqn), where=_compat.location(eqn) or self.where)
+
+    def scope_of(self, eqn: JaxprEqn) -> str:
+        return "/".join(filter(None, (self.scope, str(eqn.source_info.name_stack))))
+
+    def settle(self, value: Value) -> Value:
+        """Apply the rule to a pending pointwise function; other values are returned as they are."""
+        return settle(self, value) if isinstance(value, Pending) else value
+
+    def missing_rule(self, eqn: JaxprEqn, reason: str) -> _registry.MissingRuleError:
+        return _registry.missing_rule(eqn, self.where, reason)
+
+
+def lift(
+    fun: Callable[[Any], Any], *, rule: Rule | str = "rescale", max_pooling: MaxPooling = "complete"
+) -> Callable[[Any, Any], tuple[Any, Any]]:
+    """Evaluate a function jointly on an input and a reference, so that its derivative is DeepLIFT's multiplier.
+
+    >>> import jax, jax.numpy as jnp, jaxlift
+    >>> lifted = jaxlift.lift(jax.nn.relu)
+    >>> y, y_ref = lifted(jnp.float32(3.0), jnp.float32(-1.0))
+    >>> float(y), float(y_ref)
+    (3.0, 0.0)
+    >>> float(jax.grad(lambda x: lifted(x, jnp.float32(-1.0))[0])(jnp.float32(3.0)))
+    0.75
+
+    Args:
+        fun: any function of one argument, a pytree of arrays, that JAX can trace. Its output is a pytree of arrays too.
+        rule: how a difference passes nonlinearities: a rule or its name (see `jaxlift.rules`).
+        max_pooling: how it passes a maximum. ``"complete"`` keeps the sum; ``"original"`` is what the original implementation
+            does, which sends everything to the maximum of the input and loses the sum where the reference's is elsewhere.
+
+    Returns:
+        A function `(x, reference) -> (fun(x), fun(reference))`. It differs from the plain pair only in its derivative: the
+        reverse-mode derivative of the first output in `x` is the multiplier (paper, eq. 2 and 3), and in all that `fun` closes
+        over the plain one. `x` and `reference` have one structure and equal shapes; the reference is cast to `x`'s dtypes.
+
+    Raises:
+        ValueError: if the reference doesn't fit `x`, or the rule has no such name.
+        TypeError: if `x` has leaves that aren't real floating-point numbers.
+        MissingRuleError: if `fun` has an operation that can't be explained; the error names it and the line.
+    """
+    interpreter = Interpreter(as_rule(rule), _max_pooling(max_pooling))
+
+    def lifted(x: Any, reference: Any) -> tuple[Any, Any]:
+        x, reference = checked_pair(x, reference)
+        closed, outputs = jax.make_jaxpr(fun, return_shape=True)(x)
+        inputs = [
+            Varying(value, ref, partial(magnitude, value, ref))
+            for value, ref in zip(jax.tree.leaves(x), jax.tree.leaves(reference), strict=True)
+        ]
+        results = [interpreter.settle(out) for out in interpreter.evaluate(closed.jaxpr, closed.consts, inputs)]
+        values = [out.value if isinstance(out, Varying) else out for out in results]
+        references = [out.reference if isinstance(out, Varying) else out for out in results]
+        structure = jax.tree.structure(outputs)
+        return jax.tree.unflatten(structure, values), jax.tree.unflatten(structure, references)
+
+    return lifted
+
+
+def vjp(
+    fun: Callable[[Any], Any],
+    x: Any,
+    reference: Any,
+    *,
+    rule: Rule | str = "rescale",
+    max_pooling: MaxPooling = "complete",
+) -> tuple[tuple[Any, Any], Callable[[Any], Any]]:
+    """`jax.vjp`, with multipliers for derivatives.
+
+    >>> import jax.numpy as jnp, jaxlift
+    >>> x, reference = jnp.array([1.0, 2.0]), jnp.zeros(2)
+    >>> (y, y_ref), pullback = jaxlift.vjp(lambda x: jnp.tanh(x @ jnp.array([0.5, -1.0])), x, reference)
+    >>> multipliers = pullback(jnp.ones(()))
+    >>> bool(jnp.allclose(jnp.sum(multipliers * (x - reference)), y - y_ref))
+    True
+
+    Args:
+        fun, rule, max_pooling: as for `lift`.
+        x, reference: the input and what it is compared with, pytrees of one structure with equal shapes.
+
+    Returns:
+        `((fun(x), fun(reference)), pullback)`, where `pullback` takes a cotangent like `fun(x)` and returns multipliers like
+        `x`. It is linear under Rescale and RevealCancel, and can be called many times, or under `jax.vmap`.
+
+    Raises:
+        as `lift` does.
+    """
+    lifted = lift(fun, rule=rule, max_pooling=max_pooling)
+    y, pullback, y_ref = jax.vjp(lambda x: lifted(x, reference), x, has_aux=True)
+    return (y, y_ref), lambda cotangent: pullback(cotangent)[0]
+
+
+def checked_pair(x: Any, reference: Any) -> tuple[Any, Any]:
+    """The input and its reference as arrays of equal shapes and dtypes, or the error that says how they don't fit."""
+    x = checked_input(x)
+    structure, other = jax.tree.structure(x), jax.tree.structure(reference)
+    if structure != other:
+        raise ValueError(f"the reference must have the structure of the input: expected {structure}, got {other}.")
+    reference = jax.tree.map(lambda value, ref: jnp.asarray(ref, value.dtype), x, reference)
+    for (path, value), ref in zip(jax.tree.leaves_with_path(x), jax.tree.leaves(reference), strict=True):
+        if value.shape != ref.shape:
+            raise ValueError(
+                f"the reference{jax.tree_util.keystr(path)} must have the shape of the input: expected {value.shape}, got "
+                f"{ref.shape}. Broadcast it, as in jnp.broadcast_to(reference, x.shape)."
+            )
+    return x, reference
+
+
+def checked_input(x: Any) -> Any:
+    """The explained input as arrays, or the error that says which leaf can't be explained."""
+    x = jax.tree.map(jnp.asarray, x)
+    for path, leaf in jax.tree.leaves_with_path(x):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(
+                f"the input{jax.tree_util.keystr(path)} has dtype {leaf.dtype}, but only real floating-point numbers have "
+                f"differences to explain. Cast numbers with x.astype(jnp.float32). For token ids, explain the embeddings: "
+                f"make them first, and pass the function that goes on from there."
+            )
+    return x
+
+
+def _max_pooling(name: str) -> MaxPooling:
+    if name not in get_args(MaxPooling):
+        raise ValueError(f"max_pooling={name!r} must be one of {', '.join(map(repr, get_args(MaxPooling)))}.")
+    return name

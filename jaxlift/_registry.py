@@ -1,0 +1,73 @@
+"""The table of primitives: for each, the rule of joint evaluation.
+
+A rule takes the interpreter, the equation, and the equation's operands, each an array or a `Varying` value (or a `Pending`
+one, which `interpreter.settle` turns into a `Varying`), at least one of them varying; it returns the outputs likewise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from jaxlift import _compat
+from jaxlift._compat import JaxprEqn, Primitive
+from jaxlift._values import Value
+
+if TYPE_CHECKING:
+    from jaxlift._lift import Interpreter
+
+PrimitiveRule = Callable[["Interpreter", JaxprEqn, Sequence[Value]], Sequence[Value]]
+
+_table: dict[Primitive, PrimitiveRule] = {}
+
+
+class MissingRuleError(NotImplementedError):
+    """A primitive has no rule that would keep summation-to-delta, in the place where the program uses it."""
+
+
+def family(rule: PrimitiveRule, members: Iterable[Primitive]) -> None:
+    """Give all members of a family of primitives one rule."""
+    for primitive in members:
+        _table[primitive] = rule
+
+
+def register(primitive: Primitive) -> Callable[[PrimitiveRule], PrimitiveRule]:
+    """Give one primitive the rule that stands below."""
+
+    def record(rule: PrimitiveRule) -> PrimitiveRule:
+        _table[primitive] = rule
+        return rule
+
+    return record
+
+
+def rule_or_none(primitive: Primitive) -> PrimitiveRule | None:
+    """The rule of a primitive, if it has one."""
+    return _table.get(primitive)
+
+
+def rule_of(eqn: JaxprEqn, where: str) -> PrimitiveRule:
+    """The rule of an equation's primitive.
+
+    Raises:
+        MissingRuleError: if there is none.
+    """
+    rule = rule_or_none(eqn.primitive)
+    if rule is None:
+        raise missing_rule(eqn, where, "has no rule")
+    return rule
+
+
+def missing_rule(eqn: JaxprEqn, where: str, reason: str) -> MissingRuleError:
+    """The error that tells the user which operation can't be explained, where it is, and what to do."""
+    place = _compat.location(eqn) or where or "an unknown line"
+    return MissingRuleError(
+        f"the primitive `{eqn.primitive.name}` {reason}, so contributions would not sum to the difference of the outputs. "
+        f"It was called from {place}. Either write that line with other operations, or move it before the explained input, "
+        f"or give the primitive a rule with jaxlift.register(primitive)."
+    )
+
+
+def describe(value: Any) -> str:
+    """An array's dtype and shape, as in ``float32[3,4]``."""
+    return f"{value.dtype}[{','.join(map(str, value.shape))}]"

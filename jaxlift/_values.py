@@ -1,0 +1,163 @@
+"""What joint evaluation carries for a value of the program.
+
+A value that doesn't depend on the explained input is a plain array. One that does is a `Varying`: its value, its reference
+and its variation. Until something that isn't elementwise asks for it, it may also be `Pending`: an elementwise function, of
+any number of primitives, of one `Varying`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxlift._compat import JaxprEqn
+
+Array = jax.Array
+
+
+@dataclass(eq=False)
+class Varying:
+    """A value `x`, its reference `r`, and the variation `a = D+ - D-` of the difference `D = x - r = D+ + D-`.
+
+    Attributes:
+        value: the value at the explained input. Its derivative in the explained input is the multiplier.
+        reference: the value at the reference input, of the same shape and dtype.
+        make_variation: computes the variation when a rule first asks for it: under Rescale, never.
+        fed_by: the kinds of linear map (``"dense"``, ``"conv"``) that feed this value, the nearest on each path.
+    """
+
+    value: Array
+    reference: Array
+    make_variation: Callable[[], Array] = field(repr=False)
+    fed_by: frozenset[str] = frozenset()
+
+    @cached_property
+    def variation(self) -> Array:
+        return self.make_variation()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.value.shape
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether it is made of integers or truth values, which differ from their reference but have no multipliers."""
+        return not jnp.issubdtype(self.value.dtype, jnp.inexact)
+
+
+@dataclass(eq=False)
+class Node:
+    """One elementwise primitive, applied to constants, to other nodes, and to the one `Varying`, which None stands for."""
+
+    eqn: JaxprEqn
+    operands: tuple[Node | Array | None, ...]
+    scope: str
+
+
+@dataclass(eq=False)
+class Pending:
+    """The value `f(of)` of an elementwise `f`, to which no rule has been applied yet.
+
+    Attributes:
+        node: the last step of `f`.
+        of: what `f` is a function of.
+        settled: the same value under a rule, once something has asked for it.
+    """
+
+    node: Node
+    of: Varying
+    settled: Varying | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.of.shape
+
+
+Value = Array | Varying | Pending
+
+
+def is_varying(value: Any) -> bool:
+    """Whether a value of the program depends on the explained input."""
+    return isinstance(value, Varying | Pending)
+
+
+def postorder(roots: Iterable[Any], children: Callable[[Any], Iterable[Any]]) -> list[Any]:
+    """Every distinct object of a graph once, children first. No recursion: these graphs may be deep."""
+    order: dict[int, Any] = {}
+    stack = [(root, False) for root in reversed(list(roots))]
+    while stack:
+        item, entered = stack.pop()
+        if id(item) in order:
+            continue
+        if entered:
+            order[id(item)] = item
+        else:
+            stack.append((item, True))
+            stack.extend((child, False) for child in reversed(list(children(item))))
+    return list(order.values())
+
+
+def pack(values: Sequence[Value], with_variations: bool) -> tuple[list[Array], Callable[[Sequence[Array]], list[Value]]]:
+    """Take values apart into arrays, to cross a boundary that only arrays pass (`jax.checkpoint`, loops).
+
+    What two values share on this side they share on the other, so a function that spans the boundary remains one function.
+
+    Returns:
+        the arrays, and a function that makes such values of other such arrays.
+    """
+
+    items = postorder(values, _children)
+    index = {id(item): i for i, item in enumerate(items)}
+    arrays = [_arrays(item, with_variations) for item in items]
+    counts = [len(own) for own in arrays]
+    makers = [_maker(item, index) for item in items]
+    wanted = [index[id(value)] for value in values]
+
+    def unpack(leaves: Sequence[Array]) -> list[Value]:
+        remaining = iter(leaves)
+        made: list[Any] = []
+        for make, count in zip(makers, counts, strict=True):
+            made.append(make([next(remaining) for _ in range(count)], made))
+        return [made[i] for i in wanted]
+
+    return [array for own in arrays for array in own], unpack
+
+
+def _children(item: Any) -> Sequence[Any]:
+    match item:
+        case Pending():
+            return item.of, item.node
+        case Node():
+            return [operand for operand in item.operands if operand is not None]
+    return ()
+
+
+def _arrays(item: Any, with_variations: bool) -> list[Array]:
+    match item:
+        case Varying():
+            carried = [item.value, item.reference]
+            return [*carried, item.variation] if with_variations and not item.is_discrete else carried
+        case jax.Array():
+            return [item]
+    return []
+
+
+def _maker(item: Any, index: dict[int, int]) -> Callable[[list[Array], list[Any]], Any]:
+    """How to make an item again, of its own arrays and of what was made before. Keeps nothing traced of the old one."""
+    match item:
+        case Varying(fed_by=fed_by):
+            return lambda own, made: Varying(own[0], own[1], lambda: own[2], fed_by)
+        case Node(eqn=eqn, scope=scope):
+            operands = [None if operand is None else index[id(operand)] for operand in item.operands]
+            return lambda own, made: Node(eqn, tuple(None if i is None else made[i] for i in operands), scope)
+        case Pending():
+            node, of = index[id(item.node)], index[id(item.of)]
+            return lambda own, made: Pending(made[node], made[of])
+        case jax.Array():
+            return lambda own, made: own[0]
+    return lambda own, made: item  # a literal

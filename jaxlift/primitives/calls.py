@@ -1,0 +1,77 @@
+"""Primitives that hold a jaxpr of their own and call it: looked into, whatever they were for.
+
+`jit` changes nothing. The derivative that a `custom_jvp` or `custom_vjp` function has of its own is kept where the function is
+pointwise, so that its limit at the reference is the user's; otherwise differences replace derivatives, and it isn't needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import jax
+
+from jaxlift import _compat
+from jaxlift._compat import Jaxpr, JaxprEqn, primitives
+from jaxlift._registry import family, rule_or_none
+from jaxlift._values import Value, is_varying, pack
+from jaxlift.primitives.pointwise import pointwise
+
+if TYPE_CHECKING:
+    from jaxlift._lift import Interpreter
+
+
+def inlined(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
+    """The rule of a call: what is called is evaluated in its place."""
+    jaxpr, consts = _compat.inner_jaxpr(eqn)
+    return interpreter.inside(eqn).evaluate(jaxpr, consts, operands)
+
+
+def custom_derivative(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
+    """The rule of `custom_jvp` and `custom_vjp` functions: one primitive if they are pointwise, and a plain call if not."""
+    jaxpr, _ = _compat.inner_jaxpr(eqn)
+    if len(eqn.outvars) == 1 and _is_pointwise(jaxpr, [is_varying(operand) for operand in operands]):
+        return pointwise(interpreter, eqn, operands)
+    return inlined(interpreter, eqn, operands)
+
+
+def _is_pointwise(jaxpr: Jaxpr, varying: Sequence[bool]) -> bool:
+    """Whether all that a jaxpr does to its varying inputs is elementwise, at the shape of its outputs."""
+    shape = jaxpr.outvars[0].aval.shape
+    depends = {var for var, varies in zip(jaxpr.invars, varying, strict=True) if varies}
+    for eqn in jaxpr.eqns:
+        inputs = [not isinstance(atom, _compat.Literal) and atom in depends for atom in eqn.invars]
+        if not any(inputs):
+            continue
+        rule = rule_or_none(eqn.primitive)
+        if rule is pointwise:
+            elementwise = all(out.aval.shape == shape for out in eqn.outvars)
+        elif rule in (inlined, custom_derivative):
+            elementwise = _is_pointwise(_compat.inner_jaxpr(eqn)[0], inputs)
+        else:
+            elementwise = False
+        if not elementwise:
+            return False
+        depends.update(eqn.outvars)
+    return all(out.aval.shape == shape for out in (*jaxpr.outvars, *depends))
+
+
+def checkpoint(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
+    """The rule of `jax.checkpoint`: the joint evaluation is itself a checkpoint, under the same policy."""
+    with_variations = interpreter.rule.needs_variation
+    leaves, unpack = pack(operands, with_variations)
+    unpack_outputs = None
+
+    def body(leaves: Sequence[jax.Array]) -> list[jax.Array]:
+        nonlocal unpack_outputs
+        outputs, unpack_outputs = pack(inlined(interpreter, eqn, unpack(leaves)), with_variations)
+        return outputs
+
+    outputs = jax.checkpoint(body, policy=eqn.params["policy"], prevent_cse=eqn.params["prevent_cse"])(leaves)
+    assert unpack_outputs is not None  # jax.checkpoint has traced the body
+    return unpack_outputs(outputs)
+
+
+family(inlined, primitives("jit", "closed_call", "call"))
+family(custom_derivative, primitives("custom_jvp_call", "custom_vjp_call"))
+family(checkpoint, primitives("remat"))

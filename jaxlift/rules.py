@@ -1,0 +1,190 @@
+"""Rules: how a change of the input passes a pointwise nonlinearity, and which rule holds where.
+
+A rule is a value, passed as ``rule=`` by itself or by its name in snake case. To write your own, derive from `Rule` and
+give its multiplier:
+
+>>> import jax, jax.numpy as jnp, jaxlift
+>>> class HalfGradient(jaxlift.Rule):
+...     def multiplier(self, f, x, r):
+...         return 0.5 * f.derivative(x)
+>>> (_, pullback) = jaxlift.vjp(jnp.tanh, 0.0, 1.0, rule=HalfGradient())
+>>> float(pullback(1.0))
+0.5
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxlift._function import PointwiseFunction, difference
+
+Array = jax.Array
+
+__all__ = ["PerLayer", "Place", "Rescale", "RevealCancel", "Rule", "as_rule"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in the program a nonlinearity stands, for the choice of a rule.
+
+    Attributes:
+        function: the nonlinearity.
+        fed_by: the linear maps that feed it, the nearest on each path: a subset of ``{"dense", "conv"}``.
+        scope: the name scopes around it (`jax.named_scope`, Flax module names), joined by ``/``.
+    """
+
+    function: PointwiseFunction
+    fed_by: frozenset[str]
+    scope: str
+
+
+class Rule:
+    """How a change passes a pointwise nonlinearity `f`. Derive from it and define `multiplier`, or `pull`, or `parts`.
+
+    Attributes:
+        needs_reference: whether the rule compares the input with a reference at all.
+        needs_variation: whether the rule tells positive from negative parts of a difference. Then `parts` is asked in
+            place of `multiplier`, and the variation is carried through the program, N * R of it.
+    """
+
+    needs_reference: bool = True
+    needs_variation: bool = False
+
+    def at(self, place: Place) -> Rule:
+        """The rule that holds at a place of the program: this one, unless a subclass chooses."""
+        del place
+        return self
+
+    def multiplier(self, f: PointwiseFunction, x: Array, r: Array) -> Array:
+        """What a unit of difference at the input of `f` contributes at its output. Elementwise: shapes of `x` and `r`."""
+        raise NotImplementedError(f"{type(self).__name__} must define multiplier(f, x, r), pull or parts")
+
+    def pull(self, f: PointwiseFunction, x: Array, r: Array, cotangent: Array) -> Array:
+        """The cotangent at the input of `f` for one at its output: the multiplier times it, unless a subclass knows better."""
+        return cotangent * self.multiplier(f, x, r)
+
+    def parts(
+        self, f: PointwiseFunction, x: Array, r: Array, a: Array, times: Array | float
+    ) -> tuple[Array, Array]:
+        """The multipliers of the positive and the negative part of the difference, each times a factor.
+
+        The parts are `D+ = (x - r + a) / 2` and `D- = (x - r - a) / 2`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has needs_variation: it must define parts(f, x, r, a, times)")
+
+
+@dataclass(frozen=True)
+class Rescale(Rule):
+    r"""The Rescale rule: one multiplier, the secant (paper, section 3.5.2).
+
+    .. math:: m = \frac{f(x) - f(r)}{x - r}, \qquad \Delta y^+ = m \Delta x^+, \quad \Delta y^- = m \Delta x^-
+    """
+
+    def multiplier(self, f: PointwiseFunction, x: Array, r: Array) -> Array:
+        return f.secant(x, r)
+
+    def pull(self, f: PointwiseFunction, x: Array, r: Array, cotangent: Array) -> Array:
+        return f.secant(x, r, cotangent)
+
+
+@dataclass(frozen=True)
+class RevealCancel(Rule):
+    r"""The RevealCancel rule: positive and negative parts apart (paper, section 3.5.3).
+
+    Each part's effect is the mean of its effects before and after the other part: the Shapley value of the two,
+
+    .. math::
+        \Delta y^+ &= \tfrac12 [f(r + \Delta x^+) - f(r)] + \tfrac12 [f(r + \Delta x^- + \Delta x^+) - f(r + \Delta x^-)] \\
+        \Delta y^- &= \tfrac12 [f(r + \Delta x^-) - f(r)] + \tfrac12 [f(r + \Delta x^+ + \Delta x^-) - f(r + \Delta x^+)]
+
+    so each multiplier is the mean of two secants, and where a part is 0 the mean of two derivatives.
+
+    It is a rule for activations, which it evaluates at points that the network never visits. `exp`, `log`, powers, roots and
+    reciprocals, the stuff of normalisations, may be undefined or vast there: they take Rescale.
+    """
+
+    needs_variation = True
+
+    def at(self, place: Place) -> Rule:
+        return self if place.function.is_activation else Rescale()
+
+    def parts(
+        self, f: PointwiseFunction, x: Array, r: Array, a: Array, times: Array | float
+    ) -> tuple[Array, Array]:
+        d = difference(x, r)
+        up, down = r + (d + a) / 2, r + (d - a) / 2
+        visited = True if f.is_total else jnp.isfinite(f(up)) & jnp.isfinite(f(down))
+        at_x, at_r = lax.optimization_barrier((f.sample(x), f.sample(r)))
+
+        def multiplier(this: Array, other: Array) -> Array:
+            """The mean of the secants along a part before the other part and after it; Rescale where they can't be had."""
+            before, after = f.sample(jnp.where(visited, this, x)), f.sample(jnp.where(visited, other, r))
+            return f.secant_between(before, at_r, times / 2) + f.secant_between(at_x, after, times / 2)
+
+        return multiplier(up, down), multiplier(down, up)
+
+
+@dataclass(frozen=True)
+class PerLayer(Rule):
+    """A rule for each place: by name scope, or else by the linear map that feeds the nonlinearity.
+
+    >>> import jaxlift
+    >>> rule = jaxlift.PerLayer(dense="revealcancel", conv="rescale", scopes={"*/Head_0/*": "rescale"})
+
+    Attributes:
+        dense: the rule after matrix products (`dot_general`).
+        conv: the rule after convolutions.
+        default: the rule where neither feeds the nonlinearity, or both do.
+        scopes: patterns of name scopes, as in `fnmatch`, each with its rule. The first that matches holds.
+    """
+
+    dense: Rule | str = Rescale()
+    conv: Rule | str = Rescale()
+    default: Rule | str = Rescale()
+    scopes: Mapping[str, Rule | str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("dense", "conv", "default"):
+            object.__setattr__(self, name, as_rule(getattr(self, name)))
+        object.__setattr__(self, "scopes", {pattern: as_rule(rule) for pattern, rule in self.scopes.items()})
+
+    @property
+    def choices(self) -> list[Rule]:
+        return [self.dense, self.conv, self.default, *self.scopes.values()]
+
+    @property
+    def needs_reference(self) -> bool:
+        return any(rule.needs_reference for rule in self.choices)
+
+    @property
+    def needs_variation(self) -> bool:
+        return any(rule.needs_variation for rule in self.choices)
+
+    def at(self, place: Place) -> Rule:
+        by_scope = [rule for pattern, rule in self.scopes.items() if fnmatch.fnmatchcase(place.scope, pattern)]
+        by_feed = {frozenset({"dense"}): self.dense, frozenset({"conv"}): self.conv}
+        return (*by_scope, by_feed.get(place.fed_by, self.default))[0].at(place)
+
+
+def as_rule(rule: Rule | str) -> Rule:
+    """The rule of a name; a rule is returned as it is."""
+    if isinstance(rule, Rule):
+        return rule
+    if isinstance(rule, str) and rule in RULES:
+        return RULES[rule]
+    names = ", ".join(repr(name) for name in RULES)
+    raise ValueError(f"rule={rule!r} is not a rule: give one of {names}, or an object of a class derived from jaxlift.Rule.")
+
+
+RULES: dict[str, Rule] = {
+    "rescale": Rescale(),
+    "revealcancel": RevealCancel(),
+    # The original implementation's default for genomics.
+    "genomics_default": PerLayer(dense=RevealCancel(), conv=Rescale()),
+}
