@@ -66,13 +66,13 @@ class PointwiseFunction:
     constants: tuple[Array, ...]
 
     @classmethod
-    def of(cls, node: Node) -> PointwiseFunction:
-        """The function that a node of the program's graph computes. A shared node is computed once."""
-        items = postorder([node], lambda item: [o for o in getattr(item, "operands", ()) if o is not None])
-        nodes = [item for item in items if isinstance(item, Node)]
+    def of(cls, node: Node, argument: Node | None = None) -> PointwiseFunction:
+        """The function that leads from one node of the program's graph to another, or from the `Varying` value (None)."""
+        items = postorder([node], lambda item: () if item is argument else getattr(item, "operands", ()))
+        nodes = [item for item in items if isinstance(item, Node) and item is not argument]
         constants = [item for item in items if isinstance(item, jax.Array)]
-        literals = [item for item in items if not isinstance(item, Node | jax.Array)]
-        register = {id(item): i for i, item in enumerate([None, *literals, *constants, *nodes])}
+        literals = [item for item in items if not isinstance(item, Node | jax.Array | None)]
+        register = {id(item): i for i, item in enumerate([argument, *literals, *constants, *nodes])}
         steps = [(node.eqn, tuple(register[id(operand)] for operand in node.operands)) for node in nodes]
         return cls(tuple(steps), tuple(literals), tuple(constants))
 
@@ -194,12 +194,41 @@ def _partial_derivatives(eqn: JaxprEqn, values: list[Any], which: list[int]) -> 
     return y, pull(jnp.ones_like(y))
 
 
+def affine_ends(node: Node) -> tuple[Node | None, Node | None]:
+    """Where the nonlinear core of a function begins and ends: the last node of the affine steps before it, and its own last.
+
+    Biases, scales and batch normalisation around an activation are linear maps, not part of the nonlinearity: where a
+    scale is negative, positive and negative parts change places before the activation or after it. Both are the same node
+    (None for the `Varying` itself) where there is no core.
+    """
+    core: Node | None = node
+    while core is not None and (operand := _affine_operand(core)):
+        (core,) = operand
+    users: dict[int, list[Node]] = {}
+    for item in postorder([] if core is None else [core], lambda item: getattr(item, "operands", ())):
+        if isinstance(item, Node):
+            for operand in {id(operand): operand for operand in item.operands}:
+                users.setdefault(operand, []).append(item)
+    first: Node | None = None
+    while first is not core and len(users[id(first)]) == 1 and _affine_operand(users[id(first)][0]):
+        [first] = users[id(first)]
+    return first, core
+
+
+def _affine_operand(node: Node) -> tuple[Node | None] | tuple[()]:
+    """The only operand of a step that varies, in a tuple, if the step is affine in it."""
+    degrees = [int(operand is None or isinstance(operand, Node)) for operand in node.operands]
+    if sum(degrees) > 1 or _degree(node.eqn, degrees) > 1:
+        return ()
+    return (node.operands[degrees.index(1)],)
+
+
 def _degree(eqn: JaxprEqn, degrees: Sequence[int]) -> int:
     """The degree of a step in the argument, from those of its operands: 0, 1 (affine), or 2 for anything else."""
     match eqn.primitive.name, degrees:
         case ("add" | "sub" | "add_any", _) | ("neg" | "copy" | "reduce_precision", _):
             return max(degrees)
-        case "convert_element_type", [degree] if jnp.issubdtype(eqn.params["new_dtype"], jnp.inexact):
+        case "convert_element_type", [degree] if all(jnp.issubdtype(v.aval.dtype, jnp.inexact) for v in (*eqn.invars, *eqn.outvars)):
             return degree
         case "mul", _:
             return min(sum(degrees), 2)

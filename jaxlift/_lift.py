@@ -40,14 +40,12 @@ class Interpreter:
     def evaluate(self, jaxpr: Jaxpr, consts: Sequence[Any], operands: Sequence[Value]) -> list[Value]:
         """The outputs of a jaxpr. What doesn't vary is computed once, as it stands."""
         values: dict[Any, Value] = dict(zip(jaxpr.invars, operands, strict=True))
-        # A constant may be a NumPy array, and a literal a Python number, of another dtype than the program gives it.
-        values |= {
-            var: const if isinstance(const, jax.Array) else jnp.asarray(const, var.aval.dtype)
-            for var, const in zip(jaxpr.constvars, consts, strict=True)
-        }
+        values |= {var: jnp.asarray(const) for var, const in zip(jaxpr.constvars, consts, strict=True)}
 
         def read(atom: Any) -> Value:
-            return np.asarray(atom.val, atom.aval.dtype) if isinstance(atom, _compat.Literal) else values[atom]
+            if isinstance(atom, _compat.Literal):
+                return np.asarray(atom.val, atom.aval.dtype)  # the dtype of a bare number would follow x64 mode
+            return values[atom]
 
         for eqn in jaxpr.eqns:
             inputs = [read(atom) for atom in eqn.invars]

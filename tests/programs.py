@@ -145,7 +145,7 @@ PROGRAMS = [
         "scalar times array": lambda x: (x[0] * dense(x) + x.sum()).sum(),
         "outer product": lambda x: jnp.tanh(x[:, None] * x[None, :]).sum(),
         # Normalisations.
-        "layer norm": lambda x: (layer_norm(dense(x)) * B).sum().astype(x.dtype),
+        "layer norm": lambda x: layer_norm(dense(x)) @ jnp.asarray(B, x.dtype),
         "rms norm": lambda x: jnp.tanh(dense(x) / jnp.sqrt(jnp.mean(dense(x) ** 2) + 1e-3)).sum(),
         "batch norm": lambda x: jax.nn.relu((dense(x) - 0.3) * jnp.asarray(B, x.dtype) + 0.1).sum(),
         "l2 norm": lambda x: jnp.linalg.norm(dense(x)),

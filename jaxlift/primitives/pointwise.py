@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxlift._compat import JaxprEqn, primitives
-from jaxlift._function import PointwiseFunction, difference
+from jaxlift._function import PointwiseFunction, affine_ends, difference
 from jaxlift._multipliers import with_multipliers
 from jaxlift._registry import family
 from jaxlift._values import Node, Pending, Value, Varying, is_varying
@@ -50,28 +49,40 @@ def settle(interpreter: Interpreter, pending: Pending) -> Varying:
 
 
 def _settle(interpreter: Interpreter, pending: Pending) -> Varying:
-    f, of = PointwiseFunction.of(pending.node), pending.of
-    x, r = of.value, of.reference
-    reference = f(r)
-    if not jnp.issubdtype(reference.dtype, jnp.inexact):
-        return discrete(f(x), reference)
+    node, of = pending.node, pending.of
+    if not jnp.issubdtype(node.eqn.outvars[0].aval.dtype, jnp.inexact):
+        f = PointwiseFunction.of(node)
+        return discrete(f(of.value), f(of.reference))
     if of.is_discrete:
-        raise interpreter.missing_rule(pending.node.eqn, "makes numbers of integers that depend on the explained input")
-    if f.is_affine:
-        return Varying(f(x), reference, partial(_affine_variation, f, of), of.fed_by)
-    rule = interpreter.rule.at(Place(f, of.fed_by, pending.node.scope))
-    value, variation = (_by_parts if rule.needs_variation else _whole)(rule, f, of)
+        raise interpreter.missing_rule(node.eqn, "makes numbers of integers that depend on the explained input")
+    first, core = affine_ends(node)
+    of = of if first is None else _affine(PointwiseFunction.of(first), of)
+    if core is not first:
+        of = _nonlinearity(interpreter, PointwiseFunction.of(core, first), of, core.scope)
+    return of if node is core else _affine(PointwiseFunction.of(node, core), of)
+
+
+def _affine(f: PointwiseFunction, of: Varying) -> Varying:
+    """A line `c x + b`, which is a linear map like others: `a_y = |c| a`, parts changing places where `c` is negative."""
+    value, reference = f(of.value), f(of.reference)
+
+    def variation() -> Array:
+        return (jnp.abs(f.derivative(of.reference)) * of.variation).astype(reference.dtype)
+
     return Varying(value, reference, variation, of.fed_by)
 
 
-def _affine_variation(f: PointwiseFunction, of: Varying) -> Array:
-    """The parts of a difference through a line `c x + b`: `a_y = |c| a`, changing places where `c` is negative."""
-    slope = f.derivative(of.reference)
-    return (jnp.abs(slope) * of.variation).astype(jax.eval_shape(f, of.reference).dtype)
+def _nonlinearity(interpreter: Interpreter, f: PointwiseFunction, of: Varying, scope: str) -> Varying:
+    """The rule that holds here, applied."""
+    if f.is_affine:
+        return _affine(f, of)
+    rule = interpreter.rule.at(Place(f, of.fed_by, scope))
+    value, variation = (_by_parts if rule.needs_variation else _whole)(rule, f, of)
+    return Varying(value, f(of.reference), variation, of.fed_by)
 
 
 def _whole(rule: Rule, f: PointwiseFunction, of: Varying) -> tuple[Array, Callable[[], Array]]:
-    """A value under a rule with one multiplier `m` for both parts, and its variation `a_y = |m| a`."""
+    """A value under a rule with one multiplier `m` for both parts, and its variation `a_y = m a`."""
     f, constants = f.with_constants(()), f.constants
 
     def forward(explained: Any, held: Any, constants: Any) -> Array:
@@ -80,13 +91,13 @@ def _whole(rule: Rule, f: PointwiseFunction, of: Varying) -> tuple[Array, Callab
     def pull(cotangent: Array, explained: Any, held: Any, constants: Any) -> tuple[Array]:
         return (rule.pull(f.with_constants(constants), *explained, *held, cotangent),)
 
-    def size(ends: Any, constants: Any) -> Array:
-        return jnp.abs(rule.multiplier(f.with_constants(constants), *ends))
+    def multiplier(ends: Any, constants: Any) -> Array:
+        return rule.multiplier(f.with_constants(constants), *ends)
 
     def variation() -> Array:
         return with_multipliers(
-            lambda explained, held, _: size(*held) * explained[0],
-            lambda cotangent, explained, held, _: (size(*held) * cotangent,),
+            lambda explained, held, _: multiplier(*held) * explained[0],
+            lambda cotangent, explained, held, _: (multiplier(*held) * cotangent,),
             (of.variation,),
             ((of.value, of.reference), constants),
         )
@@ -101,29 +112,29 @@ def _by_parts(rule: Rule, f: PointwiseFunction, of: Varying) -> tuple[Array, Cal
 
         D_y = m+ D+ + m- D-        a_y = m+ D+ - m- D-
 
-    are linear in `D+` and `D-`, so the cotangents of `y` and of `a_y` pull back apart, and `a_y` costs nothing where nobody asks for
-    it. Where `f` falls, what was the positive part comes out as the negative one: `a_y` is taken by its size.
+    are linear in `D+` and `D-`. So the cotangents of `y` and of `a_y` pull back apart, and `a_y` costs nothing where nobody asks for
+    it: `ct_D = (m+ + m-) / 2 ct_y + (m+ - m-) / 2 ct_a`, and the other way round for `ct_a`.
     """
     f, constants = f.with_constants(()), f.constants
 
     def forward(explained: Any, held: Any, constants: Any) -> Array:
         return f.with_constants(constants)(explained[0])
 
-    def pull(cotangent: Array, explained: Any, held: Any, constants: Any, flip: int = 1) -> tuple[Array, Array]:
+    def halves(cotangent: Array | float, explained: Any, held: Any, constants: Any) -> tuple[Array, Array]:
         x, a = explained
-        plus, minus = rule.parts(f.with_constants(constants), x, *held, a, cotangent / 2)
-        return plus + flip * minus, plus - flip * minus
+        return rule.parts(f.with_constants(constants), x, *held, a, cotangent / 2)
 
-    def signed(explained: Any, held: Any, constants: Any) -> Array:
-        d, a = difference(explained[0], *held), explained[1]
-        plus, minus = rule.parts(f.with_constants(constants), explained[0], *held, a, 0.5)
-        return plus * (d + a) - minus * (d - a)
+    def pull(cotangent: Array, *arguments: Any) -> tuple[Array, Array]:
+        plus, minus = halves(cotangent, *arguments)
+        return plus + minus, plus - minus
 
-    def forward_parts(*arguments: Any) -> Array:
-        return jnp.abs(signed(*arguments))
+    def forward_parts(explained: Any, held: Any, constants: Any) -> Array:
+        (x, a), d = explained, difference(explained[0], *held)
+        plus, minus = halves(1.0, explained, held, constants)
+        return (plus * (d + a) - minus * (d - a)).astype(x.dtype)
 
     def pull_parts(cotangent: Array, *arguments: Any) -> tuple[Array, Array]:
-        return pull(jnp.sign(signed(*arguments)) * cotangent, *arguments, flip=-1)
+        return pull(cotangent, *arguments)[::-1]
 
     explained, held = (of.value, of.variation), (of.reference,)
     value = with_multipliers(forward, pull, explained, held, constants)
