@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -147,16 +147,17 @@ class PerLayer(Rule):
     dense: Rule | str = Rescale()
     conv: Rule | str = Rescale()
     default: Rule | str = Rescale()
-    scopes: Mapping[str, Rule | str] = field(default_factory=dict)
+    scopes: Mapping[str, Rule | str] | tuple[tuple[str, Rule], ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("dense", "conv", "default"):
             object.__setattr__(self, name, as_rule(getattr(self, name)))
-        object.__setattr__(self, "scopes", {pattern: as_rule(rule) for pattern, rule in self.scopes.items()})
+        # Kept as a tuple, so that a rule can be hashed, as the static arguments of jax.jit are.
+        object.__setattr__(self, "scopes", tuple((pattern, as_rule(rule)) for pattern, rule in dict(self.scopes).items()))
 
     @property
     def choices(self) -> list[Rule]:
-        return [self.dense, self.conv, self.default, *self.scopes.values()]
+        return [self.dense, self.conv, self.default, *dict(self.scopes).values()]
 
     @property
     def needs_reference(self) -> bool:
@@ -167,7 +168,7 @@ class PerLayer(Rule):
         return any(rule.needs_variation for rule in self.choices)
 
     def at(self, place: Place) -> Rule:
-        by_scope = [rule for pattern, rule in self.scopes.items() if fnmatch.fnmatchcase(place.scope, pattern)]
+        by_scope = [rule for pattern, rule in dict(self.scopes).items() if fnmatch.fnmatchcase(place.scope, pattern)]
         by_feed = {frozenset({"dense"}): self.dense, frozenset({"conv"}): self.conv}
         return (*by_scope, by_feed.get(place.fed_by, self.default))[0].at(place)
 

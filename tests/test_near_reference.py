@@ -1,0 +1,142 @@
+"""Multipliers where input and reference are near, far, tiny and huge: against float64, for every difference from 0 to 1e3."""
+
+import jax
+import jax.numpy as jnp
+import jaxlift
+import numpy as np
+import pytest
+from jax import lax
+
+FUNCTIONS = {
+    "tanh": jnp.tanh,
+    "sigmoid": jax.nn.sigmoid,
+    "gelu": jax.nn.gelu,
+    "gelu erf": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu by hand": lambda x: x * (1 + lax.erf(x / np.sqrt(2).astype(x.dtype))) / 2,
+    "silu": jax.nn.silu,
+    "softplus": jax.nn.softplus,
+    "softplus by hand": lambda x: jnp.log1p(jnp.exp(x)),
+    "exp": jnp.exp,
+    "relu": jax.nn.relu,
+    "leaky relu": jax.nn.leaky_relu,
+    "elu": jax.nn.elu,
+    "sigmoid by hand": lambda x: 1 / (1 + jnp.exp(-x)),
+    "shifted relu": lambda x: jax.nn.relu(x - 0.25),
+    "softplus + 5": lambda x: jax.nn.softplus(x) + 5,
+}
+# In float32 these lose their tails, derivative included: `1 + tanh(x)` and `1 + erf(x)` are 1 - 1 there. No rule can know better;
+# multipliers are still within 5e-6.
+LOST_TAILS = {"gelu": -3.7, "gelu by hand": -4.0}
+
+
+def multiplier(f, x, r, rule):
+    (y, _), pullback = jaxlift.vjp(f, x, r, rule=rule)
+    return pullback(jnp.ones_like(y))
+
+
+@pytest.fixture(scope="module")
+def grid():
+    """References in all ranges, with differences from 0 to 1e3 of either sign, exactly representable in float32."""
+    rng = np.random.default_rng(0)
+    references = np.concatenate([np.linspace(-12, 12, 97), 3 * rng.normal(size=60), [0, 1e-8, -1e-8, 1e-4, 20, -20, 80, -80]])
+    differences = np.concatenate([[0], np.logspace(-12, 3, 151)])
+    r, d = np.meshgrid(references.astype(np.float32), np.concatenate([differences, -differences]))
+    return (r + d).astype(np.float32).ravel(), r.ravel()
+
+
+@pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_multipliers_are_those_of_float64(name, rule, grid):
+    f, (x, r) = FUNCTIONS[name], grid
+    actual = np.asarray(jax.jit(lambda x, r: multiplier(f, x, r, rule))(x, r), np.float64)
+    with jax.enable_x64(True):
+        exact = np.asarray(jax.jit(lambda x, r: multiplier(f, x, r, rule))(x.astype(np.float64), r.astype(np.float64)))
+    overflows = {"exp": (-np.inf, 87), "softplus by hand": (-np.inf, 87), "sigmoid by hand": (-87, 87)}
+    low, high = overflows.get(name, (-np.inf, np.inf))
+    finite = (np.minimum(x, r) > low) & (np.maximum(x, r) < high)
+    known = finite & (np.minimum(x, r) > LOST_TAILS.get(name, -np.inf))
+    actual, exact = np.where(finite, actual, 0), np.where(finite, exact, 0)
+    assert not np.isnan(actual[finite]).any()
+    error = np.abs(actual - exact)[known]
+    allowed = np.maximum(1e-3 * np.abs(exact), 1e-6)[known]
+    assert (error <= allowed).all(), (x[known][error > allowed][:5], r[known][error > allowed][:5])
+    if name in LOST_TAILS:
+        assert np.abs(actual - exact)[finite].max() < 5e-6
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_contributions_are_complete_to_rounding(name, grid):
+    """What is missing is no more than the rounding of `f` itself, intermediate results included."""
+    f, (x, r) = FUNCTIONS[name], grid
+    near = (np.abs(x) < 80) & (np.abs(r) < 80)
+    x, r = x[near], r[near]
+    m = jax.jit(lambda x, r: multiplier(f, x, r, "rescale"))(x, r)
+    y, y_ref = f(x), f(r)
+    conditioned = [np.abs(value) + np.abs(end * jax.vmap(jax.grad(f))(end)) for value, end in ((y, x), (y_ref, r))]
+    scale = sum(conditioned) + (np.abs(x) + np.abs(r) if name in LOST_TAILS else 0)
+    assert (np.abs(m * (x - r) - (y - y_ref)) <= 1e-6 * scale + 1e-37).all()
+
+
+def test_the_derivative_at_a_kink_is_jaxs():
+    for f, expected in ((jax.nn.relu, 0.0), (lambda x: jnp.maximum(x, 0), 0.5), (jnp.abs, 1.0)):
+        zero = jnp.float32(0)
+        assert multiplier(f, zero, zero, "rescale") == jax.grad(f)(zero) == expected
+        assert multiplier(f, zero, zero, "revealcancel") == expected
+
+
+@pytest.mark.parametrize("distance", [1e-30, 1e-12, 1e-7, 1e-3, 1.0, 1e3])
+def test_the_kink_of_a_relu_between_input_and_reference(distance):
+    x, r = jnp.float32(distance), jnp.float32(-3 * distance)
+    assert multiplier(jax.nn.relu, x, r, "rescale") == pytest.approx(0.25, rel=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-8, 1e-4, 1e6, 1e12])
+@pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
+@pytest.mark.parametrize("activation", [jax.nn.relu, jnp.tanh, jax.nn.gelu])
+def test_activations_of_any_size(scale, rule, activation):
+    """Where activations are of this size, multipliers are as good as those of the same network with activations of size 1."""
+    rng = np.random.default_rng(1)
+    w, v = rng.normal(size=(6, 8)).astype(np.float32), rng.normal(size=8).astype(np.float32)
+    x, r = rng.normal(size=(2, 6)).astype(np.float32)
+    scale = np.float32(scale)
+
+    def fun(x):
+        return (activation(x @ w) * scale).astype(jnp.float32) @ v if activation is not jax.nn.relu else activation(x @ w * scale) @ v
+
+    m = multiplier(fun, x, r, rule)
+    with jax.enable_x64(True):
+        wide = [a.astype(np.float64) for a in (w, v, x, r)]
+        exact = multiplier(lambda x: activation(x @ wide[0]) @ wide[1], wide[2], wide[3], rule)
+    np.testing.assert_allclose(m / scale, exact, rtol=2e-5, atol=2e-5)
+    assert np.abs((m * (x - r)).sum() - (fun(x) - fun(r))) <= 1e-5 * scale * 10
+
+
+def test_no_nan_where_a_derivative_is_infinite():
+    for f in (jnp.sqrt, lambda x: x ** jnp.float32(0.5), jnp.cbrt, lambda x: jnp.linalg.norm(x[None])):
+        zero = jnp.float32(0)
+        assert jnp.isfinite(multiplier(f, zero, zero, "rescale"))
+        one = jnp.float32(1)
+        assert multiplier(f, one, zero, "rescale") == pytest.approx(1.0, rel=1e-6)
+
+
+@pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
+def test_infinite_values_that_are_equal_differ_by_zero(rule):
+    mask = np.array([True, False, True])
+
+    def fun(x):
+        logits = jnp.where(mask, x, -jnp.inf)
+        return jnp.exp(logits - 1).sum() + jnp.maximum(logits, -5).sum()
+
+    x, r = jnp.array([0.5, 1.0, -1.0]), jnp.array([0.0, 2.0, 1.0])
+    m = multiplier(fun, x, r, rule)
+    assert jnp.isfinite(m).all()
+    np.testing.assert_allclose((m * (x - r)).sum(), fun(x) - fun(r), rtol=1e-6)
+    assert m[1] == 0
+
+
+@pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
+def test_gradients_of_multipliers_are_finite_near_the_reference(rule):
+    for f in (jnp.tanh, jax.nn.gelu, jax.nn.relu, jax.nn.softplus):
+        for d in (0.0, 1e-20, 1e-9, 1e-5, 1e-2, 1.0, 100.0):
+            slope = jax.grad(lambda x: multiplier(f, x, jnp.float32(0.3), rule))(jnp.float32(0.3 + d))  # noqa: B023
+            assert jnp.isfinite(slope)
