@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from math import prod
+from functools import reduce
 from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.core import Tracer
 
 from jaxlift._lift import MaxPooling, checked_input, vjp
 from jaxlift.rules import Rule, as_rule
 
-Array = jax.Array
 Output = Literal["contributions", "multipliers", "hypothetical"]
 References = Literal["shared", "paired"]
 Target = int | Sequence[int] | Array | np.ndarray | Callable[[Any], Any] | Literal["all"] | None
@@ -46,43 +47,47 @@ def attribute(
     Array([[1., 2., 0.],
            [0., 0., 0.]], dtype=float32)
 
-    The sum of an example's contributions is the difference of its output from the reference's (paper, eq. 1). N examples and R
-    shared references cost N + R forward passes and N * R backward passes. All of JAX composes with the result; wrap it in
-    `jax.jit`.
+    The sum of an example's contributions is the difference of its output from the reference's (paper, eq. 1). N
+    examples and R shared references cost N + R forward passes and N * R backward passes. All of JAX composes with the
+    result; wrap it in `jax.jit`.
 
     Args:
-        fun: the model, `(N, ...) -> (N,)` or `(N, K)` or `(N, ...)`. Its examples must be independent of each other: it is
-            called on batches of one.
-        target: which of an example's outputs is explained. ``None`` if there is only one. An int, or for outputs of several axes
-            a tuple of ints. An integer array `(N,)`: an output for each example. A floating-point array, of the shape
-            of an example's outputs, or of the batch's: their weighted sum (a class contrast is one call). A
-            function from the model's outputs on a batch to `(N,)`. ``"all"``: every output, from one forward pass.
-        normalize_target: take the mean over all outputs off the target (paper, eq. 5), so that contributions to the logits of a
-            softmax don't count what all classes gain alike.
+        fun: the model, `(N, ...) -> (N,)` or `(N, K)` or `(N, ...)`. Its examples must be independent of each other: it
+            is called on batches of one.
+        target: which of an example's outputs is explained. ``None`` if there is only one. An int, or for outputs of
+            several axes a tuple of ints. An integer array `(N,)`: an output for each example. A floating-point array,
+            of the shape of an example's outputs, or of the batch's: their weighted sum (a class contrast is one call).
+            A function from the model's outputs on a batch to `(N,)`. ``"all"``: every output, from one forward pass.
+        normalize_target: take the mean over all outputs off the target (paper, eq. 5), so that contributions to the
+            logits of a softmax don't count what all classes gain alike.
         rule: how a difference passes nonlinearities: a rule or its name (see `jaxlift.rules`).
-        argnums: which argument of `fun` is explained, a pytree of floating-point arrays `(N, ...)`; or a tuple of such arguments.
-        batch_argnums: which of the others have an example on each row, as masks may. The rest (parameters, PRNG keys) are
-            passed on whole.
-        references: where reference and input have the same shape and N > 1, what that means. ``"shared"``: each example is
-            compared with each reference. ``"paired"``: with its own.
+        argnums: which argument of `fun` is explained, a pytree of floating-point arrays `(N, ...)`; or a tuple of such
+            arguments.
+        batch_argnums: which of the others have an example on each row, as masks may. The rest (parameters, PRNG keys)
+            are passed on whole.
+        references: where reference and input have the same shape and N > 1, what that means. ``"shared"``: each example
+            is compared with each reference. ``"paired"``: with its own.
         average: whether to return the mean over references, or the scores for each.
         output: ``"contributions"``; ``"multipliers"``, contributions per unit of difference; or ``"hypothetical"``, the
-            contributions each channel would have if the input were one-hot there, `m_i - sum_c r_c m_c` along `channel_axis`.
+            contributions each channel would have if the input were one-hot there, `m_i - sum_c r_c m_c` along
+            `channel_axis`.
         channel_axis: the axis of the one-hot encoding in each example, for hypothetical contributions.
         convergence_delta: whether to return also what is missing from the sum: `fun(x) - fun(r) - sum(contributions)`.
         max_pooling: how a difference passes a maximum, as for `lift`.
 
     Returns:
-        `attr(*args, reference=...)`. `reference` is read by its rank, beside `x: (N, ...)`: one reference `(...)`, references that all
-        examples share `(R, ...)`, or references of each example, `(N, R, ...)`. It has the structure of `x`.
+        `attr(*args, reference=...)`. `reference` is read by its rank, beside `x: (N, ...)`: one reference `(...)`,
+        references that all examples share `(R, ...)`, or references of each example, `(N, R, ...)`. It has the
+        structure of `x`.
 
-        The scores have the structure, dtype and shape `(N, ...)` of `x`. With ``average=False`` an axis of references follows
-        the first, with ``target="all"`` the axes of the outputs follow those. With ``convergence_delta=True`` the result is
-        `(scores, delta)`, where `delta` has the leading axes only. An example that is not finite has scores of NaN, and so
-        does a comparison with a reference that isn't.
+        The scores have the structure, dtype and shape `(N, ...)` of `x`. With ``average=False`` an axis of references
+        follows the first, with ``target="all"`` the axes of the outputs follow those. With ``convergence_delta=True``
+        the result is `(scores, delta)`, where `delta` has the leading axes only. An example that is not finite has
+        scores of NaN, and so does a comparison with a reference that isn't.
 
     Raises:
-        ValueError: from `attribute`, if an option has no such value; from `attr`, if shapes, structures or the target don't fit.
+        ValueError: from `attribute`, if an option has no such value; from `attr`, if shapes, structures or the target
+            don't fit.
         TypeError: from `attr`, if the input isn't made of floating-point numbers, or a reference is needed and missing.
         MissingRuleError: from `attr`, if the model has an operation that can't be explained.
     """
@@ -112,7 +117,7 @@ def attribute(
             """The scores and the convergence delta of one example, compared with one reference."""
             (y, y_ref), pull = vjp(lambda x: on_one(x, rows), x, reference, rule=rule, max_pooling=max_pooling)
             weights = _weights(y, target if aim is None else aim, normalize_target)
-            finite = jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((x, reference))]))
+            finite = reduce(jnp.logical_and, (jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((x, reference))))
 
             def of_weighted_sum(weights: Array) -> tuple[Any, Array]:
                 multipliers = jax.tree.map(lambda m: jnp.where(finite, m, jnp.nan), pull(weights))
@@ -123,7 +128,9 @@ def attribute(
                         return contributions, delta
                     case "multipliers":
                         return multipliers, delta
-                return jax.tree.map(lambda m, r: m - (m * r).sum(channel_axis, keepdims=True), multipliers, reference), delta
+                return jax.tree.map(
+                    lambda m, r: m - (m * r).sum(channel_axis, keepdims=True), multipliers, reference
+                ), delta
 
             for _ in range(weights.ndim - y.ndim):
                 of_weighted_sum = jax.vmap(of_weighted_sum)
@@ -156,8 +163,8 @@ def _check_target(target: Target, normalize: bool) -> None:
         raise ValueError(f"target={target!r} must be None, an int, an array, a function of the outputs, or 'all'.")
     if normalize and callable(target):
         raise ValueError(
-            "normalize_target=True takes the mean over all outputs off a weighted sum of them, but the target is a function. "
-            "Give it as an int or as weights."
+            "normalize_target=True takes the mean over all outputs off a weighted sum of them, but the target is a "
+            "function. Give it as an int or as weights."
         )
 
 
@@ -167,7 +174,9 @@ def _batch_size(x: Any) -> int:
     if not sizes:
         raise ValueError("the input has no arrays to explain.")
     if len(set(sizes.values())) > 1 or () in sizes.values():
-        raise ValueError(f"the input's arrays must have one batch axis first, of one length, but they begin with {sizes}.")
+        raise ValueError(
+            f"the input's arrays must have one batch axis first, of one length, but they begin with {sizes}."
+        )
     [(n,)] = set(sizes.values())
     if n == 0:
         raise ValueError("the batch is empty: expected at least one example, got an input of length 0.")
@@ -175,7 +184,9 @@ def _batch_size(x: Any) -> int:
 
 
 def _read_reference(x: Any, reference: Any, references: References | None) -> tuple[Any, str]:
-    """The reference as arrays, and what it is: "one", "shared", "paired" (one for each example), or "each" (R for each)."""
+    """The reference as arrays, and what it is: "one", "shared", "paired" (one for each example), or "each" (R for
+    each).
+    """
     structure, other = jax.tree.structure(x), jax.tree.structure(reference)
     if structure != other:
         raise ValueError(f"the reference must have the structure of the input: expected {structure}, got {other}.")
@@ -193,8 +204,9 @@ def _read_reference(x: Any, reference: Any, references: References | None) -> tu
     if kind == "shared" and lengths == {n}:
         if references is None and n > 1:
             warnings.warn(
-                f"input and reference have the same shape, with {n} examples. Each example is compared with each reference "
-                f"(references='shared', {n} x {n} pairs). To compare each example with its own reference ({n} pairs), say "
+                f"input and reference have the same shape, with {n} examples. Each example is compared with each "
+                f"reference (references='shared', {n} x {n} pairs). To compare each example with its own reference "
+                f"({n} pairs), say "
                 f"references='paired'; to keep this reading without the warning, references='shared'.",
                 stacklevel=3,
             )
@@ -235,12 +247,14 @@ def _checked_output(outputs: Any) -> Array:
     y = jnp.asarray(leaves[0])
     if y.shape[:1] != (1,):
         raise ValueError(
-            f"the model must be batched, (N, ...) -> (N, ...), but on a batch of one example its output has shape {y.shape}. If "
-            f"another argument has a row for each example, name it in batch_argnums. If the model takes one example and no "
-            f"batch, pass jax.vmap(model), or use jaxlift.vjp."
+            "the model must be batched, (N, ...) -> (N, ...), but on a batch of one example its output has shape "
+            f"{y.shape}. If another argument has a row for each example, name it in batch_argnums. If the model takes "
+            "one example and no batch, pass jax.vmap(model), or use jaxlift.vjp."
         )
     if not jnp.issubdtype(y.dtype, jnp.floating):
-        raise TypeError(f"the model's output has dtype {y.dtype}, which has no differences to explain: return scores or logits.")
+        raise TypeError(
+            f"the model's output has dtype {y.dtype}, which has no differences to explain: return scores or logits."
+        )
     return y[0]
 
 
@@ -253,25 +267,29 @@ def _aim_of_each(target: Target, n: int, output: Callable[[], Any]) -> Array | N
         if aim.ndim == 0:
             return None
         (count,) = _single_axis(output().shape, target)
-        if not isinstance(aim, jax.core.Tracer) and not bool(((-count <= aim) & (aim < count)).all()):
-            raise ValueError(f"targets must be between 0 and {count - 1}, but they are between {aim.min()} and {aim.max()}.")
+        if not isinstance(aim, Tracer) and not bool(((-count <= aim) & (aim < count)).all()):
+            raise ValueError(
+                f"targets must be between 0 and {count - 1}, but they are between {aim.min()} and {aim.max()}."
+            )
         per_example = True
     elif jnp.issubdtype(aim.dtype, jnp.floating):
         per_example = aim.ndim > 1 and aim.ndim == len(output().shape) + 1
     else:
         raise TypeError(f"a target array must hold indices or weights, but its dtype is {aim.dtype}.")
     if per_example and aim.shape[0] != n:
-        raise ValueError(f"a target for each example must have length {n}, as the batch has, but its shape is {aim.shape}.")
+        raise ValueError(
+            f"a target for each example must have length {n}, as the batch has, but its shape is {aim.shape}."
+        )
     return aim if per_example else None
 
 
 def _weights(y: Array, target: Any, normalize: bool) -> Array:
-    """The weights of one example's outputs `y` in what is explained; with leading axes where that is more than one sum."""
+    """The weights of one example's outputs `y` in what is explained; with leading axes where that is several sums."""
     if target is None or callable(target):
         if y.size != 1:
             raise ValueError(
-                f"the model has outputs of shape {y.shape} for each example: say which is explained, with target= an int, "
-                f"weights, a function of the outputs, or 'all'."
+                f"the model has outputs of shape {y.shape} for each example: say which is explained, with target= an "
+                "int, weights, a function of the outputs, or 'all'."
             )
         weights = jnp.ones_like(y)
     elif isinstance(target, str):
@@ -281,7 +299,9 @@ def _weights(y: Array, target: Any, normalize: bool) -> Array:
     else:
         weights = jnp.asarray(target, y.dtype)
         if weights.shape != y.shape:
-            raise ValueError(f"weights of shape {weights.shape} don't fit the outputs of an example, of shape {y.shape}.")
+            raise ValueError(
+                f"weights of shape {weights.shape} don't fit the outputs of an example, of shape {y.shape}."
+            )
     if normalize:
         axes = tuple(range(weights.ndim - y.ndim, weights.ndim))
         weights = weights - weights.mean(axes, keepdims=True)
@@ -298,7 +318,9 @@ def _one_hot(y: Array, target: Any) -> Array:
     weights = jnp.ones((), y.dtype)
     for index, size in zip(target, y.shape, strict=True):
         if isinstance(index, int) and not -size <= index < size:
-            raise ValueError(f"target {index} is out of range: expected 0 to {size - 1}, for outputs of shape {y.shape}.")
+            raise ValueError(
+                f"target {index} is out of range: expected 0 to {size - 1}, for outputs of shape {y.shape}."
+            )
         picked = jax.nn.one_hot(jnp.where(index < 0, index + size, index), size, dtype=y.dtype)
         # An index that only shows when the program runs can't raise; it must not pass for a score of 0.
         weights = weights[..., None] * jnp.where(picked.sum() == 1, picked, jnp.nan)
@@ -309,5 +331,7 @@ def _single_axis(shape: tuple[int, ...], target: Any) -> tuple[int]:
     """The number of outputs of an example, which must have one axis for an int to pick among them."""
     if len(shape) != 1:
         hint = "leave the target out" if not shape else f"give a tuple of {len(shape)} ints"
-        raise ValueError(f"target={target} picks one of several outputs, but an example's outputs have shape {shape}: {hint}.")
+        raise ValueError(
+            f"target={target} picks one of several outputs, but an example's outputs have shape {shape}: {hint}."
+        )
     return shape

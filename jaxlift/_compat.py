@@ -16,9 +16,11 @@ __all__ = [
     "Primitive",
     "Var",
     "bind",
+    "dtype",
     "inner_jaxpr",
     "location",
     "primitives",
+    "shape",
 ]
 
 
@@ -45,6 +47,16 @@ def bind(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
     """The outputs of one equation for other operands, as a list."""
     out = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
     return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def shape(atom: Any) -> tuple[int, ...]:
+    """The shape of a variable or literal."""
+    return atom.aval.shape
+
+
+def dtype(atom: Any) -> Any:
+    """The dtype of a variable or literal."""
+    return atom.aval.dtype
 
 
 def location(eqn: JaxprEqn) -> str:

@@ -9,13 +9,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
+from jax.extend.core import jaxprs_in_params
 
 from jaxlift import _compat
 from jaxlift._compat import JaxprEqn, primitives
 from jaxlift._values import Node, postorder
-
-Array = jax.Array
 
 # By how much the last bit of a primitive's result may be off, in units of the dtype's epsilon. Elementary functions are
 # taken to be good to two units, as XLA's are.
@@ -25,18 +24,60 @@ ROUNDED = frozenset(
 )
 
 PIECEWISE_OR_SATURATING = frozenset(
-    "max min abs sign select_n clamp floor ceil round rem "
-    "tanh logistic erf erfc atan sin cos bessel_i0e bessel_i1e".split()
+    [
+        "max",
+        "min",
+        "abs",
+        "sign",
+        "select_n",
+        "clamp",
+        "floor",
+        "ceil",
+        "round",
+        "rem",
+        "tanh",
+        "logistic",
+        "erf",
+        "erfc",
+        "atan",
+        "sin",
+        "cos",
+        "bessel_i0e",
+        "bessel_i1e",
+    ]
 )
 TOTAL = PIECEWISE_OR_SATURATING - {"rem", "erf_inv"} | frozenset(
-    "add sub mul neg square eq ne lt le gt ge and or xor not is_finite convert_element_type copy reduce_precision "
-    "jit custom_jvp_call custom_vjp_call broadcast_in_dim".split()
+    [
+        "add",
+        "sub",
+        "mul",
+        "neg",
+        "square",
+        "eq",
+        "ne",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+        "and",
+        "or",
+        "xor",
+        "not",
+        "is_finite",
+        "convert_element_type",
+        "copy",
+        "reduce_precision",
+        "jit",
+        "custom_jvp_call",
+        "custom_vjp_call",
+        "broadcast_in_dim",
+    ]
 )
 
 
 def difference(x: Array, r: Array) -> Array:
     """`x - r`, where equal infinities (the masked logits of attention) differ by 0."""
-    return jnp.where(x == r, jnp.zeros_like(x), x - r)
+    return jnp.where(x == r, 0, x - r)
 
 
 class Sample(NamedTuple):
@@ -67,7 +108,7 @@ class PointwiseFunction:
 
     @classmethod
     def of(cls, node: Node, argument: Node | None = None) -> PointwiseFunction:
-        """The function that leads from one node of the program's graph to another, or from the `Varying` value (None)."""
+        """The function that leads from one node of the program's graph to another, or from the `Varying` (None)."""
         items = postorder([node], lambda item: () if item is argument else getattr(item, "operands", ()))
         nodes = [item for item in items if isinstance(item, Node) and item is not argument]
         constants = [item for item in items if isinstance(item, jax.Array)]
@@ -100,7 +141,7 @@ class PointwiseFunction:
         errors: list[Array | None] = [None] * len(registers)  # None where there is none
         for eqn, operands in self.steps:
             values = [registers[i] for i in operands]
-            inherited = {k: errors[i] for k, i in enumerate(operands) if errors[i] is not None}
+            inherited = {k: error for k, i in enumerate(operands) if (error := errors[i]) is not None}
             y, partials = _partial_derivatives(eqn, values, list(inherited))
             registers.append(y)
             units = 0.0 if eqn.primitive in EXACT else 0.5 if eqn.primitive in ROUNDED else 2.0
@@ -125,15 +166,16 @@ class PointwiseFunction:
         What concerns one end only is computed for N inputs and for R references, before it is paired: the barrier keeps
         XLA from computing it again for each of the N * R pairs.
         """
-        return self.secant_between(*lax.optimization_barrier((self.sample(x), self.sample(r))), times)
+        at_x, at_r = lax.optimization_barrier((self.sample(x), self.sample(r)))
+        return self.secant_between(at_x, at_r, times)
 
     def secant_between(self, x: Sample, r: Sample, times: Array | float = 1.0) -> Array:
         """The secant between two samples, times a factor.
 
-        The secant is the mean of `f'` between `r` and `x`. Where the two are near, `f(x) - f(r)` is rounding noise, and the
-        mean is taken by Simpson's rule on `f'` instead, unless the two disagree by more than the noise: then there is a
-        kink or a step between the ends, or they are far apart, and the quotient is right. (The midpoint alone is not enough:
-        in the tails of tanh it is off by 0.3% in float32, where noise still hides it.)
+        The secant is the mean of `f'` between `r` and `x`. Where the two are near, `f(x) - f(r)` is rounding noise, and
+        the mean is taken by Simpson's rule on `f'` instead, unless the two disagree by more than the noise: then there
+        is a kink or a step between the ends, or they are far apart, and the quotient is right. (The midpoint alone is
+        not enough: in the tails of tanh it is off by 0.3% in float32, where noise still hides it.)
 
         The factor comes before the division, so that a multiplier is not computed before its cotangent is there.
         """
@@ -144,7 +186,7 @@ class PointwiseFunction:
         smooth = jnp.abs(rise - slope * d) <= x.rounding + r.rounding
         # Where `f'` is not finite and `d` is 0, the multiplier is 0 / 1: finite, and with it the contribution.
         undivided = smooth if self.is_total else smooth | (d == 0)
-        return jnp.where(smooth, slope, rise) * times / jnp.where(undivided, jnp.ones_like(d), d)
+        return jnp.where(smooth, slope, rise) * times / jnp.where(undivided, 1, d)
 
     @cached_property
     def primitives(self) -> frozenset[str]:
@@ -154,22 +196,26 @@ class PointwiseFunction:
         while pending:
             eqn = pending.pop()
             names.add(eqn.primitive.name)
-            pending += [inner for jaxpr in jax.extend.core.jaxprs_in_params(eqn.params) for inner in jaxpr.eqns]
+            pending += [inner for jaxpr in jaxprs_in_params(eqn.params) for inner in jaxpr.eqns]
         return frozenset(names)
 
     @property
     def is_activation(self) -> bool:
-        """Whether the function saturates or is piecewise, as activations are, unlike `exp`, `log`, powers and reciprocals."""
+        """Whether the function saturates or is piecewise, as activations are, unlike `exp`, `log`, powers and
+        reciprocals.
+        """
         return not PIECEWISE_OR_SATURATING.isdisjoint(self.primitives)
 
     @property
     def dtype(self) -> Any:
         """The dtype of the argument."""
-        return next(eqn.invars[operands.index(0)].aval.dtype for eqn, operands in self.steps if 0 in operands)
+        return next(_compat.dtype(eqn.invars[operands.index(0)]) for eqn, operands in self.steps if 0 in operands)
 
     @property
     def is_total(self) -> bool:
-        """Whether `f` and `f'` are finite wherever the argument is, as without `exp`, `log`, division and such they are."""
+        """Whether `f` and `f'` are finite wherever the argument is, as without `exp`, `log`, division and such they
+        are.
+        """
         return self.primitives <= TOTAL
 
     @cached_property
@@ -188,22 +234,22 @@ def _partial_derivatives(eqn: JaxprEqn, values: list[Any], which: list[int]) -> 
         replaced = dict(zip(which, varied, strict=True))
         return _compat.bind(eqn, [replaced.get(k, value) for k, value in enumerate(values)])[0]
 
-    if not which or not jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.inexact):
+    if not which or not jnp.issubdtype(_compat.dtype(eqn.outvars[0]), jnp.inexact):
         return step(*(values[k] for k in which)), ()
     y, pull = jax.vjp(step, *(values[k] for k in which))
     return y, pull(jnp.ones_like(y))
 
 
 def affine_ends(node: Node) -> tuple[Node | None, Node | None]:
-    """Where the nonlinear core of a function begins and ends: the last node of the affine steps before it, and its own last.
+    """Where the nonlinear core of a function begins and ends: the last affine node before it, and its own last node.
 
     Biases, scales and batch normalisation around an activation are linear maps, not part of the nonlinearity: where a
-    scale is negative, positive and negative parts change places before the activation or after it. Both are the same node
-    (None for the `Varying` itself) where there is no core.
+    scale is negative, positive and negative parts change places before the activation or after it. Both are the same
+    node (None for the `Varying` itself) where there is no core.
     """
     core: Node | None = node
     while core is not None and (operand := _affine_operand(core)):
-        (core,) = operand
+        [core] = operand
     users: dict[int, list[Node]] = {}
     for item in postorder([] if core is None else [core], lambda item: getattr(item, "operands", ())):
         if isinstance(item, Node):
@@ -215,7 +261,7 @@ def affine_ends(node: Node) -> tuple[Node | None, Node | None]:
     return first, core
 
 
-def _affine_operand(node: Node) -> tuple[Node | None] | tuple[()]:
+def _affine_operand(node: Node) -> tuple[Any, ...]:
     """The only operand of a step that varies, in a tuple, if the step is affine in it."""
     degrees = [int(operand is None or isinstance(operand, Node)) for operand in node.operands]
     if sum(degrees) > 1 or _degree(node.eqn, degrees) > 1:
@@ -228,12 +274,16 @@ def _degree(eqn: JaxprEqn, degrees: Sequence[int]) -> int:
     match eqn.primitive.name, degrees:
         case ("add" | "sub" | "add_any", _) | ("neg" | "copy" | "reduce_precision", _):
             return max(degrees)
-        case "convert_element_type", [degree] if all(jnp.issubdtype(v.aval.dtype, jnp.inexact) for v in (*eqn.invars, *eqn.outvars)):
+        case "convert_element_type", [degree] if all(map(_is_inexact, (*eqn.invars, *eqn.outvars))):
             return degree
         case "mul", _:
             return min(sum(degrees), 2)
-        case ("div", [degree, 0]) | ("select_n", [0, degree]):
+        case "div", [degree, 0]:
             return degree
         case "select_n", [0, *cases]:
             return max(cases)
     return 2
+
+
+def _is_inexact(atom: Any) -> bool:
+    return jnp.issubdtype(_compat.dtype(atom), jnp.inexact)

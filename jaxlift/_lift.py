@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, overload
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +13,10 @@ import numpy as np
 
 from jaxlift import _compat, _registry
 from jaxlift._compat import Jaxpr, JaxprEqn
-from jaxlift._values import Pending, Value, Varying, is_varying
+from jaxlift._values import Pending, Settled, Value, Varying, is_varying
 from jaxlift.primitives import magnitude, settle
 from jaxlift.rules import Rule, as_rule
 
-Array = jax.Array
 MaxPooling = Literal["complete", "original"]
 
 
@@ -42,9 +41,9 @@ class Interpreter:
         values: dict[Any, Value] = dict(zip(jaxpr.invars, operands, strict=True))
         values |= {var: jnp.asarray(const) for var, const in zip(jaxpr.constvars, consts, strict=True)}
 
-        def read(atom: Any) -> Value:
+        def read(atom: Any) -> Any:
             if isinstance(atom, _compat.Literal):
-                return np.asarray(atom.val, atom.aval.dtype)  # the dtype of a bare number would follow x64 mode
+                return np.asarray(atom.val, _compat.dtype(atom))  # a bare number's dtype would follow x64 mode
             return values[atom]
 
         for eqn in jaxpr.eqns:
@@ -63,7 +62,11 @@ class Interpreter:
     def scope_of(self, eqn: JaxprEqn) -> str:
         return "/".join(filter(None, (self.scope, str(eqn.source_info.name_stack))))
 
-    def settle(self, value: Value) -> Value:
+    @overload
+    def settle(self, value: Varying | Pending) -> Varying: ...
+    @overload
+    def settle(self, value: Value) -> Settled: ...
+    def settle(self, value: Value) -> Settled:
         """Apply the rule to a pending pointwise function; other values are returned as they are."""
         return settle(self, value) if isinstance(value, Pending) else value
 
@@ -87,20 +90,24 @@ def lift(
     Args:
         fun: any function of one argument, a pytree of arrays, that JAX can trace. Its output is a pytree of arrays too.
         rule: how a difference passes nonlinearities: a rule or its name (see `jaxlift.rules`).
-        max_pooling: how it passes a maximum. ``"complete"`` keeps the sum; ``"original"`` is what the original implementation
-            does, which sends everything to the maximum of the input and loses the sum where the reference's is elsewhere.
+        max_pooling: how it passes a maximum. ``"complete"`` keeps the sum; ``"original"`` is what the original
+            implementation does, which sends everything to the maximum of the input and loses the sum where the
+            reference's is elsewhere.
 
     Returns:
-        A function `(x, reference) -> (fun(x), fun(reference))`. It differs from the plain pair only in its derivative: the
-        reverse-mode derivative of the first output in `x` is the multiplier (paper, eq. 2 and 3), and in all that `fun` closes
-        over the plain one. `x` and `reference` have one structure and equal shapes; the reference is cast to `x`'s dtypes.
+        A function `(x, reference) -> (fun(x), fun(reference))`. It differs from the plain pair only in its derivative:
+        the reverse-mode derivative of the first output in `x` is the multiplier (paper, eq. 2 and 3). In anything else
+        that `fun` closes over it means nothing; take that derivative of `fun`. `x` and `reference` have one structure
+        and equal shapes; the reference is cast to `x`'s dtypes.
 
     Raises:
         ValueError: if the reference doesn't fit `x`, or the rule has no such name.
         TypeError: if `x` has leaves that aren't real floating-point numbers.
         MissingRuleError: if `fun` has an operation that can't be explained; the error names it and the line.
     """
-    interpreter = Interpreter(as_rule(rule), _max_pooling(max_pooling))
+    if max_pooling not in get_args(MaxPooling):
+        raise ValueError(f"max_pooling={max_pooling!r} must be one of {', '.join(map(repr, get_args(MaxPooling)))}.")
+    interpreter = Interpreter(as_rule(rule), max_pooling)
 
     def lifted(x: Any, reference: Any) -> tuple[Any, Any]:
         x, reference = checked_pair(x, reference)
@@ -140,8 +147,8 @@ def vjp(
         x, reference: the input and what it is compared with, pytrees of one structure with equal shapes.
 
     Returns:
-        `((fun(x), fun(reference)), pullback)`, where `pullback` takes a cotangent like `fun(x)` and returns multipliers like
-        `x`. It is linear under Rescale and RevealCancel, and can be called many times, or under `jax.vmap`.
+        `((fun(x), fun(reference)), pullback)`, where `pullback` takes a cotangent like `fun(x)` and returns multipliers
+        like `x`. It is linear under Rescale and RevealCancel, and can be called many times, or under `jax.vmap`.
 
     Raises:
         as `lift` does.
@@ -161,8 +168,8 @@ def checked_pair(x: Any, reference: Any) -> tuple[Any, Any]:
     for (path, value), ref in zip(jax.tree.leaves_with_path(x), jax.tree.leaves(reference), strict=True):
         if value.shape != ref.shape:
             raise ValueError(
-                f"the reference{jax.tree_util.keystr(path)} must have the shape of the input: expected {value.shape}, got "
-                f"{ref.shape}. Broadcast it, as in jnp.broadcast_to(reference, x.shape)."
+                f"the reference{jax.tree_util.keystr(path)} must have the shape of the input: expected {value.shape}, "
+                f"got {ref.shape}. Broadcast it, as in jnp.broadcast_to(reference, x.shape)."
             )
     return x, reference
 
@@ -173,14 +180,8 @@ def checked_input(x: Any) -> Any:
     for path, leaf in jax.tree.leaves_with_path(x):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(
-                f"the input{jax.tree_util.keystr(path)} has dtype {leaf.dtype}, but only real floating-point numbers have "
-                f"differences to explain. Cast numbers with x.astype(jnp.float32). For token ids, explain the embeddings: "
-                f"make them first, and pass the function that goes on from there."
+                f"the input{jax.tree_util.keystr(path)} has dtype {leaf.dtype}, but only real floating-point numbers "
+                "have differences to explain. Cast numbers with x.astype(jnp.float32). For token ids, explain the "
+                "embeddings: make them first, and pass the function that goes on from there."
             )
     return x
-
-
-def _max_pooling(name: str) -> MaxPooling:
-    if name not in get_args(MaxPooling):
-        raise ValueError(f"max_pooling={name!r} must be one of {', '.join(map(repr, get_args(MaxPooling)))}.")
-    return name

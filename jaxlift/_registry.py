@@ -1,7 +1,8 @@
 """The table of primitives: for each, the rule of joint evaluation.
 
-A rule takes the interpreter, the equation, and the equation's operands, each an array or a `Varying` value (or a `Pending`
-one, which `interpreter.settle` turns into a `Varying`), at least one of them varying; it returns the outputs likewise.
+A rule takes the interpreter, the equation, and the equation's operands, each an array or a `Varying` value (or a
+`Pending` one, which `interpreter.settle` turns into a `Varying`), at least one of them varying; it returns the outputs
+likewise.
 """
 
 from __future__ import annotations
@@ -62,9 +63,9 @@ def missing_rule(eqn: JaxprEqn, where: str, reason: str) -> MissingRuleError:
     """The error that tells the user which operation can't be explained, where it is, and what to do."""
     place = _compat.location(eqn) or where or "an unknown line"
     return MissingRuleError(
-        f"the primitive `{eqn.primitive.name}` {reason}, so contributions would not sum to the difference of the outputs. "
-        f"It was called from {place}. Either write that line with other operations, or move it before the explained input, "
-        f"or give the primitive a rule with jaxlift.register(primitive)."
+        f"the primitive `{eqn.primitive.name}` {reason}, so contributions would not sum to the difference of the "
+        f"outputs. It was called from {place}. Either write that line with other operations, or move it before the "
+        "explained input, or give the primitive a rule with jaxlift.register(primitive)."
     )
 
 

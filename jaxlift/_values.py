@@ -1,8 +1,8 @@
 """What joint evaluation carries for a value of the program.
 
-A value that doesn't depend on the explained input is a plain array. One that does is a `Varying`: its value, its reference
-and its variation. Until something that isn't elementwise asks for it, it may also be `Pending`: an elementwise function, of
-any number of primitives, of one `Varying`.
+A value that doesn't depend on the explained input is a plain array. One that does is a `Varying`: its value, its
+reference and its variation. Until something that isn't elementwise asks for it, it may also be `Pending`: an
+elementwise function, of any number of primitives, of one `Varying`.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from jaxlift._compat import JaxprEqn
-
-Array = jax.Array
 
 
 @dataclass(eq=False)
@@ -52,7 +51,7 @@ class Varying:
 
 @dataclass(eq=False)
 class Node:
-    """One elementwise primitive, applied to constants, to other nodes, and to the one `Varying`, which None stands for."""
+    """One elementwise primitive, applied to constants, to other nodes, and to the one `Varying` (None)."""
 
     eqn: JaxprEqn
     operands: tuple[Node | Array | None, ...]
@@ -78,10 +77,11 @@ class Pending:
         return self.of.shape
 
 
-Value = Array | Varying | Pending
+Settled = Array | Varying
+Value = Settled | Pending
 
 
-def is_varying(value: Any) -> bool:
+def is_varying(value: Any) -> TypeGuard[Varying | Pending]:
     """Whether a value of the program depends on the explained input."""
     return isinstance(value, Varying | Pending)
 
@@ -102,10 +102,13 @@ def postorder(roots: Iterable[Any], children: Callable[[Any], Iterable[Any]]) ->
     return list(order.values())
 
 
-def pack(values: Sequence[Value], with_variations: bool) -> tuple[list[Array], Callable[[Sequence[Array]], list[Value]]]:
+def pack(
+    values: Sequence[Value], with_variations: bool
+) -> tuple[list[Array], Callable[[Sequence[Array]], list[Value]]]:
     """Take values apart into arrays, to cross a boundary that only arrays pass (`jax.checkpoint`, loops).
 
-    What two values share on this side they share on the other, so a function that spans the boundary remains one function.
+    What two values share on this side they share on the other, so a function that spans the boundary remains one
+    function.
 
     Returns:
         the arrays, and a function that makes such values of other such arrays.

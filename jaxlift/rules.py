@@ -18,13 +18,10 @@ import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
 from jaxlift._function import PointwiseFunction, difference
-
-Array = jax.Array
 
 __all__ = ["PerLayer", "Place", "Rescale", "RevealCancel", "Rule", "as_rule"]
 
@@ -62,16 +59,19 @@ class Rule:
         return self
 
     def multiplier(self, f: PointwiseFunction, x: Array, r: Array) -> Array:
-        """What a unit of difference at the input of `f` contributes at its output. Elementwise: shapes of `x` and `r`."""
+        """What a unit of difference at the input of `f` contributes at its output.
+
+        Elementwise: shapes of `x` and `r`.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define multiplier(f, x, r), pull or parts")
 
     def pull(self, f: PointwiseFunction, x: Array, r: Array, cotangent: Array) -> Array:
-        """The cotangent at the input of `f` for one at its output: the multiplier times it, unless a subclass knows better."""
+        """The cotangent at the input of `f` for one at its output: the multiplier times it, unless a subclass knows
+        better.
+        """
         return cotangent * self.multiplier(f, x, r)
 
-    def parts(
-        self, f: PointwiseFunction, x: Array, r: Array, a: Array, times: Array | float
-    ) -> tuple[Array, Array]:
+    def parts(self, f: PointwiseFunction, x: Array, r: Array, a: Array, times: Array | float) -> tuple[Array, Array]:
         """The multipliers of the positive and the negative part of the difference, each times a factor.
 
         The parts are `D+ = (x - r + a) / 2` and `D- = (x - r - a) / 2`.
@@ -100,13 +100,14 @@ class RevealCancel(Rule):
     Each part's effect is the mean of its effects before and after the other part: the Shapley value of the two,
 
     .. math::
-        \Delta y^+ &= \tfrac12 [f(r + \Delta x^+) - f(r)] + \tfrac12 [f(r + \Delta x^- + \Delta x^+) - f(r + \Delta x^-)] \\
-        \Delta y^- &= \tfrac12 [f(r + \Delta x^-) - f(r)] + \tfrac12 [f(r + \Delta x^+ + \Delta x^-) - f(r + \Delta x^+)]
+        \Delta y^+ &= \tfrac12 [f(r + \Delta x^+) - f(r)] + \tfrac12 [f(r + \Delta x^- + \Delta x^+) - f(r + \Delta
+        x^-)] \\ \Delta y^- &= \tfrac12 [f(r + \Delta x^-) - f(r)] + \tfrac12 [f(r + \Delta x^+ + \Delta x^-) - f(r +
+        \Delta x^+)]
 
     so each multiplier is the mean of two secants, and where a part is 0 the mean of two derivatives.
 
-    It is a rule for activations, which it evaluates at points that the network never visits. `exp`, `log`, powers, roots and
-    reciprocals, the stuff of normalisations, may be undefined or vast there: they take Rescale.
+    It is a rule for activations, which it evaluates at points that the network never visits. `exp`, `log`, powers,
+    roots and reciprocals, the stuff of normalisations, may be undefined or vast there: they take Rescale.
     """
 
     needs_variation = True
@@ -114,23 +115,21 @@ class RevealCancel(Rule):
     def at(self, place: Place) -> Rule:
         return self if place.function.is_activation else Rescale()
 
-    def parts(
-        self, f: PointwiseFunction, x: Array, r: Array, a: Array, times: Array | float
-    ) -> tuple[Array, Array]:
+    def parts(self, f: PointwiseFunction, x: Array, r: Array, a: Array, times: Array | float) -> tuple[Array, Array]:
         d = difference(x, r)
         up, down = r + (d + a) / 2, r + (d - a) / 2
         visited = True if f.is_total else jnp.isfinite(f(up)) & jnp.isfinite(f(down))
         at_x, at_r = lax.optimization_barrier((f.sample(x), f.sample(r)))
 
         def multiplier(this: Array, other: Array) -> Array:
-            """The mean of the secants along a part before the other part and after it; Rescale where they can't be had."""
+            """The mean of the secants along a part before the other and after it; Rescale where they can't be had."""
             before, after = f.sample(jnp.where(visited, this, x)), f.sample(jnp.where(visited, other, r))
             return f.secant_between(before, at_r, times / 2) + f.secant_between(at_x, after, times / 2)
 
         return multiplier(up, down), multiplier(down, up)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class PerLayer(Rule):
     """A rule for each place: by name scope, or else by the linear map that feeds the nonlinearity.
 
@@ -144,31 +143,32 @@ class PerLayer(Rule):
         scopes: patterns of name scopes, as in `fnmatch`, each with its rule. The first that matches holds.
     """
 
-    dense: Rule | str = Rescale()
-    conv: Rule | str = Rescale()
-    default: Rule | str = Rescale()
-    scopes: Mapping[str, Rule | str] | tuple[tuple[str, Rule], ...] = ()
+    dense: Rule
+    conv: Rule
+    default: Rule
+    scopes: tuple[tuple[str, Rule], ...]
 
-    def __post_init__(self) -> None:
-        for name in ("dense", "conv", "default"):
-            object.__setattr__(self, name, as_rule(getattr(self, name)))
-        # Kept as a tuple, so that a rule can be hashed, as the static arguments of jax.jit are.
-        object.__setattr__(self, "scopes", tuple((pattern, as_rule(rule)) for pattern, rule in dict(self.scopes).items()))
-
-    @property
-    def choices(self) -> list[Rule]:
-        return [self.dense, self.conv, self.default, *dict(self.scopes).values()]
-
-    @property
-    def needs_reference(self) -> bool:
-        return any(rule.needs_reference for rule in self.choices)
-
-    @property
-    def needs_variation(self) -> bool:
-        return any(rule.needs_variation for rule in self.choices)
+    def __init__(
+        self,
+        *,
+        dense: Rule | str = "rescale",
+        conv: Rule | str = "rescale",
+        default: Rule | str = "rescale",
+        scopes: Mapping[str, Rule | str] | None = None,
+    ) -> None:
+        by_scope = tuple((pattern, as_rule(rule)) for pattern, rule in (scopes or {}).items())
+        choices = [as_rule(dense), as_rule(conv), as_rule(default), *(rule for _, rule in by_scope)]
+        # Rules are immutable, so that they can be static arguments of jax.jit.
+        for name, value in {
+            **dict(zip(("dense", "conv", "default"), choices, strict=False)),
+            "scopes": by_scope,
+            "needs_reference": any(rule.needs_reference for rule in choices),
+            "needs_variation": any(rule.needs_variation for rule in choices),
+        }.items():
+            object.__setattr__(self, name, value)
 
     def at(self, place: Place) -> Rule:
-        by_scope = [rule for pattern, rule in dict(self.scopes).items() if fnmatch.fnmatchcase(place.scope, pattern)]
+        by_scope = [rule for pattern, rule in self.scopes if fnmatch.fnmatchcase(place.scope, pattern)]
         by_feed = {frozenset({"dense"}): self.dense, frozenset({"conv"}): self.conv}
         return (*by_scope, by_feed.get(place.fed_by, self.default))[0].at(place)
 
@@ -180,12 +180,10 @@ def as_rule(rule: Rule | str) -> Rule:
     if isinstance(rule, str) and rule in RULES:
         return RULES[rule]
     names = ", ".join(repr(name) for name in RULES)
-    raise ValueError(f"rule={rule!r} is not a rule: give one of {names}, or an object of a class derived from jaxlift.Rule.")
+    raise ValueError(
+        f"rule={rule!r} is not a rule: give one of {names}, or an object of a class derived from jaxlift.Rule."
+    )
 
 
-RULES: dict[str, Rule] = {
-    "rescale": Rescale(),
-    "revealcancel": RevealCancel(),
-    # The original implementation's default for genomics.
-    "genomics_default": PerLayer(dense=RevealCancel(), conv=Rescale()),
-}
+RULES: dict[str, Rule] = {"rescale": Rescale(), "revealcancel": RevealCancel()}
+RULES["genomics_default"] = PerLayer(dense="revealcancel", conv="rescale")  # the original implementation's

@@ -1,7 +1,8 @@
 """The paper's formulas in NumPy, as slow and as plain as they stand there.
 
-A network is a list of layers. `deeplift` walks it forward with values, references and the positive and negative parts of their
-differences, and backward with a multiplier for each part. No trick of the library is used: parts are summed term by term.
+A network is a list of layers. `deeplift` walks it forward with values, references and the positive and negative parts
+of their differences, and backward with a multiplier for each part. No trick of the library is used: parts are summed
+term by term.
 """
 
 import itertools
@@ -42,7 +43,10 @@ class Dense:
 
 
 def conv1d(kernel, bias, length):
-    """A convolution over `length` positions (VALID, stride 1), as the matrix that it is. Values are flat: position, channel."""
+    """A convolution over `length` positions (VALID, stride 1), as the matrix that it is.
+
+    Values are flat: position, channel.
+    """
     width, inputs, outputs = kernel.shape
     positions = length - width + 1
     weights = np.zeros((length, inputs, positions, outputs))

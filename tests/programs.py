@@ -85,7 +85,9 @@ def conv(x, **kwargs):
 
 
 def pool(x, windows, strides, padding="VALID", init=-np.inf, reducer=lax.max, **kwargs):
-    return lax.reduce_window(jnp.outer(x, jnp.asarray([1, -2, 0.5, 3], x.dtype)), init, reducer, windows, strides, padding, **kwargs)
+    return lax.reduce_window(
+        jnp.outer(x, jnp.asarray([1, -2, 0.5, 3], x.dtype)), init, reducer, windows, strides, padding, **kwargs
+    )
 
 
 def layer_norm(h):
@@ -156,7 +158,9 @@ PROGRAMS = [
         "transposed conv": lambda x: jnp.tanh(conv(x, lhs_dilation=(2,), padding=((1, 1),))).sum(),
         "average pool": lambda x: jnp.tanh(pool(jax.nn.relu(x), (2, 2), (2, 2), init=0.0, reducer=lax.add)).sum(),
         "concatenate": lambda x: jnp.tanh(jnp.concatenate([dense(x), jnp.ones_like(x), x]) @ np.ones(17, x.dtype)),
-        "pad, reverse, transpose": lambda x: jnp.tanh(rows(jnp.pad(x, (1, 5))[::-1][3:9]).T @ np.ones(3, x.dtype)).sum(),
+        "pad, reverse, transpose": lambda x: jnp.tanh(
+            rows(jnp.pad(x, (1, 5))[::-1][3:9]).T @ np.ones(3, x.dtype)
+        ).sum(),
         "cumsum": lambda x: jax.nn.relu(jnp.cumsum(x)).sum(),
         "gather": lambda x: jax.nn.relu(dense(x)[np.array([0, 3, 3, 1])]).sum(),
         "scatter add": lambda x: jnp.tanh(jnp.zeros_like(x).at[np.array([0, 1, 1])].add(x[:3])).sum(),
@@ -193,7 +197,9 @@ PROGRAMS = [
     Program("step", lambda x: (dense(x) > 0).astype(x.dtype).sum(), False),
     Program("sign", lambda x: (jnp.sign(dense(x)) * 0.5).sum(), False),
     Program("floor", lambda x: jnp.floor(3 * dense(x)).sum(), False),
-    Program("round, straight through", lambda x: (lambda h: h + lax.stop_gradient(jnp.round(h) - h))(dense(x)).sum(), False),
+    Program(
+        "round, straight through", lambda x: (lambda h: h + lax.stop_gradient(jnp.round(h) - h))(dense(x)).sum(), False
+    ),
 ]
 
 

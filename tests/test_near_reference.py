@@ -1,11 +1,14 @@
-"""Multipliers where input and reference are near, far, tiny and huge: against float64, for every difference from 0 to 1e3."""
+"""Multipliers where input and reference are near, far, tiny and huge: against float64, for every difference from 0 to
+1e3.
+"""
 
 import jax
 import jax.numpy as jnp
-import jaxlift
 import numpy as np
 import pytest
 from jax import lax
+
+import jaxlift
 
 FUNCTIONS = {
     "tanh": jnp.tanh,
@@ -24,8 +27,8 @@ FUNCTIONS = {
     "shifted relu": lambda x: jax.nn.relu(x - 0.25),
     "softplus + 5": lambda x: jax.nn.softplus(x) + 5,
 }
-# In float32 these lose their tails, derivative included: `1 + tanh(x)` and `1 + erf(x)` are 1 - 1 there. No rule can know better;
-# multipliers are still within 5e-6.
+# In float32 these lose their tails, derivative included: `1 + tanh(x)` and `1 + erf(x)` are 1 - 1 there. No rule can
+# know better; multipliers are still within 5e-6.
 LOST_TAILS = {"gelu": -3.7, "gelu by hand": -4.0}
 
 
@@ -38,7 +41,9 @@ def multiplier(f, x, r, rule):
 def grid():
     """References in all ranges, with differences from 0 to 1e3 of either sign, exactly representable in float32."""
     rng = np.random.default_rng(0)
-    references = np.concatenate([np.linspace(-12, 12, 97), 3 * rng.normal(size=60), [0, 1e-8, -1e-8, 1e-4, 20, -20, 80, -80]])
+    references = np.concatenate(
+        [np.linspace(-12, 12, 97), 3 * rng.normal(size=60), [0, 1e-8, -1e-8, 1e-4, 20, -20, 80, -80]]
+    )
     differences = np.concatenate([[0], np.logspace(-12, 3, 151)])
     r, d = np.meshgrid(references.astype(np.float32), np.concatenate([differences, -differences]))
     return (r + d).astype(np.float32).ravel(), r.ravel()
@@ -94,14 +99,20 @@ def test_the_kink_of_a_relu_between_input_and_reference(distance):
 @pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
 @pytest.mark.parametrize("activation", [jax.nn.relu, jnp.tanh, jax.nn.gelu])
 def test_activations_of_any_size(scale, rule, activation):
-    """Where activations are of this size, multipliers are as good as those of the same network with activations of size 1."""
+    """Where activations are of this size, multipliers are as good as those of the same network with activations of size
+    1.
+    """
     rng = np.random.default_rng(1)
     w, v = rng.normal(size=(6, 8)).astype(np.float32), rng.normal(size=8).astype(np.float32)
     x, r = rng.normal(size=(2, 6)).astype(np.float32)
     scale = np.float32(scale)
 
     def fun(x):
-        return (activation(x @ w) * scale).astype(jnp.float32) @ v if activation is not jax.nn.relu else activation(x @ w * scale) @ v
+        return (
+            (activation(x @ w) * scale).astype(jnp.float32) @ v
+            if activation is not jax.nn.relu
+            else activation(x @ w * scale) @ v
+        )
 
     m = multiplier(fun, x, r, rule)
     with jax.enable_x64(True):

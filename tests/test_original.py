@@ -4,29 +4,36 @@ Known differences, all of them the original's, and each reproduced below by a ru
 
 - Max-pooling sends everything to the maximum of the input, so sums are lost where the reference's is elsewhere.
   `max_pooling="original"` does the same; all networks with pooling are compared under it.
-- RevealCancel adds 1e-7 to a part that is 0. In float32 that makes the multiplier of a ReLU that is on 0, 0.894, 1.04 or
-  1.19, by the size of its input, in place of 1. It shows where a part is exactly 0: in multipliers where input and reference
-  are equal, and in contributions through hidden units whose difference is exactly 0 (`PSEUDOCOUNT_IN_CONTRIBUTIONS`).
+- RevealCancel adds 1e-7 to a part that is 0. In float32 that makes the multiplier of a ReLU that is on 0, 0.894, 1.04
+  or 1.19, by the size of its input, in place of 1. It shows where a part is exactly 0: in multipliers where input and
+  reference are equal, and in contributions through hidden units whose difference is exactly 0
+  (`PSEUDOCOUNT_IN_CONTRIBUTIONS`).
 - Rescale takes the derivative at the output f(r) in place of r where the difference is below 1e-7 (`WRONG_DERIVATIVE`).
-- Where an activation stands on the input itself, or on a sum with it, the original's multipliers are the mean of the two
-  parts', which times the difference isn't the contribution (`MEAN_OF_PARTS`).
+- Where an activation stands on the input itself, or on a sum with it, the original's multipliers are the mean of the
+  two parts', which times the difference isn't the contribution (`MEAN_OF_PARTS`).
 """
 
 import functools
 
 import jax
 import jax.numpy as jnp
-import jaxlift
 import numpy as np
 import pytest
 from original import ORACLES
+
+import jaxlift
 
 PSEUDOCOUNT_IN_CONTRIBUTIONS = {"bn_mlp", "residual_concat_dense"}
 WRONG_DERIVATIVE = {"zero_delta_all"}
 MEAN_OF_PARTS = {"activation_on_input", "ext_residual_add"}
 POOLED_APART = {"cnn2d_avg_max_pool", "dna_conv1d_maxpool_bg", "dna_conv1d_shuffled_refs", "bn_conv1d_dna"}
 RULES = ["rescale", "revealcancel", "genomics_default"]
-CASES = [pytest.param(oracle, rule, id=f"{oracle.name}-{rule}") for oracle in ORACLES for rule in RULES if rule in oracle.spec["rules"]]
+CASES = [
+    pytest.param(oracle, rule, id=f"{oracle.name}-{rule}")
+    for oracle in ORACLES
+    for rule in RULES
+    if rule in oracle.spec["rules"]
+]
 
 
 class OriginalRescale(jaxlift.Rescale):
@@ -88,7 +95,9 @@ def largest_error(actual, expected):
 
 
 def equal_inputs(oracle):
-    return any((x == r).any() for x, r in zip(*(jax.tree.leaves(oracle.inputs(which)) for which in ("x", "ref")), strict=True))
+    return any(
+        (x == r).any() for x, r in zip(*(jax.tree.leaves(oracle.inputs(which)) for which in ("x", "ref")), strict=True)
+    )
 
 
 @pytest.mark.parametrize("oracle", ORACLES, ids=lambda oracle: oracle.name)
@@ -118,7 +127,10 @@ def test_multipliers(oracle, rule):
     ours = scores(oracle, "mults", rule)
     if oracle.name in MEAN_OF_PARTS and rule == "revealcancel":
         for x, r, mine, theirs, contributions in zip(
-            *map(jax.tree.leaves, (oracle.inputs("x"), oracle.inputs("ref"), ours, expected, oracle.scores("contribs", rule))),
+            *map(
+                jax.tree.leaves,
+                (oracle.inputs("x"), oracle.inputs("ref"), ours, expected, oracle.scores("contribs", rule)),
+            ),
             strict=True,
         ):
             assert largest_error(mine * (x - r), contributions) < 1e-5
@@ -129,7 +141,9 @@ def test_multipliers(oracle, rule):
         return
     assert equal_inputs(oracle) or oracle.name in PSEUDOCOUNT_IN_CONTRIBUTIONS
     assert rule != "rescale" or oracle.name in WRONG_DERIVATIVE
-    if oracle.name == "zero_delta_all":  # all differences are 0: multipliers are derivatives, the original's of tanh are noise
+    if (
+        oracle.name == "zero_delta_all"
+    ):  # all differences are 0: multipliers are derivatives, the original's of tanh are noise
         model, reference = oracle.model(), oracle.inputs("ref")
         jacobian = jax.vmap(jax.jacobian(lambda r: model(r[None])[0]))(reference)
         assert largest_error(ours, np.moveaxis(np.asarray(jacobian), 1, 0)[oracle.targets]) < 1e-6
@@ -138,7 +152,9 @@ def test_multipliers(oracle, rule):
         assert largest_error(scores(oracle, "mults", AS_THE_ORIGINAL[rule]), expected) < max(2e-5, error / 8)
 
 
-@pytest.mark.parametrize(("oracle", "rule"), [case for case in CASES if any("hypothetical" in key for key in case.values[0].arrays)])
+@pytest.mark.parametrize(
+    ("oracle", "rule"), [case for case in CASES if any("hypothetical" in key for key in case.values[0].arrays)]
+)
 def test_hypothetical_contributions(oracle, rule):
     expected = oracle.scores("hypothetical", rule)
     if largest_error(scores(oracle, "hypothetical", rule), expected) > 1e-5:
@@ -160,13 +176,20 @@ def test_mean_over_references_of_each_example(oracle, rule):
 @pytest.mark.parametrize(("oracle", "rule"), CASES)
 def test_with_complete_max_pooling_nothing_is_missing(oracle, rule):
     """What the original loses in its sums (spec, completeness_gap_maxabs) is not lost here."""
-    attr = jaxlift.attribute(oracle.model(np.float64), target="all", rule=rule, references="paired", convergence_delta=True)
+    attr = jaxlift.attribute(
+        oracle.model(np.float64), target="all", rule=rule, references="paired", convergence_delta=True
+    )
     x, r = oracle.inputs("x", np.float64), oracle.inputs("ref", np.float64)
     _, delta = jax.jit(lambda x, r: attr(x, reference=r))(x, r)
     assert np.abs(delta).max() < 1e-12
     if oracle.name in POOLED_APART & {"cnn2d_avg_max_pool", "dna_conv1d_shuffled_refs"}:
         assert oracle.spec["completeness_gap_maxabs"][rule] > 0.01
         lost = jaxlift.attribute(
-            oracle.model(np.float64), target="all", rule=rule, references="paired", convergence_delta=True, max_pooling="original"
+            oracle.model(np.float64),
+            target="all",
+            rule=rule,
+            references="paired",
+            convergence_delta=True,
+            max_pooling="original",
         )
         assert np.abs(jax.jit(lambda x, r: lost(x, reference=r))(x, r)[1]).max() > 0.01

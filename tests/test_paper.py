@@ -2,10 +2,11 @@
 
 import jax
 import jax.numpy as jnp
-import jaxlift
 import numpy as np
 import oracles
 import pytest
+
+import jaxlift
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -2,11 +2,12 @@
 
 import jax
 import jax.numpy as jnp
-import jaxlift
 import numpy as np
 import oracles
 import pytest
 from jax import lax
+
+import jaxlift
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -100,7 +101,9 @@ def test_rule_is_the_papers(network, activation, rule):
         x[1] = r[1]
         expected = oracles.deeplift(layers, x, r, 1)
         np.testing.assert_allclose(explain(x, r), expected, rtol=1e-10, atol=1e-10)
-        np.testing.assert_allclose(expected.sum(), (oracles.forward(layers, x) - oracles.forward(layers, r))[1], atol=1e-12)
+        np.testing.assert_allclose(
+            expected.sum(), (oracles.forward(layers, x) - oracles.forward(layers, r))[1], atol=1e-12
+        )
 
 
 def test_linear_rule_where_differences_are_zero():
@@ -143,7 +146,11 @@ class TestChoiceOfRule:
             ("genomics_default", oracles.Rescale, oracles.RevealCancel),
             (jaxlift.PerLayer(dense="rescale", conv="revealcancel"), oracles.RevealCancel, oracles.Rescale),
             (jaxlift.PerLayer(scopes={"head*": "revealcancel"}), oracles.Rescale, oracles.RevealCancel),
-            (jaxlift.PerLayer(dense="revealcancel", scopes={"head*": jaxlift.Rescale()}), oracles.Rescale, oracles.Rescale),
+            (
+                jaxlift.PerLayer(dense="revealcancel", scopes={"head*": jaxlift.Rescale()}),
+                oracles.Rescale,
+                oracles.Rescale,
+            ),
         ],
     )
     def test_by_feeding_layer_and_by_scope(self, rule, after_conv, after_dense):
@@ -156,7 +163,9 @@ class TestChoiceOfRule:
 
     def test_what_feeds_passes_normalisation_and_pooling(self):
         def fun(x):
-            h = lax.conv_general_dilated(x.reshape(1, 6, 1), self.k, (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC"))
+            h = lax.conv_general_dilated(
+                x.reshape(1, 6, 1), self.k, (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC")
+            )
             h = lax.reduce_window(h * 0.5 + 1, -jnp.inf, lax.max, (1, 2, 1), (1, 2, 1), "VALID")
             return jax.nn.relu(h - 1).sum()
 

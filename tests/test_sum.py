@@ -4,11 +4,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import jaxlift
 import numpy as np
 import pytest
 from programs import PROGRAMS, input_and_reference
 
+import jaxlift
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
@@ -27,7 +27,9 @@ class TestEveryProgram:
             y, y_ref, m = explain(program.fun, x, r, rule)
             contributions = m * (x - r)
             scale = jnp.abs(contributions).sum() + jnp.abs(y) + jnp.abs(y_ref)
-            assert abs(contributions.sum() - (y - y_ref)) <= 500 * jnp.finfo(program.precision or jnp.float64).eps * scale
+            assert (
+                abs(contributions.sum() - (y - y_ref)) <= 500 * jnp.finfo(program.precision or jnp.float64).eps * scale
+            )
             np.testing.assert_allclose((y, y_ref), (program.fun(x), program.fun(r)), rtol=1e-14)
         if program.differentiable:  # at the reference, multipliers are derivatives
             _, _, m = explain(program.fun, x, x, rule)

@@ -4,7 +4,8 @@ With one operand constant they are linear. With both varying, the difference is 
 
     B(x, z) - B(r, s) = B(x - r, (z + s) / 2) + B((x + r) / 2, z - s)
 
-so each operand's multiplier is the derivative with the other at its midpoint. It is the Shapley value of the two operands.
+so each operand's multiplier is the derivative with the other at its midpoint. It is the Shapley value of the two
+operands.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from jaxlift import _compat
 from jaxlift._compat import JaxprEqn, primitives
@@ -25,8 +27,6 @@ from jaxlift.primitives.linear import magnitude, mixing
 if TYPE_CHECKING:
     from jaxlift._lift import Interpreter
 
-Array = jax.Array
-
 
 def midpoint(x: Array, r: Array) -> Array:
     return r + (x - r) / 2
@@ -37,23 +37,24 @@ def product_of(
 ) -> Varying:
     """A bilinear map of two varying values.
 
-    Its variation is the Linear rule's, with the midpoints for weights: `|B|(sizes of left, |z_mid|) + |B|(|x_mid|, sizes of right)`.
-    The midpoints only weigh there. What the sizes owe to them is no contribution, so multipliers don't lead to them.
+    Its variation is the Linear rule's, with the midpoints for weights: `|B|(sizes of left, |z_mid|) + |B|(|x_mid|,
+    sizes of right)`. The midpoints only weigh there. What the sizes owe to them is no contribution, so multipliers
+    don't lead to them.
     """
     values, references = (left.value, right.value), (left.reference, right.reference)
 
-    def product(operands: tuple[Array, Array], *_: Any) -> Array:
+    def product(operands: tuple[Array, Array], _: Any = ()) -> Array:
         return _compat.bind(eqn, operands)[0]
 
-    def pull(cotangent: Array, values: Any, references: Any, _: Any) -> tuple[Array, Array]:
+    def pull(cotangent: Array, values: Any, references: Any) -> tuple[Array, Array]:
         return jax.vjp(product, tuple(map(midpoint, values, references)))[1](cotangent)[0]
 
-    def weigh(sizes: tuple[Array, Array], ends: Any, _: Any) -> Array:
+    def weigh(sizes: tuple[Array, Array], ends: Any) -> Array:
         x, z = (jnp.abs(midpoint(*pair)) for pair in zip(*ends, strict=True))
         return product((sizes[0], z)) + product((x, sizes[1]))
 
-    def pull_sizes(cotangent: Array, sizes: tuple[Array, Array], ends: Any, _: Any) -> tuple[Array, Array]:
-        return jax.vjp(lambda sizes: weigh(sizes, ends, ()), sizes)[1](cotangent)[0]
+    def pull_sizes(cotangent: Array, sizes: tuple[Array, Array], ends: Any) -> tuple[Array, Array]:
+        return jax.vjp(lambda sizes: weigh(sizes, ends), sizes)[1](cotangent)[0]
 
     def variation() -> Array:
         return with_multipliers(weigh, pull_sizes, (sizes(left), sizes(right)), (values, references))
@@ -64,10 +65,11 @@ def product_of(
 def bilinear(kind: str) -> PrimitiveRule:
     """The rule of a bilinear map that mixes entries, as matrix products do."""
 
-    def rule(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
-        if not all(map(is_varying, operands)):
+    def rule(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
+        varying = [interpreter.settle(operand) for operand in operands if is_varying(operand)]
+        if len(varying) == 1:
             return mixing(interpreter, eqn, operands, kind)
-        left, right = (interpreter.settle(operand) for operand in operands)
+        left, right = varying
         return [product_of(eqn, left, right, lambda o: magnitude(o.value, o.reference), frozenset({kind}))]
 
     return rule

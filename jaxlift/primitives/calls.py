@@ -1,7 +1,8 @@
 """Primitives that hold a jaxpr of their own and call it: looked into, whatever they were for.
 
-`jit` changes nothing. The derivative that a `custom_jvp` or `custom_vjp` function has of its own is kept where the function is
-pointwise, so that its limit at the reference is the user's; otherwise differences replace derivatives, and it isn't needed.
+`jit` changes nothing. The derivative that a `custom_jvp` or `custom_vjp` function has of its own is kept where the
+function is pointwise, so that its limit at the reference is the user's; otherwise differences replace derivatives, and
+it isn't needed.
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ def inlined(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) 
     return interpreter.inside(eqn).evaluate(jaxpr, consts, operands)
 
 
-def custom_derivative(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
-    """The rule of `custom_jvp` and `custom_vjp` functions: one primitive if they are pointwise, and a plain call if not."""
+def custom_derivative(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
+    """The rule of `custom_jvp` and `custom_vjp` functions: one primitive if they are pointwise, and a plain call if
+    not.
+    """
     jaxpr, _ = _compat.inner_jaxpr(eqn)
     if len(eqn.outvars) == 1 and _is_pointwise(jaxpr, [is_varying(operand) for operand in operands]):
         return pointwise(interpreter, eqn, operands)
@@ -37,23 +40,21 @@ def custom_derivative(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequenc
 
 def _is_pointwise(jaxpr: Jaxpr, varying: Sequence[bool]) -> bool:
     """Whether all that a jaxpr does to its varying inputs is elementwise, at the shape of its outputs."""
-    shape = jaxpr.outvars[0].aval.shape
+    shape = _compat.shape(jaxpr.outvars[0])
     depends = {var for var, varies in zip(jaxpr.invars, varying, strict=True) if varies}
     for eqn in jaxpr.eqns:
         inputs = [not isinstance(atom, _compat.Literal) and atom in depends for atom in eqn.invars]
         if not any(inputs):
             continue
         rule = rule_or_none(eqn.primitive)
-        if rule is pointwise:
-            elementwise = all(out.aval.shape == shape for out in eqn.outvars)
-        elif rule in (inlined, custom_derivative):
+        if rule in (inlined, custom_derivative):
             elementwise = _is_pointwise(_compat.inner_jaxpr(eqn)[0], inputs)
         else:
-            elementwise = False
+            elementwise = rule is pointwise
         if not elementwise:
             return False
         depends.update(eqn.outvars)
-    return all(out.aval.shape == shape for out in (*jaxpr.outvars, *depends))
+    return all(_compat.shape(var) == shape for var in (*jaxpr.outvars, *depends))
 
 
 def checkpoint(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> list[Value]:

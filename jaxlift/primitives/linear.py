@@ -1,43 +1,43 @@
 """Linear maps: differences pass as derivatives do, so the primitive itself is applied to values and to references.
 
-What a map does to the variation `a = D+ - D-` depends on its kind. Maps that move, copy, add or average entries take the
-positive and negative parts along: the same map is applied to `a`. Maps that weigh and mix (matrix products, convolutions)
-rebuild the parts from the signs of their terms `w D`, which is the paper's Linear rule (section 3.5.1): `a_y = |L| |D|`.
+What a map does to the variation `a = D+ - D-` depends on its kind. Maps that move, copy, add or average entries take
+the positive and negative parts along: the same map is applied to `a`. Maps that weigh and mix (matrix products,
+convolutions) rebuild the parts from the signs of their terms `w D`, which is the paper's Linear rule (section 3.5.1):
+`a_y = |L| |D|`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 from jaxlift import _compat
 from jaxlift._compat import JaxprEqn, primitives
 from jaxlift._function import difference
 from jaxlift._multipliers import with_multipliers
 from jaxlift._registry import PrimitiveRule, family
-from jaxlift._values import Value, Varying, is_varying
+from jaxlift._values import Settled, Value, Varying, is_varying
 
 if TYPE_CHECKING:
     from jaxlift._lift import Interpreter
-
-Array = jax.Array
 
 
 def magnitude(x: Array, r: Array) -> Array:
     """`|x - r|`, the variation of a value that is no sum of others.
 
-    Its derivative at 0 is 0, not JAX's 1: a term `w D` with `D = 0` is neither positive nor negative, and its multiplier is the
-    mean of both parts'. Only `x` and `r` are saved for the backward pass, which are N and R, not N * R.
+    Its derivative at 0 is 0, not JAX's 1: a term `w D` with `D = 0` is neither positive nor negative, and its
+    multiplier is the mean of both parts'. Only `x` and `r` are saved for the backward pass, which are N and R, not N *
+    R.
     """
 
-    def forward(explained: tuple[Array], held: tuple[Array], _: tuple[()]) -> Array:
+    def forward(explained: tuple[Array], held: tuple[Array]) -> Array:
         return jnp.abs(difference(*explained, *held))
 
-    def pull(cotangent: Array, explained: tuple[Array], held: tuple[Array], _: tuple[()]) -> tuple[Array]:
+    def pull(cotangent: Array, explained: tuple[Array], held: tuple[Array]) -> tuple[Array]:
         return (cotangent * jnp.sign(difference(*explained, *held)),)
 
     return with_multipliers(forward, pull, (x,), (r,))
@@ -60,7 +60,9 @@ def discrete(value: Array, reference: Array) -> Varying:
 
 
 def broadcast(operand: Varying, shape: tuple[int, ...]) -> Varying:
-    """An operand at the shape of an elementwise primitive's output; primitives take scalars and axes of size 1 as they are."""
+    """An operand at the shape of an elementwise primitive's output; primitives take scalars and axes of size 1 as they
+    are.
+    """
     value, reference = (jnp.broadcast_to(side, shape) for side in (operand.value, operand.reference))
     return Varying(value, reference, lambda: jnp.broadcast_to(operand.variation, shape), operand.fed_by)
 
@@ -83,7 +85,7 @@ def carrying(linear_in: Callable[[int], bool] = lambda position: True, negated: 
         if any(is_varying(o) and not linear_in(i) for i, o in enumerate(settled)):
             raise interpreter.missing_rule(eqn, "has indices that depend on the explained input")
 
-        def part(position: int, operand: Value) -> Array:
+        def part(position: int, operand: Settled) -> Array:
             if isinstance(operand, Varying):
                 return -operand.variation if position == negated else operand.variation
             return jnp.zeros_like(operand) if linear_in(position) else operand
@@ -104,7 +106,9 @@ def mixing(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value], k
     settled = [interpreter.settle(operand) for operand in operands]
 
     def variation() -> Array:
-        return _compat.bind(eqn, [magnitude(o.value, o.reference) if isinstance(o, Varying) else jnp.abs(o) for o in settled])[0]
+        return _compat.bind(
+            eqn, [magnitude(o.value, o.reference) if isinstance(o, Varying) else jnp.abs(o) for o in settled]
+        )[0]
 
     [(value, reference)] = on_each_side(eqn, settled)
     return [Varying(value, reference, variation, frozenset({kind}))]

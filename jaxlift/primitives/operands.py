@@ -1,7 +1,8 @@
 """Elementwise functions of several values that vary each for itself: every operand gets its Shapley value.
 
 An operand's Shapley value is the mean of what its change does, over the states of the others; divided by its own
-difference it is a multiplier. One operand alone is Rescale. The sum over the operands is the difference, by construction.
+difference it is a multiplier. One operand alone is Rescale. The sum over the operands is the difference, by
+construction.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from itertools import product
 from math import comb
 from typing import TYPE_CHECKING, Any
 
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 from jaxlift import _compat
 from jaxlift._compat import JaxprEqn, primitives
@@ -26,14 +27,13 @@ from jaxlift.primitives.linear import carrying, discrete, feeds, on_each_side
 if TYPE_CHECKING:
     from jaxlift._lift import Interpreter
 
-Array = jax.Array
 # Called with an equation, its operands at the input, its operands at the reference, and which of them vary.
 Multipliers = Callable[[JaxprEqn, Sequence[Any], Sequence[Any], Sequence[int]], list[Array]]
 
 
 def several(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
     """The rule of an elementwise primitive of several settled operands that vary each for itself."""
-    if not jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.inexact):
+    if not jnp.issubdtype(_compat.dtype(eqn.outvars[0]), jnp.inexact):
         return [discrete(*sides) for sides in on_each_side(eqn, operands)]
     if any(isinstance(o, Varying) and o.is_discrete for o in operands):
         raise interpreter.missing_rule(eqn, "is steered by conditions or integers that depend on the explained input")
@@ -46,7 +46,7 @@ def operandwise(multipliers: Multipliers) -> PrimitiveRule:
     def rule(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
         del interpreter
         which = [i for i, operand in enumerate(operands) if isinstance(operand, Varying)]
-        varying = [operands[i] for i in which]
+        varying = [operand for operand in operands if isinstance(operand, Varying)]
         constants = tuple(operand for operand in operands if not isinstance(operand, Varying))
         positions = range(len(operands))
 
@@ -54,29 +54,30 @@ def operandwise(multipliers: Multipliers) -> PrimitiveRule:
             constant, replaced = iter(constants), dict(zip(which, varied, strict=True))
             return [replaced[i] if i in replaced else next(constant) for i in positions]
 
-        def forward(explained: Sequence[Array], held: Any, constants: Sequence[Array]) -> Array:
-            return _compat.bind(eqn, filled(explained, constants))[0]
+        def forward(values: Sequence[Array], held: Any) -> Array:
+            return _compat.bind(eqn, filled(values, held[-1]))[0]
 
-        def pull(cotangent: Array, values: Any, references: Any, constants: Any) -> tuple[Array, ...]:
-            each = multipliers(eqn, filled(values, constants), filled(references, constants), which)
-            return tuple(m * cotangent for m in each)
+        def each(values: Sequence[Array], references: Sequence[Array], constants: Sequence[Array]) -> list[Array]:
+            return multipliers(eqn, filled(values, constants), filled(references, constants), which)
 
-        def sizes(values: Any, references: Any, constants: Any) -> list[Array]:
-            each = multipliers(eqn, filled(values, constants), filled(references, constants), which)
-            return [jnp.abs(m) for m in each]
+        def pull(cotangent: Array, values: Any, held: Any) -> tuple[Array, ...]:
+            return tuple(m * cotangent for m in each(values, *held))
+
+        def weigh(parts: Any, held: Any) -> Array:
+            return sum((jnp.abs(m) * a for m, a in zip(each(*held), parts, strict=True)), start=jnp.zeros(()))
+
+        def pull_parts(cotangent: Array, parts: Any, held: Any) -> tuple[Array, ...]:
+            return tuple(jnp.abs(m) * cotangent for m in each(*held))
 
         values, references = tuple(o.value for o in varying), tuple(o.reference for o in varying)
 
         def variation() -> Array:
             return with_multipliers(
-                lambda parts, held, _: sum(m * a for m, a in zip(sizes(*held), parts, strict=True)),
-                lambda cotangent, parts, held, _: tuple(m * cotangent for m in sizes(*held)),
-                tuple(o.variation for o in varying),
-                (values, references, constants),
+                weigh, pull_parts, tuple(o.variation for o in varying), (values, references, constants)
             )
 
-        value = with_multipliers(forward, pull, values, references, constants)
-        return [Varying(value, forward(references, (), constants), variation, feeds(varying))]
+        value = with_multipliers(forward, pull, values, (references, constants))
+        return [Varying(value, forward(references, (constants,)), variation, feeds(varying))]
 
     return rule
 
@@ -91,7 +92,9 @@ def shapley(eqn: JaxprEqn, values: Sequence[Any], references: Sequence[Any], whi
         others = [k for k in which if k != i]
         total = jnp.zeros_like(values[i])
         for changed in product((False, True), repeat=len(others)):
-            operands = dict(enumerate(values)) | {k: references[k] for k, c in zip(others, changed, strict=True) if not c}
+            operands = dict(enumerate(values)) | {
+                k: references[k] for k, c in zip(others, changed, strict=True) if not c
+            }
             f = PointwiseFunction.of(Node(eqn, tuple({**operands, i: None}.values()), ""))
             weight = 1 / (len(which) * comb(len(others), sum(changed)))
             total += weight * f.secant_between(f.sample(values[i]), f.sample(references[i]))
@@ -110,10 +113,10 @@ def quotient(eqn: JaxprEqn, values: Sequence[Any], references: Sequence[Any], wh
     return [(1 / z + 1 / s) / 2, -midpoint(x, r) / z / s]
 
 
-def multiplication(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Varying]) -> list[Value]:
+def multiplication(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
     """`x z - r s = z_mid (x - r) + x_mid (z - s)`; an entry's parts are taken along, weighed by the midpoints."""
     del interpreter
-    left, right = operands
+    left, right = (operand for operand in operands if isinstance(operand, Varying))
     return [product_of(eqn, left, right, lambda o: o.variation, feeds(operands))]
 
 

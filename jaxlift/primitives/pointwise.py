@@ -1,13 +1,14 @@
-"""Elementwise primitives, tracked as functions of one value, and the rule applied to such a function when it is whole."""
+"""Elementwise primitives, tracked as functions of one value, and the rule applied to such a function as a whole."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import jax
 import jax.numpy as jnp
+from jax import Array
 
+from jaxlift import _compat
 from jaxlift._compat import JaxprEqn, primitives
 from jaxlift._function import PointwiseFunction, affine_ends, difference
 from jaxlift._multipliers import with_multipliers
@@ -20,25 +21,32 @@ from jaxlift.rules import Place, Rule
 if TYPE_CHECKING:
     from jaxlift._lift import Interpreter
 
-Array = jax.Array
 
-
-def pointwise(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
+def pointwise(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
     """The rule of elementwise primitives: wait, and make a larger function of it.
 
     A function of one varying value waits. Where several vary, each for itself, the function is theirs together.
     """
-    shape = eqn.outvars[0].aval.shape
+    shape = _compat.shape(eqn.outvars[0])
     operands = [
         broadcast(interpreter.settle(o), shape) if is_varying(o) and o.shape != shape else o  # sizes of 1, and scalars
         for o in operands
     ]
-    varying = [o.of if isinstance(o, Pending) else o for o in operands if is_varying(o)]
-    of = varying[0]
-    if any(other is not of for other in varying):
-        return list(several(interpreter, eqn, [interpreter.settle(operand) for operand in operands]))
-    nodes = [o.node if isinstance(o, Pending) else None if o is of else o for o in operands]
-    return [Pending(Node(eqn, tuple(nodes), interpreter.scope_of(eqn)), of)]
+    bases = [base for operand in operands if (base := _base(operand)) is not None]
+    if any(base is not bases[0] for base in bases):
+        return several(interpreter, eqn, [interpreter.settle(operand) for operand in operands])
+    nodes = [o.node if isinstance(o, Pending) else None if isinstance(o, Varying) else o for o in operands]
+    return [Pending(Node(eqn, tuple(nodes), interpreter.scope_of(eqn)), bases[0])]
+
+
+def _base(operand: Value) -> Varying | None:
+    """What an operand is a pointwise function of, if it varies."""
+    match operand:
+        case Pending(of=of):
+            return of
+        case Varying():
+            return operand
+    return None
 
 
 def settle(interpreter: Interpreter, pending: Pending) -> Varying:
@@ -50,20 +58,20 @@ def settle(interpreter: Interpreter, pending: Pending) -> Varying:
 
 def _settle(interpreter: Interpreter, pending: Pending) -> Varying:
     node, of = pending.node, pending.of
-    if not jnp.issubdtype(node.eqn.outvars[0].aval.dtype, jnp.inexact):
+    if not jnp.issubdtype(_compat.dtype(node.eqn.outvars[0]), jnp.inexact):
         f = PointwiseFunction.of(node)
         return discrete(f(of.value), f(of.reference))
     if of.is_discrete:
         raise interpreter.missing_rule(node.eqn, "makes numbers of integers that depend on the explained input")
     first, core = affine_ends(node)
     of = of if first is None else _affine(PointwiseFunction.of(first), of)
-    if core is not first:
+    if core is not None and core is not first:
         of = _nonlinearity(interpreter, PointwiseFunction.of(core, first), of, core.scope)
     return of if node is core else _affine(PointwiseFunction.of(node, core), of)
 
 
 def _affine(f: PointwiseFunction, of: Varying) -> Varying:
-    """A line `c x + b`, which is a linear map like others: `a_y = |c| a`, parts changing places where `c` is negative."""
+    """A line `c x + b`, which is a linear map like others: `a_y = |c| a`. Parts change places where `c < 0`."""
     value, reference = f(of.value), f(of.reference)
 
     def variation() -> Array:
@@ -85,24 +93,26 @@ def _whole(rule: Rule, f: PointwiseFunction, of: Varying) -> tuple[Array, Callab
     """A value under a rule with one multiplier `m` for both parts, and its variation `a_y = m a`."""
     f, constants = f.with_constants(()), f.constants
 
-    def forward(explained: Any, held: Any, constants: Any) -> Array:
-        return f.with_constants(constants)(*explained)
+    def forward(explained: Any, held: Any) -> Array:
+        return f.with_constants(held[-1])(*explained)
 
-    def pull(cotangent: Array, explained: Any, held: Any, constants: Any) -> tuple[Array]:
-        return (rule.pull(f.with_constants(constants), *explained, *held, cotangent),)
+    def pull(cotangent: Array, explained: Any, held: Any) -> tuple[Array]:
+        (x,), (r, constants) = explained, held
+        return (rule.pull(f.with_constants(constants), x, r, cotangent),)
 
-    def multiplier(ends: Any, constants: Any) -> Array:
-        return rule.multiplier(f.with_constants(constants), *ends)
+    def multiplier(held: Any) -> Array:
+        x, r, constants = held
+        return rule.multiplier(f.with_constants(constants), x, r)
 
     def variation() -> Array:
         return with_multipliers(
-            lambda explained, held, _: multiplier(*held) * explained[0],
-            lambda cotangent, explained, held, _: (multiplier(*held) * cotangent,),
+            lambda explained, held: multiplier(held) * explained[0],
+            lambda cotangent, explained, held: (multiplier(held) * cotangent,),
             (of.variation,),
-            ((of.value, of.reference), constants),
+            (of.value, of.reference, constants),
         )
 
-    return with_multipliers(forward, pull, (of.value,), (of.reference,), constants), variation
+    return with_multipliers(forward, pull, (of.value,), (of.reference, constants)), variation
 
 
 def _by_parts(rule: Rule, f: PointwiseFunction, of: Varying) -> tuple[Array, Callable[[], Array]]:
@@ -112,40 +122,56 @@ def _by_parts(rule: Rule, f: PointwiseFunction, of: Varying) -> tuple[Array, Cal
 
         D_y = m+ D+ + m- D-        a_y = m+ D+ - m- D-
 
-    are linear in `D+` and `D-`. So the cotangents of `y` and of `a_y` pull back apart, and `a_y` costs nothing where nobody asks for
-    it: `ct_D = (m+ + m-) / 2 ct_y + (m+ - m-) / 2 ct_a`, and the other way round for `ct_a`.
+    are linear in `D+` and `D-`. So the cotangents of `y` and of `a_y` pull back apart, and `a_y` costs nothing where
+    nobody asks for it: `ct_D = (m+ + m-) / 2 ct_y + (m+ - m-) / 2 ct_a`, and the other way round for `ct_a`.
     """
     f, constants = f.with_constants(()), f.constants
 
-    def forward(explained: Any, held: Any, constants: Any) -> Array:
-        return f.with_constants(constants)(explained[0])
+    def forward(explained: Any, held: Any) -> Array:
+        return f.with_constants(held[-1])(explained[0])
 
-    def halves(cotangent: Array | float, explained: Any, held: Any, constants: Any) -> tuple[Array, Array]:
-        x, a = explained
-        return rule.parts(f.with_constants(constants), x, *held, a, cotangent / 2)
+    def halves(cotangent: Array | float, explained: Any, held: Any) -> tuple[Array, Array]:
+        (x, a), (r, constants) = explained, held
+        return rule.parts(f.with_constants(constants), x, r, a, cotangent / 2)
 
-    def pull(cotangent: Array, *arguments: Any) -> tuple[Array, Array]:
-        plus, minus = halves(cotangent, *arguments)
+    def pull(cotangent: Array, explained: Any, held: Any) -> tuple[Array, Array]:
+        plus, minus = halves(cotangent, explained, held)
         return plus + minus, plus - minus
 
-    def forward_parts(explained: Any, held: Any, constants: Any) -> Array:
-        (x, a), d = explained, difference(explained[0], *held)
-        plus, minus = halves(1.0, explained, held, constants)
+    def forward_parts(explained: Any, held: Any) -> Array:
+        (x, a), d = explained, difference(explained[0], held[0])
+        plus, minus = halves(1.0, explained, held)
         return (plus * (d + a) - minus * (d - a)).astype(x.dtype)
 
-    def pull_parts(cotangent: Array, *arguments: Any) -> tuple[Array, Array]:
-        return pull(cotangent, *arguments)[::-1]
+    def pull_parts(cotangent: Array, explained: Any, held: Any) -> tuple[Array, Array]:
+        of_value, of_variation = pull(cotangent, explained, held)
+        return of_variation, of_value
 
-    explained, held = (of.value, of.variation), (of.reference,)
-    value = with_multipliers(forward, pull, explained, held, constants)
-    return value, lambda: with_multipliers(forward_parts, pull_parts, explained, held, constants)
+    explained, held = (of.value, of.variation), (of.reference, constants)
+    value = with_multipliers(forward, pull, explained, held)
+    return value, lambda: with_multipliers(forward_parts, pull_parts, explained, held)
 
 
 family(
     pointwise,
     primitives(
         # Of one operand.
-        *("abs", "sign", "neg", "exp", "exp2", "expm1", "log", "log2", "log1p", "logistic", "tanh", "sin", "cos", "tan"),
+        *(
+            "abs",
+            "sign",
+            "neg",
+            "exp",
+            "exp2",
+            "expm1",
+            "log",
+            "log2",
+            "log1p",
+            "logistic",
+            "tanh",
+            "sin",
+            "cos",
+            "tan",
+        ),
         *("sinh", "cosh", "asin", "acos", "atan", "asinh", "acosh", "atanh", "sqrt", "rsqrt", "cbrt", "square"),
         *("one_minus_square", "integer_pow", "polynomial", "erf", "erfc", "erf_inv", "lgamma", "digamma", "bessel_i0e"),
         *("bessel_i1e", "floor", "ceil", "round", "is_finite", "convert_element_type", "reduce_precision", "copy"),

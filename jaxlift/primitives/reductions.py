@@ -1,9 +1,10 @@
-"""Reductions that choose: the maximum over axes and over windows.
+"""Reductions that choose: the maximum over axes and over windows, and where it is.
 
 A maximum changes because one element did. Let `c = max(y, y_ref)`. The element that is the maximum of the input brings
 `c - y_ref`: as far as it lifts the maximum over the reference's. The element that is the maximum of the reference takes
-`y - c`: what it cost to lower it. One of the two is 0, so the difference goes to one winner, the input's where `y >= y_ref`,
-the reference's elsewhere; the winner's own difference is at least as large, so the multiplier is between 0 and 1.
+`y - c`: what it cost to lower it. One of the two is 0, so the difference goes to one winner, the input's where `y >=
+y_ref`, the reference's elsewhere; the winner's own difference is at least as large, so the multiplier is between 0 and
+1.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
 from jaxlift import _compat
 from jaxlift._compat import JaxprEqn, primitives
@@ -28,8 +29,6 @@ from jaxlift.primitives.linear import discrete, magnitude, on_each_side
 
 if TYPE_CHECKING:
     from jaxlift._lift import Interpreter
-
-Array = jax.Array
 
 
 def extremum(
@@ -44,16 +43,17 @@ def extremum(
 
     Which element wins is found on each side, for N inputs and R references; what is left for the pairs is elementwise.
     """
-    [operand] = (interpreter.settle(operand) for operand in operands)
+    operand = interpreter.settle(operands[0])
+    assert isinstance(operand, Varying)
     [(value, reference)] = on_each_side(eqn, [operand])
     if operand.is_discrete:
         return [discrete(value, reference)]
     of_input = interpreter.max_pooling == "original"
 
-    def forward(explained: tuple[Array], held: Any, _: Any) -> Array:
+    def forward(explained: tuple[Array], _: Any) -> Array:
         return _compat.bind(eqn, explained)[0]
 
-    def pull(cotangent: Array, explained: tuple[Array], held: tuple[Array], _: Any) -> tuple[Array]:
+    def pull(cotangent: Array, explained: tuple[Array], held: tuple[Array]) -> tuple[Array]:
         arranged, undo = jax.vjp(candidates, *explained)
         x, r = sign * arranged, sign * candidates(*held)
         place = _places(x.shape, axes)
@@ -95,29 +95,40 @@ def reduce_extremum(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[
 def window_extremum(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value], sign: int) -> list[Value]:
     """The rule of max-pooling: a maximum over the elements of each window."""
     sizes, strides, holes = (eqn.params[f"window_{name}"] for name in ("dimensions", "strides", "dilation"))
-    outputs = eqn.outvars[0].aval.shape
+    outputs = _compat.shape(eqn.outvars[0])
     pooled = [axis for axis, size in enumerate(sizes) if size > 1]
     # As many elements as the windows reach; beyond the operand are those that never win.
-    reach = [(n - 1) * stride + (size - 1) * hole + 1 for n, stride, size, hole in zip(outputs, strides, sizes, holes, strict=True)]
+    reach = [
+        (n - 1) * stride + (size - 1) * hole + 1
+        for n, stride, size, hole in zip(outputs, strides, sizes, holes, strict=True)
+    ]
 
     def padded(x: Array) -> Array:
         amounts = [
             (low, length - low - (n - 1) * dilation - 1, dilation - 1)
-            for n, (low, _), dilation, length in zip(x.shape, eqn.params["padding"], eqn.params["base_dilation"], reach, strict=True)
+            for n, (low, _), dilation, length in zip(
+                x.shape, eqn.params["padding"], eqn.params["base_dilation"], reach, strict=True
+            )
         ]
         return lax.pad(x, jnp.asarray(-sign * jnp.inf, x.dtype), amounts)
 
     def apart(x: Array) -> Array:
         """Windows side by side: every pooled axis becomes two, windows and the elements in them."""
-        shape = [n for axis, size in enumerate(sizes) for n in ((outputs[axis], size) if size > 1 else (outputs[axis],))]
+        shape = [
+            n for axis, size in enumerate(sizes) for n in ((outputs[axis], size) if size > 1 else (outputs[axis],))
+        ]
         return padded(x).reshape(shape)
 
     def overlapping(x: Array) -> Array:
-        """Windows that share elements: the pooled axes are gathered into windows, with their elements on a new last axis."""
+        """Windows that share elements: the pooled axes are gathered into windows, with their elements on a new last
+        axis.
+        """
         x = padded(x)
         starts = product(*(range(0, size * hole, hole) for size, hole in zip(sizes, holes, strict=True)))
         spans = [(n - 1) * stride + 1 for n, stride in zip(outputs, strides, strict=True)]
-        return jnp.stack([lax.slice(x, start, [i + n for i, n in zip(start, spans, strict=True)], strides) for start in starts], -1)
+        return jnp.stack(
+            [lax.slice(x, start, [i + n for i, n in zip(start, spans, strict=True)], strides) for start in starts], -1
+        )
 
     if all(strides[axis] == sizes[axis] and holes[axis] == 1 for axis in pooled) and all(
         strides[axis] == 1 for axis in range(len(sizes)) if axis not in pooled
@@ -127,6 +138,12 @@ def window_extremum(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[
     return extremum(interpreter, eqn, operands, overlapping, (len(sizes),), sign)
 
 
+def discretely(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
+    """The rule of reductions to integers and truth values. They may steer nothing that is explained (see `several`)."""
+    return [discrete(*sides) for sides in on_each_side(eqn, [interpreter.settle(operand) for operand in operands])]
+
+
+family(discretely, primitives("argmax", "argmin", "reduce_and", "reduce_or", "reduce_xor"))
 family(partial(reduce_extremum, sign=1), primitives("reduce_max"))
 family(partial(reduce_extremum, sign=-1), primitives("reduce_min"))
 family(partial(window_extremum, sign=1), primitives("reduce_window_max"))

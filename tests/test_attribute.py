@@ -1,0 +1,259 @@
+"""`attribute`: references by rank, targets, outputs, pytrees, arguments, and examples that are not finite."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxlift
+
+RNG = np.random.default_rng(3)
+W, V, B = (jnp.asarray(RNG.normal(size=shape), jnp.float32) for shape in ((6, 8), (8, 5), (8,)))
+X = jnp.asarray(RNG.normal(size=(4, 6)), jnp.float32)
+REFERENCES = jnp.asarray(RNG.normal(size=(3, 6)), jnp.float32)
+
+
+def model(x):
+    """Four examples of six features, five outputs each."""
+    return jnp.tanh(x @ W + B) @ V
+
+
+def pair(x, r, weights, rule="rescale"):
+    """Contributions of one example against one reference, for a weighted sum of outputs."""
+    _, pullback = jaxlift.vjp(lambda x: model(x[None])[0], x, r, rule=rule)
+    return pullback(weights) * (x - r)
+
+
+def close(actual, expected, rtol=2e-5, atol=2e-6):
+    np.testing.assert_allclose(actual, expected, rtol=rtol, atol=atol)
+
+
+class TestReferences:
+    one_hot = jax.nn.one_hot(2, 5)
+
+    @pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
+    def test_one_shared_and_of_each_example(self, rule):
+        attr = jaxlift.attribute(model, target=2, rule=rule)
+        each = jaxlift.attribute(model, target=2, rule=rule, average=False)
+        expected = jnp.stack([jnp.stack([pair(x, r, self.one_hot, rule) for r in REFERENCES]) for x in X])
+        close(attr(X, reference=REFERENCES[1]), expected[:, 1])
+        close(attr(X, reference=REFERENCES), expected.mean(1))
+        close(each(X, reference=REFERENCES), expected)
+        own = jnp.stack([REFERENCES + i for i in range(4)])
+        expected_own = jnp.stack(
+            [jnp.stack([pair(x, r, self.one_hot, rule) for r in rs]) for x, rs in zip(X, own, strict=True)]
+        )
+        close(attr(X, reference=own), expected_own.mean(1))
+        close(each(X, reference=own), expected_own)
+
+    def test_shape_of_the_input(self):
+        r = X[::-1] * 0.5
+        shared = jaxlift.attribute(model, target=2, references="shared")(X, reference=r)
+        paired = jaxlift.attribute(model, target=2, references="paired")(X, reference=r)
+        close(paired, jnp.stack([pair(x, r, self.one_hot) for x, r in zip(X, r, strict=True)]))
+        close(shared, jnp.stack([jnp.stack([pair(x, r, self.one_hot) for r in r]).mean(0) for x in X]))
+        with pytest.warns(UserWarning, match=r"4 x 4 pairs.*references='paired'") as record:
+            close(jaxlift.attribute(model, target=2)(X, reference=r), shared)
+        assert record[0].filename == __file__
+
+    def test_one_example_is_not_ambiguous(self):
+        close(jaxlift.attribute(model, target=2)(X[:1], reference=X[1:2]), pair(X[0], X[1], self.one_hot)[None])
+
+    def test_references_are_cast(self):
+        whole = jaxlift.attribute(model, target=2)(X, reference=np.zeros(6, int))
+        assert whole.dtype == jnp.float32
+        close(whole, jaxlift.attribute(model, target=2)(X, reference=jnp.zeros(6)))
+
+
+class TestTargets:
+    def of(self, target, **options):
+        return jaxlift.attribute(model, target=target, **options)(X, reference=REFERENCES)
+
+    def expected(self, weights):
+        weights = jnp.broadcast_to(jnp.asarray(weights, jnp.float32), (4, 5))
+        return jnp.stack(
+            [jnp.stack([pair(x, r, w) for r in REFERENCES]).mean(0) for x, w in zip(X, weights, strict=True)]
+        )
+
+    def test_int(self):
+        close(self.of(3), self.expected(jnp.eye(5)[3]))
+        close(self.of(-1), self.expected(jnp.eye(5)[4]))
+        close(self.of(np.int64(3)), self.expected(jnp.eye(5)[3]))
+
+    def test_int_of_each_example(self):
+        close(self.of([0, 4, 1, -2]), self.expected(jnp.eye(5)[jnp.array([0, 4, 1, 3])]))
+        traced = jax.jit(lambda t: jaxlift.attribute(model, target=t)(X, reference=REFERENCES))
+        close(traced(jnp.array([0, 4, 1, -2])), self.of([0, 4, 1, -2]))
+        assert jnp.isnan(traced(jnp.array([0, 9, 1, 2]))).all(1).tolist() == [False, True, False, False]
+
+    def test_weights(self):
+        contrast = jnp.array([1.0, -1, 0, 0, 0])
+        close(self.of(contrast), self.of(0) - self.of(1))
+        of_each = jnp.asarray(RNG.normal(size=(4, 5)), jnp.float32)
+        close(self.of(of_each), self.expected(of_each))
+
+    def test_function(self):
+        close(self.of(lambda outputs: outputs[:, 0] - outputs[:, 1]), self.of(jnp.array([1.0, -1, 0, 0, 0])))
+        scores, delta = self.of(lambda outputs: jnp.tanh(outputs[:, 2]), convergence_delta=True)
+        assert jnp.abs(delta).max() < 1e-6
+        close(scores.sum(1), jnp.tanh(model(X)[:, 2]) - jnp.tanh(model(REFERENCES)[:, 2]).mean())
+
+    def test_all(self):
+        every = self.of("all")
+        assert every.shape == (4, 5, 6)
+        for k in range(5):
+            close(every[:, k], self.of(k))
+        every_pair, delta = self.of("all", average=False, convergence_delta=True)
+        assert every_pair.shape == (4, 3, 5, 6)
+        assert delta.shape == (4, 3, 5)
+
+    def test_normalised(self):
+        """Equation 5: what all outputs gain alike is taken off."""
+        every = self.of("all")
+        close(self.of(3, normalize_target=True), every[:, 3] - every.mean(1))
+        close(self.of("all", normalize_target=True), every - every.mean(1, keepdims=True))
+        contrast = jnp.array([1.0, -1, 0, 0, 0])
+        close(self.of(contrast, normalize_target=True), self.of(contrast))
+
+    def test_single_output(self):
+        for fun in (lambda x: model(x)[:, 3], lambda x: model(x)[:, 3:4]):
+            close(jaxlift.attribute(fun)(X, reference=REFERENCES), self.of(3))
+
+    def test_outputs_of_several_axes(self):
+        def grid(x):
+            return model(x)[:, :4].reshape(-1, 2, 2)
+
+        close(jaxlift.attribute(grid, target=(1, 0))(X, reference=REFERENCES), self.of(2))
+        every = jaxlift.attribute(grid, target="all")(X, reference=REFERENCES)
+        assert every.shape == (4, 2, 2, 6)
+        close(every[:, 1, 0], self.of(2))
+        weights = jnp.array([[0.0, 1], [2, 0]])
+        close(jaxlift.attribute(grid, target=weights)(X, reference=REFERENCES), self.of(1) + 2 * self.of(2))
+
+
+class TestOutputs:
+    def test_multipliers_times_difference(self):
+        options = {"target": 1, "average": False}
+        multipliers = jaxlift.attribute(model, output="multipliers", **options)(X, reference=REFERENCES)
+        close(multipliers * (X[:, None] - REFERENCES), jaxlift.attribute(model, **options)(X, reference=REFERENCES))
+
+    def test_hypothetical_contributions(self):
+        """`m_i - sum_c r_c m_c`, as the original has it; for the observed channel, the sum of contributions there."""
+        x = jax.nn.one_hot(RNG.integers(0, 4, (3, 5)), 4)
+        r = jax.nn.one_hot(RNG.integers(0, 4, (2, 5)), 4)
+        w = jnp.asarray(RNG.normal(size=(20, 3)), jnp.float32)
+
+        def fun(x):
+            return jnp.tanh(x.reshape(-1, 20) @ w).sum(1)
+
+        hypothetical = jaxlift.attribute(fun, output="hypothetical", average=False)(x, reference=r)
+        m = jaxlift.attribute(fun, output="multipliers", average=False)(x, reference=r)
+        close(hypothetical, m - (m * r).sum(-1, keepdims=True))
+        contributions = jaxlift.attribute(fun, average=False)(x, reference=r)
+        close((hypothetical * x[:, None]).sum(-1), contributions.sum(-1))
+        moved = jaxlift.attribute(lambda x: fun(jnp.moveaxis(x, 1, 2)), output="hypothetical", channel_axis=0)
+        close(moved(jnp.moveaxis(x, 2, 1), reference=jnp.moveaxis(r, 2, 1)), jnp.moveaxis(hypothetical.mean(1), 2, 1))
+
+    @pytest.mark.parametrize("output", ["contributions", "multipliers", "hypothetical"])
+    def test_convergence_delta(self, output):
+        attr = jaxlift.attribute(model, target=0, output=output, convergence_delta=True, average=False)
+        _, delta = attr(X, reference=REFERENCES)
+        assert delta.shape == (4, 3)
+        assert jnp.abs(delta).max() < 2e-6
+        # It is what is missing, and max-pooling as in the original misses much.
+        lossy = jaxlift.attribute(lambda x: x.max(1), convergence_delta=True, max_pooling="original")
+        scores, delta = lossy(X, reference=REFERENCES)
+        close(scores.sum(1) + delta, X.max(1) - REFERENCES.max(1).mean())
+        assert jnp.abs(delta).max() > 0.1
+
+
+class TestArguments:
+    def test_other_arguments_pass_through(self):
+        def fun(params, x, key):
+            return jax.nn.relu(x @ params["w"]).sum(1) + jax.random.normal(key, ())
+
+        attr = jaxlift.attribute(fun, argnums=1)
+        params = {"w": W}
+        close(
+            attr(params, X, jax.random.key(0), reference=REFERENCES),
+            jaxlift.attribute(lambda x: jax.nn.relu(x @ W).sum(1))(X, reference=REFERENCES),
+        )
+
+    def test_rows_of_other_arguments(self):
+        mask = jnp.asarray(RNG.integers(0, 2, (4, 6)), bool)
+
+        def fun(x, mask):
+            return jnp.tanh(jnp.where(mask, x, 0) @ W).sum(1)
+
+        scores = jaxlift.attribute(fun, batch_argnums=(1,))(X, mask, reference=REFERENCES)
+        for i in range(4):
+            close(scores[i], jaxlift.attribute(lambda x: fun(x, mask[i]))(X[i : i + 1], reference=REFERENCES)[0])  # noqa: B023
+
+    def test_several_explained_arguments(self):
+        def fun(a, scale, b):
+            return jnp.tanh(a @ W[:2] * scale + b @ W[2:]).sum(1)
+
+        a, b = X[:, :2], X[:, 2:]
+        ra, rb = REFERENCES[:, :2], REFERENCES[:, 2:]
+        scores_a, scores_b = jaxlift.attribute(fun, argnums=(0, 2))(a, 1.0, b, reference=(ra, rb))
+        whole = jaxlift.attribute(lambda x: jnp.tanh(x @ W).sum(1))(X, reference=REFERENCES)
+        close(jnp.concatenate([scores_a, scores_b], 1), whole)
+
+    def test_pytrees(self):
+        def fun(inputs):
+            return jnp.tanh(inputs["a"] @ W[:2] + inputs["rest"][0].reshape(-1, 4) @ W[2:]).sum(1)
+
+        def split(x):
+            return {"a": x[..., :2], "rest": (x[..., 2:].reshape(*x.shape[:-1], 2, 2),)}
+
+        attr = jaxlift.attribute(fun, convergence_delta=True)
+        whole = jaxlift.attribute(lambda x: jnp.tanh(x @ W).sum(1))
+        for r in (REFERENCES[0], REFERENCES, jnp.stack([REFERENCES] * 4)):
+            scores, delta = attr(split(X), reference=split(r))
+            assert jax.tree.structure(scores) == jax.tree.structure(split(X))
+            expected = split(whole(X, reference=r))
+            jax.tree.map(close, scores, expected)
+            assert jnp.abs(delta).max() < 2e-6
+
+    def test_features_that_are_scalars(self):
+        x, r = jnp.array([1.0, -2.0, 3.0]), jnp.float32(0.5)
+        close(jaxlift.attribute(lambda x: jax.nn.relu(x))(x, reference=r), jax.nn.relu(x) - 0.5)
+
+    def test_a_model_that_ignores_its_input(self):
+        scores, delta = jaxlift.attribute(lambda x: jnp.ones(x.shape[0]), convergence_delta=True)(
+            X, reference=REFERENCES
+        )
+        assert (scores == 0).all()
+        assert (delta == 0).all()
+
+
+class TestNotFinite:
+    @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
+    @pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
+    def test_an_input_spoils_its_own_scores_only(self, bad, rule):
+        attr = jax.jit(lambda x: jaxlift.attribute(model, target=0, rule=rule)(x, reference=REFERENCES))
+        spoilt = attr(X.at[1, 2].set(bad))
+        assert jnp.isnan(spoilt[1]).all()
+        np.testing.assert_array_equal(np.delete(spoilt, 1, 0), np.delete(attr(X), 1, 0))
+
+    def test_a_reference_spoils_the_comparisons_with_it(self):
+        attr = jaxlift.attribute(model, target=0, average=False)
+        spoilt = attr(X, reference=REFERENCES.at[2, 0].set(jnp.nan))
+        assert jnp.isnan(spoilt[:, 2]).all()
+        np.testing.assert_array_equal(spoilt[:, :2], attr(X, reference=REFERENCES)[:, :2])
+
+
+def test_examples_do_not_depend_on_their_batch():
+    """Captum's and others' do (a max-pooling rule that reads the first example, a softmax rule that means over the
+    batch).
+    """
+
+    def fun(x):
+        h = jax.nn.relu(x @ W).reshape(-1, 8, 1)
+        return jax.lax.reduce_window(h, -jnp.inf, jax.lax.max, (1, 3, 1), (1, 2, 1), "SAME").sum((1, 2))
+
+    for output in ("contributions", "multipliers"):
+        attr = jaxlift.attribute(fun, output=output)
+        together = attr(X, reference=REFERENCES)
+        for i in range(4):
+            close(attr(X[i : i + 1], reference=REFERENCES)[0], together[i], rtol=1e-6, atol=1e-7)

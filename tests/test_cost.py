@@ -1,0 +1,145 @@
+"""What attribution computes and keeps, counted by the compiler: FLOPs, temporary memory, passes of the model.
+
+The floor, in units of the model's forward pass on one example: `N + R + N R` for Rescale, `N + R + 3 N R` for RevealCancel.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import jaxlift
+import numpy as np
+import pytest
+from jax import lax
+
+N, R, LENGTH, FILTERS = 8, 20, 256, 64
+
+
+def conv(h, kernel, dilation=1):
+    return lax.conv_general_dilated(
+        h, kernel, (1,), "SAME", rhs_dilation=(dilation,), dimension_numbers=("NWC", "WIO", "NWC")
+    )
+
+
+def dilated_network():
+    """A small BPNet: one wide convolution, five dilated ones with residuals, a mean and a dense layer."""
+    rng = np.random.default_rng(0)
+    params = {
+        "first": (rng.normal(size=(21, 4, FILTERS)) / 9, rng.normal(size=FILTERS) / 10),
+        "rest": [(rng.normal(size=(3, FILTERS, FILTERS)) / 14, rng.normal(size=FILTERS) / 10) for _ in range(5)],
+        "dense": rng.normal(size=FILTERS) / 8,
+    }
+
+    def model(params, x):
+        kernel, bias = params["first"]
+        h = jax.nn.relu(conv(x, kernel) + bias)
+        for i, (kernel, bias) in enumerate(params["rest"]):
+            h = h + jax.nn.relu(conv(h, kernel, 2 ** (i + 1)) + bias)
+        return h.mean(1) @ params["dense"]
+
+    return model, jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), params)
+
+
+def batch(n):
+    return jax.ShapeDtypeStruct((n, LENGTH, 4), jnp.float32)
+
+
+def compiled(fun, *args):
+    return jax.jit(fun).lower(*args).compile()
+
+
+@functools.cache
+def costs():
+    """FLOPs and temporary bytes of each program that is compared."""
+    model, params = dilated_network()
+
+    def gradient(params, x):
+        return jax.grad(lambda x: model(params, x).sum())(x)
+
+    def attribution(rule, params, x, r):
+        return jaxlift.attribute(model, argnums=1, rule=rule)(params, x, reference=r)
+
+    programs = {
+        "forward N + R": compiled(model, params, batch(N + R)),
+        "forward N R": compiled(model, params, batch(N * R)),
+        "gradient N R": compiled(gradient, params, batch(N * R)),
+        **{
+            rule: compiled(functools.partial(attribution, rule), params, batch(N), batch(R))
+            for rule in ("rescale", "revealcancel")
+        },
+    }
+    flops = {name: program.cost_analysis()["flops"] for name, program in programs.items()}
+    memory = {name: program.memory_analysis().temp_size_in_bytes for name, program in programs.items()}
+    return flops, memory
+
+
+def test_flops_are_near_the_floor():
+    flops, _ = costs()
+    backward = flops["gradient N R"] - flops["forward N R"]
+    assert flops["rescale"] <= 1.08 * (flops["forward N + R"] + backward)
+    assert flops["revealcancel"] <= 1.30 * (flops["forward N + R"] + flops["forward N R"] + 2 * backward)
+
+
+def test_memory():
+    _, memory = costs()
+    assert memory["rescale"] <= 0.7 * memory["gradient N R"]
+    assert memory["revealcancel"] <= 2.5 * memory["gradient N R"]
+
+
+@pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
+def test_the_model_is_evaluated_on_n_plus_r_examples(rule):
+    """Counted in the program: convolutions on N, on R and on N R examples."""
+    model, params = dilated_network()
+    attr = jaxlift.attribute(model, argnums=1, rule=rule)
+    text = jax.jit(lambda p, x, r: attr(p, x, reference=r)).lower(params, batch(N), batch(R)).as_text()
+    lines = [line for line in text.splitlines() if "stablehlo.convolution" in line]
+    rows = [int(line.split(": (tensor<")[1].split("x")[0]) for line in lines]
+    layers = 6
+    assert rows.count(N) == layers
+    assert rows.count(R) == layers
+    assert rows.count(N * R) == (1 if rule == "rescale" else 3) * layers
+    assert len(rows) == sum(rows.count(n) for n in (N, R, N * R))
+
+
+def test_one_reference_of_each_example_costs_one_pass_each():
+    model, params = dilated_network()
+    attr = jaxlift.attribute(model, argnums=1, references="paired")
+    text = jax.jit(lambda p, x, r: attr(p, x, reference=r)).lower(params, batch(N), batch(N)).as_text()
+    assert text.count("stablehlo.convolution") == 3 * 6
+
+
+def test_all_outputs_share_one_forward_pass():
+    model, params = dilated_network()
+
+    def several(params, x):
+        return jnp.stack([model(params, x), 2 * model(params, x)], 1)
+
+    def convolutions(target):
+        attr = jaxlift.attribute(several, argnums=1, target=target)
+        program = jax.jit(lambda p, x, r: attr(p, x, reference=r)).lower(params, batch(N), batch(R))
+        return program.compile().cost_analysis()["flops"]
+
+    one, every = convolutions(0), convolutions("all")
+    flops, _ = costs()
+    backward = flops["gradient N R"] - flops["forward N R"]
+    assert every - one <= 1.05 * backward * 1.04
+
+
+def test_rescale_never_computes_the_variation():
+    model, params = dilated_network()
+    attr = jaxlift.attribute(model, argnums=1)
+    text = jax.jit(lambda p, x, r: attr(p, x, reference=r)).lower(params, batch(N), batch(R)).as_text()
+    weights = [line for line in text.splitlines() if "stablehlo.abs" in line and f"{FILTERS}x{FILTERS}" in line]
+    assert weights == []
+
+
+def test_a_deep_pointwise_function_is_a_graph():
+    """Twenty doublings of the number of paths: a tree would have a million nodes."""
+
+    def fun(x):
+        for _ in range(20):
+            x = jnp.sin(x) * x
+        return x
+
+    program = jax.make_jaxpr(lambda x, r: jaxlift.vjp(fun, x, r)[1](jnp.float32(1)))(jnp.float32(0.5), jnp.float32(0.25))
+    assert len(program.eqns) < 4000

@@ -1,0 +1,182 @@
+"""Bad input is told what was expected, what came, and what to write instead."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+
+import jaxlift
+
+X = jnp.arange(12.0).reshape(4, 3)
+R = jnp.zeros(3)
+
+
+def two_outputs(x):
+    return jnp.tanh(x @ jnp.ones((3, 2)))
+
+
+def one_output(x):
+    return jnp.tanh(x).sum(1)
+
+
+def attr(fun=one_output, **options):
+    return jaxlift.attribute(fun, **options)
+
+
+CASES = {
+    "rule name": (
+        lambda: attr(rule="recsale"),
+        ValueError,
+        r"'recsale'.*'rescale', 'revealcancel', 'genomics_default'",
+    ),
+    "rule type": (lambda: attr(rule=3), ValueError, r"rule=3 .*jaxlift\.Rule"),
+    "output": (
+        lambda: attr(output="scores"),
+        ValueError,
+        r"'scores' must be one of 'contributions', 'multipliers', 'hypothetical'",
+    ),
+    "references": (lambda: attr(references="both"), ValueError, r"'both' must be one of 'shared', 'paired'"),
+    "max_pooling": (
+        lambda: jaxlift.lift(one_output, max_pooling="max"),
+        ValueError,
+        r"'max' must be one of 'complete', 'original'",
+    ),
+    "target name": (lambda: attr(target="each"), ValueError, r"'each' must be None, an int"),
+    "normalised function": (lambda: attr(target=lambda y: y[:, 0], normalize_target=True), ValueError, r"weighted sum"),
+    "no reference": (
+        lambda: attr()(X),
+        TypeError,
+        r"Rescale\(\) compares the input with a reference.*reference=\.\.\.",
+    ),
+    "reference shape": (
+        lambda: attr()(X, reference=jnp.zeros(5)),
+        ValueError,
+        r"\(5,\) doesn't fit an input of shape \(4, 3\).*\(N, R",
+    ),
+    "reference structure": (
+        lambda: attr()(X, reference=(R,)),
+        ValueError,
+        r"expected PyTreeDef\(\*\), got PyTreeDef\(\(\*,\)\)",
+    ),
+    "reference leaves": (
+        lambda: attr(lambda x: one_output(x[0] + x[1]))((X, X), reference=(R, X[:2])),
+        ValueError,
+        r"read alike.*\(3,\), \(2, 3\)",
+    ),
+    "paired of one": (
+        lambda: attr(references="paired")(X, reference=R),
+        ValueError,
+        r"references='paired' doesn't fit",
+    ),
+    "no references": (lambda: attr()(X, reference=X[:0]), ValueError, r"at least one, got an array of length 0"),
+    "integers": (lambda: attr()(X.astype(int), reference=R), TypeError, r"dtype int32.*astype.*embeddings"),
+    "integer leaf": (
+        lambda: attr(argnums=(0, 1))(X, X.astype(int), reference=(R, R)),
+        TypeError,
+        r"input\[1\] has dtype int32",
+    ),
+    "empty batch": (lambda: attr()(X[:0], reference=R), ValueError, r"batch is empty"),
+    "ragged batch": (
+        lambda: attr(argnums=(0, 1))(X, X[:2], reference=(R, R)),
+        ValueError,
+        r"one length, but they begin with",
+    ),
+    "no target": (lambda: attr(two_outputs)(X, reference=R), ValueError, r"outputs of shape \(2,\).*target="),
+    "target out of range": (
+        lambda: attr(two_outputs, target=2)(X, reference=R),
+        ValueError,
+        r"target 2 .*expected 0 to 1",
+    ),
+    "targets out of range": (
+        lambda: attr(two_outputs, target=[0, 1, 2, 0])(X, reference=R),
+        ValueError,
+        r"between 0 and 1, but they are between 0 and 2",
+    ),
+    "too few targets": (lambda: attr(two_outputs, target=[0, 1])(X, reference=R), ValueError, r"length 4.*\(2,\)"),
+    "target of one output": (lambda: attr(target=0)(X, reference=R), ValueError, r"leave the target out"),
+    "int of two axes": (
+        lambda: attr(lambda x: two_outputs(x)[:, None], target=0)(X, reference=R),
+        ValueError,
+        r"shape \(1, 2\): give a tuple of 2 ints",
+    ),
+    "tuple of one axis": (lambda: attr(two_outputs, target=(0, 1))(X, reference=R), ValueError, r"2 indices.*\(2,\)"),
+    "weights": (lambda: attr(two_outputs, target=jnp.ones(3))(X, reference=R), ValueError, r"\(3,\) don't fit.*\(2,\)"),
+    "Boolean weights": (
+        lambda: attr(two_outputs, target=jnp.ones(2, bool))(X, reference=R),
+        TypeError,
+        r"indices or weights",
+    ),
+    "several outputs": (lambda: attr(lambda x: (x, x))(X, reference=R), ValueError, r"returns 2.*target="),
+    "integer outputs": (lambda: attr(lambda x: x.argmax(1))(X, reference=R), TypeError, r"dtype int32"),
+    "no batch": (lambda: attr(lambda x: x[0])(X, reference=R), ValueError, r"jax\.vmap\(model\)"),
+    "rows of other arguments": (
+        lambda: attr(lambda x, m: (x * m).sum(1))(X, jnp.ones((4, 3)), reference=R),
+        ValueError,
+        r"name it in batch_argnums",
+    ),
+    "lift: shape": (lambda: jaxlift.lift(one_output)(X, R), ValueError, r"expected \(4, 3\), got \(3,\).*broadcast_to"),
+    "lift: leaf": (
+        lambda: jaxlift.lift(lambda x: x["a"])({"a": X}, {"a": R}),
+        ValueError,
+        r"the reference\['a'\] must have the shape",
+    ),
+    "lift: integers": (lambda: jaxlift.lift(one_output)(jnp.arange(3), R), TypeError, r"dtype int32"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_message(case):
+    call, error, message = CASES[case]
+    with pytest.raises(error, match=message):
+        call()
+
+
+class TestMissingRules:
+    def test_names_primitive_and_line(self):
+        def fun(x):
+            return jnp.sum(jnp.linalg.eigvalsh(x * jnp.ones((3, 3))))
+
+        with pytest.raises(
+            jaxlift.MissingRuleError, match=r"`eigh` has no rule.*test_errors\.py:\d+.*jaxlift\.register"
+        ):
+            jaxlift.vjp(fun, jnp.float32(1), jnp.float32(0))
+
+    def test_names_the_users_line_inside_library_functions(self):
+        with pytest.raises(jaxlift.MissingRuleError, match=r"test_errors\.py:\d+"):
+            jaxlift.vjp(
+                lambda x: jax.jit(jnp.linalg.eigvalsh)(x * jnp.ones((3, 3))).sum(), jnp.float32(1), jnp.float32(0)
+            )
+
+    @pytest.mark.parametrize(
+        "fun",
+        [
+            lambda x: jnp.take(jnp.arange(3.0), jnp.argmax(x)),  # an index that depends on the input
+            lambda x: lax.dynamic_slice(x, (jnp.argmin(x),), (1,))[0],
+            lambda x: (jnp.argmax(x) * 2).astype(x.dtype),  # a number made of one
+        ],
+    )
+    def test_discrete_values_are_not_silently_dropped(self, fun):
+        with pytest.raises(jaxlift.MissingRuleError, match="depend on the explained input"):
+            jaxlift.vjp(fun, jnp.array([1.0, 3.0, 2.0]), jnp.array([3.0, 1.0, 2.0]))
+
+    def test_what_does_not_depend_on_the_input_needs_no_rule(self):
+        def fun(x):
+            return (x * jnp.linalg.eigvalsh(jnp.eye(3))).sum()
+
+        assert jaxlift.vjp(fun, X[0], R)[1](jnp.float32(1)).shape == (3,)
+
+
+def test_register_a_rule_for_a_primitive():
+    """The registry's contract, on a primitive of one's own."""
+    twice = jax.extend.core.Primitive("twice")
+    twice.def_impl(lambda x: 2 * x)
+    twice.def_abstract_eval(lambda x: x)
+    with pytest.raises(jaxlift.MissingRuleError, match="`twice`"):
+        jaxlift.vjp(lambda x: twice.bind(x), X, X)
+
+    @jaxlift.register(twice)
+    def _(interpreter, eqn, operands):
+        [x] = (interpreter.settle(operand) for operand in operands)
+        return [type(x)(2 * x.value, 2 * x.reference, lambda: 2 * x.variation, x.fed_by)]
+
+    assert (jaxlift.vjp(lambda x: twice.bind(x), X, 0 * X)[1](X) == 2 * X).all()

@@ -1,0 +1,170 @@
+"""All of JAX composes with attributions: each transformation, against the same thing done plainly."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from programs import PROGRAMS, input_and_reference
+
+import jaxlift
+
+RULES = ["rescale", "revealcancel"]
+RNG = np.random.default_rng(4)
+X, R = RNG.normal(size=(8, 12, 3)), RNG.normal(size=(5, 12, 3))
+PARAMS = {
+    "k": RNG.normal(size=(3, 3, 6)),
+    "b": RNG.normal(size=6),
+    "w": RNG.normal(size=(36, 4)),
+    "v": RNG.normal(size=4),
+}
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+def model(params, x):
+    """Convolution, GELU, max-pooling, dense, ReLU."""
+    h = lax.conv_general_dilated(x, params["k"], (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))
+    h = jax.nn.gelu(h + params["b"])
+    h = lax.reduce_window(h, -jnp.inf, lax.max, (1, 2, 1), (1, 2, 1), "VALID")
+    return jax.nn.relu(h.reshape(h.shape[0], -1) @ params["w"] + 0.1) @ params["v"]
+
+
+def attr(rule, **options):
+    """`(params, x, r) -> scores`."""
+    scores = jaxlift.attribute(model, argnums=1, rule=rule, **options)
+    return lambda params, x, r: scores(params, x, reference=r)
+
+
+def close(actual, expected, rtol=1e-10, atol=1e-12):
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=rtol, atol=atol), actual, expected)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_jit(rule):
+    close(jax.jit(attr(rule))(PARAMS, X, R), attr(rule)(PARAMS, X, R))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_vmap(rule):
+    """Over parameters, as for an ensemble, and over a further axis of the input."""
+    ensemble = jax.tree.map(lambda p: jnp.stack([p, 0.5 * p, -p]), PARAMS)
+    batched = jax.jit(jax.vmap(attr(rule), (0, None, None)))(ensemble, X, R)
+    close(batched, jnp.stack([attr(rule)(jax.tree.map(lambda p: p[i], ensemble), X, R) for i in range(3)]))  # noqa: B023
+    nested = jax.jit(jax.vmap(attr(rule), (None, 0, None)))(PARAMS, X.reshape(2, 4, 12, 3), R)
+    close(nested.reshape(X.shape), attr(rule)(PARAMS, X, R))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_scan_over_batches(rule):
+    compiled = jax.jit(lambda x: lax.map(lambda x: attr(rule)(PARAMS, x, R), x))
+    close(compiled(X.reshape(2, 4, 12, 3)).reshape(X.shape), attr(rule)(PARAMS, X, R))
+
+
+def finite_difference(loss, value, direction, step=1e-5):
+    ends = (loss(jax.tree.map(lambda v, d: v + sign * step * d, value, direction)) for sign in (1, -1))  # noqa: B023
+    up, down = ends
+    return (up - down) / (2 * step)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_grad_of_a_loss_on_attributions(rule):
+    """With respect to inputs, references and parameters: training with attribution priors."""
+    rng = np.random.default_rng(6)
+    smooth = jax.tree.map(jnp.asarray, PARAMS)
+
+    @jax.jit
+    def loss(arguments):
+        params, x, r = arguments
+        scores = attr(rule)(params, x, r)
+        return (jnp.abs(scores) ** 1.5).sum()
+
+    arguments = (smooth, X[:3], R[:2])
+    gradient = jax.jit(jax.grad(loss))(arguments)
+    for i in range(3):
+        direction = jax.tree.map(lambda p: jnp.zeros(p.shape), arguments)
+        direction = list(direction)
+        direction[i] = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape)), arguments[i])
+        along = sum(jax.tree.leaves(jax.tree.map(lambda g, d: (g * d).sum(), gradient, tuple(direction))))
+        close(along, finite_difference(loss, arguments, tuple(direction)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_checkpoint(rule):
+    """Around the model, and around the attribution in a loss."""
+    whole = jaxlift.attribute(jax.checkpoint(model), argnums=1, rule=rule)(PARAMS, X, reference=R)
+    close(whole, attr(rule)(PARAMS, X, R))
+    loss = lambda params, a: (a(params, X, R) ** 2).sum()  # noqa: E731
+    close(
+        jax.grad(loss)(PARAMS, jax.checkpoint(attr(rule))),
+        jax.grad(loss)(PARAMS, attr(rule)),
+        rtol=1e-8,
+    )
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_sharding_over_eight_devices(rule):
+    mesh = jax.make_mesh((8,), ("batch",))
+    compiled = jax.jit(attr(rule))
+    sharded = compiled(PARAMS, jax.device_put(X, NamedSharding(mesh, PartitionSpec("batch"))), R)
+    assert sharded.sharding.spec[0] == "batch"
+    assert len(sharded.sharding.device_set) == 8
+    close(sharded, compiled(PARAMS, X, R))
+
+
+def test_sharding_over_references():
+    # JAX cannot merge two sharded axes for a convolution while shardings are part of types (AxisType.Explicit).
+    mesh = jax.make_mesh((2, 4), ("batch", "reference"), axis_types=(AxisType.Auto, AxisType.Auto))
+    compiled = jax.jit(attr("rescale", average=False))
+    references = RNG.normal(size=(4, 12, 3))
+    x = jax.device_put(X, NamedSharding(mesh, PartitionSpec("batch")))
+    r = jax.device_put(references, NamedSharding(mesh, PartitionSpec("reference")))
+    close(compiled(PARAMS, x, r), compiled(PARAMS, X, references))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_pullback_under_vmap_is_linear(rule):
+    x, r = input_and_reference(jnp.float64)
+    (y, _), pullback = jaxlift.vjp(lambda x: jnp.tanh(x[:3] * x[3:]), x, r, rule=rule)
+    each = jax.vmap(pullback)(jnp.eye(3))
+    weights = jnp.array([1.0, -2.0, 0.5])
+    close(pullback(weights), weights @ each)
+    assert y.shape == (3,)
+
+
+def test_forward_values_are_untouched_by_the_rule():
+    for program in PROGRAMS[:5]:
+        x, r = input_and_reference(jnp.float64)
+        y, y_ref = jax.jit(jaxlift.lift(program.fun, rule="revealcancel"))(x, r)
+        close((y, y_ref), (program.fun(x), program.fun(r)), rtol=1e-14)
+
+
+def test_strict_settings():
+    """No implicit promotion of ranks or dtypes, no leaked tracers, no NaN on the way."""
+    params, x, r = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), ({**PARAMS}, X, R))
+
+    def strict(params, x):
+        h = lax.conv_general_dilated(x, params["k"], (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))
+        h = jax.nn.gelu(h + params["b"][None, None]).reshape(x.shape[0], -1)
+        return jax.nn.relu(h[:, :36] @ params["w"]) @ params["v"]
+
+    with (
+        jax.numpy_rank_promotion("raise"),
+        jax.numpy_dtype_promotion("strict"),
+        jax.checking_leaks(),
+        jax.debug_nans(True),
+    ):
+        for rule in RULES:
+            jax.jit(lambda p, x, r: jaxlift.attribute(strict, argnums=1, rule=rule)(p, x, reference=r))(params, x, r)  # noqa: B023
+            checkpointed = jaxlift.attribute(jax.checkpoint(strict), argnums=1, rule=rule, target=None)
+            jax.jit(lambda p, x, r: checkpointed(p, x, reference=r))(params, x, r)  # noqa: B023
+
+
+def test_threads_and_repetition_leave_no_state():
+    compiled = jax.jit(attr("revealcancel"))
+    first = compiled(PARAMS, X, R)
+    compiled(jax.tree.map(lambda p: -p, PARAMS), X, R)
+    np.testing.assert_array_equal(compiled(PARAMS, X, R), first)
