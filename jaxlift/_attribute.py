@@ -42,10 +42,10 @@ def attribute(
     >>> weights = jnp.array([[1.0, -1.0], [2.0, 0.5], [-3.0, 1.0]])
     >>> model = lambda x: jax.nn.relu(x @ weights)                       # (N, 3) -> (N, 2)
     >>> attr = jax.jit(jaxlift.attribute(model, target=0))
-    >>> x = jnp.array([[1.0, 1.0, 0.0], [2.0, 0.0, 1.0]])
+    >>> x = jnp.array([[1.0, 1.0, 0.0], [2.0, 0.5, 0.25]])
     >>> attr(x, reference=jnp.zeros(3))
-    Array([[1., 2., 0.],
-           [0., 0., 0.]], dtype=float32)
+    Array([[ 1.  ,  2.  , -0.  ],
+           [ 2.  ,  1.  , -0.75]], dtype=float32)
 
     The sum of an example's contributions is the difference of its output from the reference's (paper, eq. 1). N
     examples and R shared references cost N + R forward passes and N * R backward passes. All of JAX composes with the

@@ -1,5 +1,7 @@
 """`attribute`: references by rank, targets, outputs, pytrees, arguments, and examples that are not finite."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,11 +15,18 @@ X = jnp.asarray(RNG.normal(size=(4, 6)), jnp.float32)
 REFERENCES = jnp.asarray(RNG.normal(size=(3, 6)), jnp.float32)
 
 
+def attribute(fun, **options):
+    """`jaxlift.attribute`, compiled."""
+    attr = jaxlift.attribute(fun, **options)
+    return jax.jit(lambda *args, reference: attr(*args, reference=reference))
+
+
 def model(x):
     """Four examples of six features, five outputs each."""
     return jnp.tanh(x @ W + B) @ V
 
 
+@functools.partial(jax.jit, static_argnums=3)
 def pair(x, r, weights, rule="rescale"):
     """Contributions of one example against one reference, for a weighted sum of outputs."""
     _, pullback = jaxlift.vjp(lambda x: model(x[None])[0], x, r, rule=rule)
@@ -33,8 +42,8 @@ class TestReferences:
 
     @pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
     def test_one_shared_and_of_each_example(self, rule):
-        attr = jaxlift.attribute(model, target=2, rule=rule)
-        each = jaxlift.attribute(model, target=2, rule=rule, average=False)
+        attr = attribute(model, target=2, rule=rule)
+        each = attribute(model, target=2, rule=rule, average=False)
         expected = jnp.stack([jnp.stack([pair(x, r, self.one_hot, rule) for r in REFERENCES]) for x in X])
         close(attr(X, reference=REFERENCES[1]), expected[:, 1])
         close(attr(X, reference=REFERENCES), expected.mean(1))
@@ -48,26 +57,26 @@ class TestReferences:
 
     def test_shape_of_the_input(self):
         r = X[::-1] * 0.5
-        shared = jaxlift.attribute(model, target=2, references="shared")(X, reference=r)
-        paired = jaxlift.attribute(model, target=2, references="paired")(X, reference=r)
+        shared = attribute(model, target=2, references="shared")(X, reference=r)
+        paired = attribute(model, target=2, references="paired")(X, reference=r)
         close(paired, jnp.stack([pair(x, r, self.one_hot) for x, r in zip(X, r, strict=True)]))
         close(shared, jnp.stack([jnp.stack([pair(x, r, self.one_hot) for r in r]).mean(0) for x in X]))
         with pytest.warns(UserWarning, match=r"4 x 4 pairs.*references='paired'") as record:
-            close(jaxlift.attribute(model, target=2)(X, reference=r), shared)
+            close(attribute(model, target=2)(X, reference=r), shared)
         assert record[0].filename == __file__
 
     def test_one_example_is_not_ambiguous(self):
-        close(jaxlift.attribute(model, target=2)(X[:1], reference=X[1:2]), pair(X[0], X[1], self.one_hot)[None])
+        close(attribute(model, target=2)(X[:1], reference=X[1:2]), pair(X[0], X[1], self.one_hot)[None])
 
     def test_references_are_cast(self):
-        whole = jaxlift.attribute(model, target=2)(X, reference=np.zeros(6, int))
+        whole = attribute(model, target=2)(X, reference=np.zeros(6, int))
         assert whole.dtype == jnp.float32
-        close(whole, jaxlift.attribute(model, target=2)(X, reference=jnp.zeros(6)))
+        close(whole, attribute(model, target=2)(X, reference=jnp.zeros(6)))
 
 
 class TestTargets:
     def of(self, target, **options):
-        return jaxlift.attribute(model, target=target, **options)(X, reference=REFERENCES)
+        return attribute(model, target=target, **options)(X, reference=REFERENCES)
 
     def expected(self, weights):
         weights = jnp.broadcast_to(jnp.asarray(weights, jnp.float32), (4, 5))
@@ -82,7 +91,7 @@ class TestTargets:
 
     def test_int_of_each_example(self):
         close(self.of([0, 4, 1, -2]), self.expected(jnp.eye(5)[jnp.array([0, 4, 1, 3])]))
-        traced = jax.jit(lambda t: jaxlift.attribute(model, target=t)(X, reference=REFERENCES))
+        traced = jax.jit(lambda t: attribute(model, target=t)(X, reference=REFERENCES))
         close(traced(jnp.array([0, 4, 1, -2])), self.of([0, 4, 1, -2]))
         assert jnp.isnan(traced(jnp.array([0, 9, 1, 2]))).all(1).tolist() == [False, True, False, False]
 
@@ -117,25 +126,25 @@ class TestTargets:
 
     def test_single_output(self):
         for fun in (lambda x: model(x)[:, 3], lambda x: model(x)[:, 3:4]):
-            close(jaxlift.attribute(fun)(X, reference=REFERENCES), self.of(3))
+            close(attribute(fun)(X, reference=REFERENCES), self.of(3))
 
     def test_outputs_of_several_axes(self):
         def grid(x):
             return model(x)[:, :4].reshape(-1, 2, 2)
 
-        close(jaxlift.attribute(grid, target=(1, 0))(X, reference=REFERENCES), self.of(2))
-        every = jaxlift.attribute(grid, target="all")(X, reference=REFERENCES)
+        close(attribute(grid, target=(1, 0))(X, reference=REFERENCES), self.of(2))
+        every = attribute(grid, target="all")(X, reference=REFERENCES)
         assert every.shape == (4, 2, 2, 6)
         close(every[:, 1, 0], self.of(2))
         weights = jnp.array([[0.0, 1], [2, 0]])
-        close(jaxlift.attribute(grid, target=weights)(X, reference=REFERENCES), self.of(1) + 2 * self.of(2))
+        close(attribute(grid, target=weights)(X, reference=REFERENCES), self.of(1) + 2 * self.of(2))
 
 
 class TestOutputs:
     def test_multipliers_times_difference(self):
         options = {"target": 1, "average": False}
-        multipliers = jaxlift.attribute(model, output="multipliers", **options)(X, reference=REFERENCES)
-        close(multipliers * (X[:, None] - REFERENCES), jaxlift.attribute(model, **options)(X, reference=REFERENCES))
+        multipliers = attribute(model, output="multipliers", **options)(X, reference=REFERENCES)
+        close(multipliers * (X[:, None] - REFERENCES), attribute(model, **options)(X, reference=REFERENCES))
 
     def test_hypothetical_contributions(self):
         """`m_i - sum_c r_c m_c`, as the original has it; for the observed channel, the sum of contributions there."""
@@ -146,22 +155,22 @@ class TestOutputs:
         def fun(x):
             return jnp.tanh(x.reshape(-1, 20) @ w).sum(1)
 
-        hypothetical = jaxlift.attribute(fun, output="hypothetical", average=False)(x, reference=r)
-        m = jaxlift.attribute(fun, output="multipliers", average=False)(x, reference=r)
+        hypothetical = attribute(fun, output="hypothetical", average=False)(x, reference=r)
+        m = attribute(fun, output="multipliers", average=False)(x, reference=r)
         close(hypothetical, m - (m * r).sum(-1, keepdims=True))
-        contributions = jaxlift.attribute(fun, average=False)(x, reference=r)
+        contributions = attribute(fun, average=False)(x, reference=r)
         close((hypothetical * x[:, None]).sum(-1), contributions.sum(-1))
-        moved = jaxlift.attribute(lambda x: fun(jnp.moveaxis(x, 1, 2)), output="hypothetical", channel_axis=0)
+        moved = attribute(lambda x: fun(jnp.moveaxis(x, 1, 2)), output="hypothetical", channel_axis=0)
         close(moved(jnp.moveaxis(x, 2, 1), reference=jnp.moveaxis(r, 2, 1)), jnp.moveaxis(hypothetical.mean(1), 2, 1))
 
     @pytest.mark.parametrize("output", ["contributions", "multipliers", "hypothetical"])
     def test_convergence_delta(self, output):
-        attr = jaxlift.attribute(model, target=0, output=output, convergence_delta=True, average=False)
+        attr = attribute(model, target=0, output=output, convergence_delta=True, average=False)
         _, delta = attr(X, reference=REFERENCES)
         assert delta.shape == (4, 3)
         assert jnp.abs(delta).max() < 2e-6
         # It is what is missing, and max-pooling as in the original misses much.
-        lossy = jaxlift.attribute(lambda x: x.max(1), convergence_delta=True, max_pooling="original")
+        lossy = attribute(lambda x: x.max(1), convergence_delta=True, max_pooling="original")
         scores, delta = lossy(X, reference=REFERENCES)
         close(scores.sum(1) + delta, X.max(1) - REFERENCES.max(1).mean())
         assert jnp.abs(delta).max() > 0.1
@@ -172,11 +181,11 @@ class TestArguments:
         def fun(params, x, key):
             return jax.nn.relu(x @ params["w"]).sum(1) + jax.random.normal(key, ())
 
-        attr = jaxlift.attribute(fun, argnums=1)
+        attr = attribute(fun, argnums=1)
         params = {"w": W}
         close(
             attr(params, X, jax.random.key(0), reference=REFERENCES),
-            jaxlift.attribute(lambda x: jax.nn.relu(x @ W).sum(1))(X, reference=REFERENCES),
+            attribute(lambda x: jax.nn.relu(x @ W).sum(1))(X, reference=REFERENCES),
         )
 
     def test_rows_of_other_arguments(self):
@@ -185,9 +194,9 @@ class TestArguments:
         def fun(x, mask):
             return jnp.tanh(jnp.where(mask, x, 0) @ W).sum(1)
 
-        scores = jaxlift.attribute(fun, batch_argnums=(1,))(X, mask, reference=REFERENCES)
+        scores = attribute(fun, batch_argnums=(1,))(X, mask, reference=REFERENCES)
         for i in range(4):
-            close(scores[i], jaxlift.attribute(lambda x: fun(x, mask[i]))(X[i : i + 1], reference=REFERENCES)[0])  # noqa: B023
+            close(scores[i], attribute(lambda x: fun(x, mask[i]))(X[i : i + 1], reference=REFERENCES)[0])  # noqa: B023
 
     def test_several_explained_arguments(self):
         def fun(a, scale, b):
@@ -195,8 +204,8 @@ class TestArguments:
 
         a, b = X[:, :2], X[:, 2:]
         ra, rb = REFERENCES[:, :2], REFERENCES[:, 2:]
-        scores_a, scores_b = jaxlift.attribute(fun, argnums=(0, 2))(a, 1.0, b, reference=(ra, rb))
-        whole = jaxlift.attribute(lambda x: jnp.tanh(x @ W).sum(1))(X, reference=REFERENCES)
+        scores_a, scores_b = attribute(fun, argnums=(0, 2))(a, 1.0, b, reference=(ra, rb))
+        whole = attribute(lambda x: jnp.tanh(x @ W).sum(1))(X, reference=REFERENCES)
         close(jnp.concatenate([scores_a, scores_b], 1), whole)
 
     def test_pytrees(self):
@@ -206,8 +215,8 @@ class TestArguments:
         def split(x):
             return {"a": x[..., :2], "rest": (x[..., 2:].reshape(*x.shape[:-1], 2, 2),)}
 
-        attr = jaxlift.attribute(fun, convergence_delta=True)
-        whole = jaxlift.attribute(lambda x: jnp.tanh(x @ W).sum(1))
+        attr = attribute(fun, convergence_delta=True)
+        whole = attribute(lambda x: jnp.tanh(x @ W).sum(1))
         for r in (REFERENCES[0], REFERENCES, jnp.stack([REFERENCES] * 4)):
             scores, delta = attr(split(X), reference=split(r))
             assert jax.tree.structure(scores) == jax.tree.structure(split(X))
@@ -217,10 +226,10 @@ class TestArguments:
 
     def test_features_that_are_scalars(self):
         x, r = jnp.array([1.0, -2.0, 3.0]), jnp.float32(0.5)
-        close(jaxlift.attribute(lambda x: jax.nn.relu(x))(x, reference=r), jax.nn.relu(x) - 0.5)
+        close(attribute(lambda x: jax.nn.relu(x))(x, reference=r), jax.nn.relu(x) - 0.5)
 
     def test_a_model_that_ignores_its_input(self):
-        scores, delta = jaxlift.attribute(lambda x: jnp.ones(x.shape[0]), convergence_delta=True)(
+        scores, delta = attribute(lambda x: jnp.ones(x.shape[0]), convergence_delta=True)(
             X, reference=REFERENCES
         )
         assert (scores == 0).all()
@@ -231,13 +240,13 @@ class TestNotFinite:
     @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
     @pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
     def test_an_input_spoils_its_own_scores_only(self, bad, rule):
-        attr = jax.jit(lambda x: jaxlift.attribute(model, target=0, rule=rule)(x, reference=REFERENCES))
+        attr = jax.jit(lambda x: attribute(model, target=0, rule=rule)(x, reference=REFERENCES))
         spoilt = attr(X.at[1, 2].set(bad))
         assert jnp.isnan(spoilt[1]).all()
         np.testing.assert_array_equal(np.delete(spoilt, 1, 0), np.delete(attr(X), 1, 0))
 
     def test_a_reference_spoils_the_comparisons_with_it(self):
-        attr = jaxlift.attribute(model, target=0, average=False)
+        attr = attribute(model, target=0, average=False)
         spoilt = attr(X, reference=REFERENCES.at[2, 0].set(jnp.nan))
         assert jnp.isnan(spoilt[:, 2]).all()
         np.testing.assert_array_equal(spoilt[:, :2], attr(X, reference=REFERENCES)[:, :2])
@@ -253,7 +262,7 @@ def test_examples_do_not_depend_on_their_batch():
         return jax.lax.reduce_window(h, -jnp.inf, jax.lax.max, (1, 3, 1), (1, 2, 1), "SAME").sum((1, 2))
 
     for output in ("contributions", "multipliers"):
-        attr = jaxlift.attribute(fun, output=output)
+        attr = attribute(fun, output=output)
         together = attr(X, reference=REFERENCES)
         for i in range(4):
             close(attr(X[i : i + 1], reference=REFERENCES)[0], together[i], rtol=1e-6, atol=1e-7)

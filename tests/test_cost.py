@@ -112,7 +112,8 @@ def test_all_outputs_share_one_forward_pass():
     model, params = dilated_network()
 
     def several(params, x):
-        return jnp.stack([model(params, x), 2 * model(params, x)], 1)
+        y = model(params, x)
+        return jnp.stack([y, 2 * y], 1)
 
     def convolutions(target):
         attr = jaxlift.attribute(several, argnums=1, target=target)
