@@ -229,9 +229,7 @@ class TestArguments:
         close(attribute(lambda x: jax.nn.relu(x))(x, reference=r), jax.nn.relu(x) - 0.5)
 
     def test_a_model_that_ignores_its_input(self):
-        scores, delta = attribute(lambda x: jnp.ones(x.shape[0]), convergence_delta=True)(
-            X, reference=REFERENCES
-        )
+        scores, delta = attribute(lambda x: jnp.ones(x.shape[0]), convergence_delta=True)(X, reference=REFERENCES)
         assert (scores == 0).all()
         assert (delta == 0).all()
 

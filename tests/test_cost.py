@@ -1,16 +1,17 @@
 """What attribution computes and keeps, counted by the compiler: FLOPs, temporary memory, passes of the model.
 
-The floor, in units of the model's forward pass on one example: `N + R + N R` for Rescale, `N + R + 3 N R` for RevealCancel.
+The floor, in forward passes of the model on one example: `N + R + N R` for Rescale, `N + R + 3 N R` for RevealCancel.
 """
 
 import functools
 
 import jax
 import jax.numpy as jnp
-import jaxlift
 import numpy as np
 import pytest
 from jax import lax
+
+import jaxlift
 
 N, R, LENGTH, FILTERS = 8, 20, 256, 64
 
@@ -142,5 +143,7 @@ def test_a_deep_pointwise_function_is_a_graph():
             x = jnp.sin(x) * x
         return x
 
-    program = jax.make_jaxpr(lambda x, r: jaxlift.vjp(fun, x, r)[1](jnp.float32(1)))(jnp.float32(0.5), jnp.float32(0.25))
+    program = jax.make_jaxpr(lambda x, r: jaxlift.vjp(fun, x, r)[1](jnp.float32(1)))(
+        jnp.float32(0.5), jnp.float32(0.25)
+    )
     assert len(program.eqns) < 4000

@@ -2,12 +2,13 @@
 
 import jax
 import jax.numpy as jnp
-import jaxlift
 import numpy as np
 import oracles
 import pytest
 from jax import lax
 from jax.extend.core import jaxprs_in_params
+
+import jaxlift
 
 X, R = jnp.array([1.0, -2.0, 0.5, 0.0]), jnp.array([0.0, 1.0, 0.5, -1.0])
 W = jnp.asarray(np.random.default_rng(0).normal(size=(4, 5)), jnp.float32)
@@ -23,7 +24,7 @@ def contributions(fun, x=X, r=R, rule="revealcancel"):
 
 @pytest.mark.usefixtures("x64")
 def test_1_the_derivative_of_a_difference_of_zero_is_zero():
-    """The third input doesn't differ: its multiplier is the mean of both parts'. JAX's `abs` would make it the positive one."""
+    """The third input doesn't differ: its multiplier is the mean of both parts'. JAX's `abs` would give the positive one."""
     w = np.random.default_rng(0).normal(size=(4, 5))
     v = np.random.default_rng(1).normal(size=(5, 3))
     relu = oracles.RevealCancel(*oracles.FUNCTIONS["relu"])
@@ -42,7 +43,7 @@ def test_1_the_derivative_of_a_difference_of_zero_is_zero():
 
 
 def test_1_midpoints_are_held_constant():
-    """Where the variation of a product is used, its weights are no path of contributions; scores still differentiate them."""
+    """Where a product's variation is used, its weights are no path of contributions; scores still differentiate them."""
 
     def fun(x):
         product = (x @ W) * jnp.tanh(x[::-1] @ W)
@@ -77,7 +78,7 @@ def test_1_normalisations_take_rescale():
 
 
 def test_1_a_unit_that_is_on_only_between_is_seen():
-    """Off at input and reference, on between: its two parts cancel, and RevealCancel shows them however large they are."""
+    """Off at input and reference, on between: its two parts cancel, and RevealCancel shows them, however large."""
     w = jnp.array([1e4, -1e4])
     x, r = jnp.array([1.0, 1.0]), jnp.zeros(2)
     scores = contributions(lambda x: jax.nn.relu(x @ w - 10), x, r)
@@ -116,7 +117,9 @@ def test_3_constants_may_be_tracers_of_any_dtype():
     arguments = jnp.float32(0.3), jnp.array([2, 3, 2, 2]), jnp.array([True, True, False, True])
     np.testing.assert_allclose(jax.jit(scores)(*arguments), scores(*arguments), rtol=1e-6)
     gradient = jax.jit(jax.grad(lambda slope: (scores(slope, *arguments[1:]) ** 2).sum()))(arguments[0])
-    step = (scores(jnp.float32(0.31), *arguments[1:]) ** 2).sum() - (scores(jnp.float32(0.29), *arguments[1:]) ** 2).sum()
+    step = (scores(jnp.float32(0.31), *arguments[1:]) ** 2).sum() - (
+        scores(jnp.float32(0.29), *arguments[1:]) ** 2
+    ).sum()
     np.testing.assert_allclose(gradient, step / 0.02, rtol=1e-3)
 
 

@@ -19,7 +19,7 @@ def explain(fun, x, r, rule):
 
 
 def missing(values, multipliers, x, r):
-    """What is missing from the sum of contributions, and the scale of what was summed. In float64, whatever the dtype."""
+    """What is missing from the sum of contributions, and the scale of what was summed, in float64."""
     y, y_ref, m, x, r = (np.asarray(a, np.float64) for a in (*values, multipliers, x, r))
     contributions = m * (x - r)
     return abs(contributions.sum() - (y - y_ref)), np.abs(contributions).sum() + abs(y) + abs(y_ref)
