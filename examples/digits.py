@@ -54,7 +54,7 @@ def train(images: np.ndarray, labels: np.ndarray, epochs: int) -> Network:
     rng = np.random.default_rng(0)
     for _ in range(epochs):
         for rows in np.array_split(rng.permutation(len(images)), len(images) // 64):
-            step(model, optimizer, images[rows], labels[rows])
+            step(model, optimizer, jnp.asarray(images[rows]), jnp.asarray(labels[rows]))
     return model
 
 
@@ -98,9 +98,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=15, help="how long to train")
     options = parser.parse_args()
 
-    data = load_digits()
-    images = (data.images[..., None] / 16).astype(np.float32)
-    seen, unseen, labels, truth = train_test_split(images, data.target, test_size=0.25, random_state=0)
+    pixels, digits = load_digits(return_X_y=True)
+    images = np.asarray(pixels, np.float32).reshape(-1, 8, 8, 1) / 16
+    seen, unseen, labels, truth = map(np.asarray, train_test_split(images, digits, test_size=0.25, random_state=0))
     start = time.perf_counter()
     model = train(seen, labels, options.epochs)
     predicted = np.asarray(model(jnp.asarray(unseen))).argmax(1)

@@ -67,8 +67,3 @@ def missing_rule(eqn: JaxprEqn, where: str, reason: str) -> MissingRuleError:
         f"outputs. It was called from {place}. Either write that line with other operations, or move it before the "
         "explained input, or give the primitive a rule with jaxlift.register(primitive)."
     )
-
-
-def describe(value: Any) -> str:
-    """An array's dtype and shape, as in ``float32[3,4]``."""
-    return f"{value.dtype}[{','.join(map(str, value.shape))}]"

@@ -24,7 +24,7 @@ def contributions(fun, x=X, r=R, rule="revealcancel"):
 
 @pytest.mark.usefixtures("x64")
 def test_1_the_derivative_of_a_difference_of_zero_is_zero():
-    """The third input doesn't differ: its multiplier is the mean of both parts'. JAX's `abs` would give the positive one."""
+    """The third input doesn't differ: its multiplier is the mean of both parts'. JAX's `abs` gives the positive one."""
     w = np.random.default_rng(0).normal(size=(4, 5))
     v = np.random.default_rng(1).normal(size=(5, 3))
     relu = oracles.RevealCancel(*oracles.FUNCTIONS["relu"])
@@ -43,7 +43,7 @@ def test_1_the_derivative_of_a_difference_of_zero_is_zero():
 
 
 def test_1_midpoints_are_held_constant():
-    """Where a product's variation is used, its weights are no path of contributions; scores still differentiate them."""
+    """Where a product's variation is used, its weights are no path of contributions; scores differentiate them."""
 
     def fun(x):
         product = (x @ W) * jnp.tanh(x[::-1] @ W)
