@@ -20,6 +20,7 @@ __all__ = [
     "inner_jaxpr",
     "location",
     "primitives",
+    "scan_lengths",
     "shape",
 ]
 
@@ -39,7 +40,7 @@ def inner_jaxpr(eqn: JaxprEqn) -> tuple[Jaxpr, Sequence[Any]]:
 
     JAX 0.10 keeps a `ClosedJaxpr` or (``checkpoint``) an open `Jaxpr`; since 0.11 there is one class of jaxpr.
     """
-    inner = next(eqn.params[key] for key in ("jaxpr", "call_jaxpr") if key in eqn.params)
+    inner = next(eqn.params[key] for key in ("jaxpr", "call_jaxpr", "call") if key in eqn.params)
     return getattr(inner, "jaxpr", inner), getattr(inner, "consts", ())
 
 
@@ -47,6 +48,14 @@ def bind(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
     """The outputs of one equation for other operands, as a list."""
     out = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
     return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def scan_lengths(eqn: JaxprEqn) -> tuple[int, int]:
+    """How many constants and carries a `scan` has, which come first and second among its operands."""
+    if "ft_in" in eqn.params:  # since JAX 0.12
+        consts, carry, _ = eqn.params["ft_in"].unpack()
+        return len(consts), len(carry)
+    return eqn.params["num_consts"], eqn.params["num_carry"]
 
 
 def shape(atom: Any) -> tuple[int, ...]:

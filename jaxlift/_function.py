@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from jax.extend.core import jaxprs_in_params
 
 from jaxlift import _compat
 from jaxlift._compat import JaxprEqn, primitives
+from jaxlift._multipliers import difference
 from jaxlift._values import Node, postorder
 
 # By how much the last bit of a primitive's result may be off, in units of the dtype's epsilon. Elementary functions are
@@ -75,11 +76,6 @@ TOTAL = PIECEWISE_OR_SATURATING - {"rem", "erf_inv"} | frozenset(
 )
 
 
-def difference(x: Array, r: Array) -> Array:
-    """`x - r`, where equal infinities (the masked logits of attention) differ by 0."""
-    return jnp.where(x == r, 0, x - r)
-
-
 class Sample(NamedTuple):
     """What a secant needs to know about `f` at one end: `x`, `f(x)`, `f'(x) / 6`, and the rounding error of `f(x)`."""
 
@@ -132,8 +128,8 @@ class PointwiseFunction:
         return self._value_and_derivative(x)[1]
 
     def _value_and_derivative(self, x: Array) -> tuple[Array, Array]:
-        y, pull = jax.vjp(self, x)
-        return y, pull(jnp.ones_like(y))[0]
+        y, [slope] = _value_and_slopes(self, x)
+        return y, slope
 
     def rounding(self, x: Array) -> Array:
         """A running bound on the rounding error of `f(x)`: each step's own, and what it makes of those before it."""
@@ -227,6 +223,19 @@ class PointwiseFunction:
         return degrees[-1] <= 1
 
 
+def _value_and_slopes(f: Callable[..., Array], *x: Array) -> tuple[Array, Sequence[Array]]:
+    """`f(x)` and its elementwise derivatives.
+
+    JAX has none for some special functions in some arguments. There the secant is the quotient wherever it is more than
+    rounding, and 0 at the reference.
+    """
+    try:
+        y, pull = jax.vjp(f, *x)
+        return y, pull(jnp.ones_like(y))
+    except (NotImplementedError, ValueError):
+        return f(*x), [jnp.zeros_like(each) for each in x]
+
+
 def _partial_derivatives(eqn: JaxprEqn, values: list[Any], which: list[int]) -> tuple[Array, Sequence[Array]]:
     """The result of an elementwise equation, and its derivative in some of its operands."""
 
@@ -236,8 +245,7 @@ def _partial_derivatives(eqn: JaxprEqn, values: list[Any], which: list[int]) -> 
 
     if not which or not jnp.issubdtype(_compat.dtype(eqn.outvars[0]), jnp.inexact):
         return step(*(values[k] for k in which)), ()
-    y, pull = jax.vjp(step, *(values[k] for k in which))
-    return y, pull(jnp.ones_like(y))
+    return _value_and_slopes(step, *(values[k] for k in which))
 
 
 def affine_ends(node: Node) -> tuple[Node | None, Node | None]:

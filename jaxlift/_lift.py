@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Literal, get_args, overload
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NoReturn, get_args, overload
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ import numpy as np
 from jaxlift import _compat, _registry
 from jaxlift._compat import Jaxpr, JaxprEqn
 from jaxlift._values import Pending, Settled, Value, Varying, is_varying
-from jaxlift.primitives import magnitude, settle
+from jaxlift.primitives import settle
 from jaxlift.rules import Rule, as_rule
 
 MaxPooling = Literal["complete", "original"]
@@ -29,12 +28,15 @@ class Interpreter:
         max_pooling: how it passes a maximum over elements.
         scope: the name scopes around the jaxpr, joined by ``/``.
         where: the line of the user's code that the jaxpr comes from, for errors within library functions.
+        known: the outputs of equations that were evaluated before. What is computed twice is one value: `exp(x) /
+            exp(x).sum()` is a softmax, and `where(x @ w > 0, (x @ w) ** 2, 0)` a function of one value.
     """
 
     rule: Rule
     max_pooling: MaxPooling = "complete"
     scope: str = ""
     where: str = ""
+    known: dict[Any, tuple[Any, Sequence[Value]]] = field(default_factory=dict, compare=False, repr=False)
 
     def evaluate(self, jaxpr: Jaxpr, consts: Sequence[Any], operands: Sequence[Value]) -> list[Value]:
         """The outputs of a jaxpr. What doesn't vary is computed once, as it stands."""
@@ -48,16 +50,40 @@ class Interpreter:
 
         for eqn in jaxpr.eqns:
             inputs = [read(atom) for atom in eqn.invars]
-            if any(map(is_varying, inputs)):
-                outputs = _registry.rule_of(eqn, self.where)(self, eqn, inputs)
-            else:
-                outputs = _compat.bind(eqn, inputs)
-            values.update(zip(eqn.outvars, outputs, strict=True))
+            key = self._key(eqn, inputs)
+            if key not in self.known:
+                self.known[key] = inputs, self.outputs(eqn, inputs)  # the inputs stay alive, and so do their ids
+            values.update(zip(eqn.outvars, self.known[key][1], strict=True))
         return [read(atom) for atom in jaxpr.outvars]
+
+    def outputs(self, eqn: JaxprEqn, inputs: Sequence[Value]) -> Sequence[Value]:
+        """The outputs of one equation."""
+        if any(map(is_varying, inputs)):
+            return _registry.rule_of(eqn, self.where)(self, eqn, inputs)
+        return _compat.bind(eqn, inputs)
+
+    def _key(self, eqn: JaxprEqn, inputs: Sequence[Value]) -> Any:
+        """What two equations have in common that have the same outputs."""
+        if eqn.effects:
+            return object()
+        of_inputs = [
+            (str(value.dtype), repr(value.item())) if isinstance(value, np.ndarray) and value.size == 1 else id(value)
+            for value in inputs
+        ]
+        key = (eqn.primitive, tuple(eqn.params.items()), self.scope_of(eqn), tuple(of_inputs))
+        try:
+            hash(key)
+        except TypeError:
+            return object()
+        return key
 
     def inside(self, eqn: JaxprEqn) -> Interpreter:
         """The interpreter for the jaxpr that an equation holds."""
         return replace(self, scope=self.scope_of(eqn), where=_compat.location(eqn) or self.where)
+
+    def afresh(self) -> Interpreter:
+        """The same, for a jaxpr that is traced by itself, as the bodies of loops are."""
+        return replace(self, known={})
 
     def scope_of(self, eqn: JaxprEqn) -> str:
         return "/".join(filter(None, (self.scope, str(eqn.source_info.name_stack))))
@@ -72,6 +98,14 @@ class Interpreter:
 
     def missing_rule(self, eqn: JaxprEqn, reason: str) -> _registry.MissingRuleError:
         return _registry.missing_rule(eqn, self.where, reason)
+
+    def refusal(self, eqn: JaxprEqn, reason: str) -> Callable[[], NoReturn]:
+        """For what is refused only if something asks for it."""
+
+        def refuse() -> NoReturn:
+            raise self.missing_rule(eqn, reason)
+
+        return refuse
 
 
 def lift(
@@ -113,8 +147,7 @@ def lift(
         x, reference = checked_pair(x, reference)
         closed, outputs = jax.make_jaxpr(fun, return_shape=True)(x)
         inputs = [
-            Varying(value, ref, partial(magnitude, value, ref))
-            for value, ref in zip(jax.tree.leaves(x), jax.tree.leaves(reference), strict=True)
+            Varying(value, ref) for value, ref in zip(jax.tree.leaves(x), jax.tree.leaves(reference), strict=True)
         ]
         results = [interpreter.settle(out) for out in interpreter.evaluate(closed.jaxpr, closed.consts, inputs)]
         values = [out.value if isinstance(out, Varying) else out for out in results]

@@ -1,4 +1,4 @@
-"""The one place where a derivative is replaced by a multiplier."""
+"""The one place where a derivative is replaced by a multiplier, and differences."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array, lax
 
 Arrays = tuple[Any, ...]
@@ -46,3 +47,31 @@ def with_multipliers(
 
     apply.defvjp(save, restore)
     return apply(explained, held)
+
+
+def difference(x: Array, r: Array) -> Array:
+    """`x - r`, where equal infinities (the masked logits of attention) differ by 0."""
+    return jnp.where(x == r, 0, x - r)
+
+
+def magnitude(x: Array, r: Array) -> Array:
+    """`|x - r|`, the variation of a value that is no sum of others.
+
+    Its derivative at 0 is 0, not JAX's 1: a term `w D` with `D = 0` is neither positive nor negative, and its
+    multiplier is the mean of both parts'. Only `x` and `r` are saved for the backward pass, which are N and R, not N *
+    R.
+    """
+
+    def forward(explained: tuple[Array], held: tuple[Array]) -> Array:
+        return jnp.abs(difference(*explained, *held))
+
+    def pull(cotangent: Array, explained: tuple[Array], held: tuple[Array]) -> tuple[Array]:
+        return (cotangent * jnp.sign(difference(*explained, *held)),)
+
+    return with_multipliers(forward, pull, (x,), (r,))
+
+
+def slope_between(y: Array, y_ref: Array, x: Array, r: Array, dtype: Any) -> Array:
+    """The multiplier `(y - y_ref) / (x - r)` of a step: of integers and truth values, 0 where they don't differ."""
+    d = difference(x.astype(dtype), r.astype(dtype))
+    return jnp.where(d == 0, 0, difference(y.astype(dtype), y_ref.astype(dtype)) / jnp.where(d == 0, 1, d))

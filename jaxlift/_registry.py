@@ -8,7 +8,7 @@ likewise.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jaxlift import _compat
 from jaxlift._compat import JaxprEqn, Primitive
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 PrimitiveRule = Callable[["Interpreter", JaxprEqn, Sequence[Value]], Sequence[Value]]
 
 _table: dict[Primitive, PrimitiveRule] = {}
+_names: dict[str, PrimitiveRule] = {}
 
 
 class MissingRuleError(NotImplementedError):
@@ -42,9 +43,15 @@ def register(primitive: Primitive) -> Callable[[PrimitiveRule], PrimitiveRule]:
     return record
 
 
+def family_by_name(rule: PrimitiveRule, *names: str) -> None:
+    """The same for primitives that JAX has no public name for."""
+    for name in names:
+        _names[name] = rule
+
+
 def rule_or_none(primitive: Primitive) -> PrimitiveRule | None:
     """The rule of a primitive, if it has one."""
-    return _table.get(primitive)
+    return _table.get(primitive) or _names.get(primitive.name)
 
 
 def rule_of(eqn: JaxprEqn, where: str) -> PrimitiveRule:

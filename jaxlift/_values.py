@@ -13,10 +13,10 @@ from functools import cached_property
 from typing import Any, TypeGuard
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 
 from jaxlift._compat import JaxprEqn
+from jaxlift._multipliers import magnitude
 
 
 @dataclass(eq=False)
@@ -24,20 +24,34 @@ class Varying:
     """A value `x`, its reference `r`, and the variation `a = D+ - D-` of the difference `D = x - r = D+ + D-`.
 
     Attributes:
-        value: the value at the explained input. Its derivative in the explained input is the multiplier.
+        value: the value at the explained input. If it is a number, its derivative in the explained input is the
+            multiplier.
         reference: the value at the reference input, of the same shape and dtype.
-        make_variation: computes the variation when a rule first asks for it: under Rescale, never.
+        make_variation: computes the variation when a rule first asks for it: under Rescale, never. None where the
+            variation starts anew, as `|D|`.
         fed_by: the kinds of linear map (``"dense"``, ``"conv"``) that feed this value, the nearest on each path.
+        make_carrier: for integers and truth values, which have no derivative, computes the number that carries the
+            multipliers in their place, when a rule first asks for it.
+        origin: what softmax is recognised by: whether this is a sum of exponentials.
     """
 
     value: Array
     reference: Array
-    make_variation: Callable[[], Array] = field(repr=False)
+    make_variation: Callable[[], Array] | None = field(default=None, repr=False)
     fed_by: frozenset[str] = frozenset()
+    make_carrier: Callable[[], Array] | None = field(default=None, repr=False)
+    origin: Any = None
 
     @cached_property
     def variation(self) -> Array:
+        if self.make_variation is None:
+            return magnitude(self.carrier, self.reference.astype(self.carrier.dtype))
         return self.make_variation()
+
+    @cached_property
+    def carrier(self) -> Array:
+        """The array whose derivative in the explained input is the multiplier: the value, or what stands in for it."""
+        return self.value if self.make_carrier is None else self.make_carrier()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -45,8 +59,8 @@ class Varying:
 
     @property
     def is_discrete(self) -> bool:
-        """Whether it is made of integers or truth values, which differ from their reference but have no multipliers."""
-        return not jnp.issubdtype(self.value.dtype, jnp.inexact)
+        """Whether it is made of integers or truth values."""
+        return self.make_carrier is not None
 
 
 @dataclass(eq=False)
@@ -144,7 +158,9 @@ def _arrays(item: Any, with_variations: bool) -> list[Array]:
     match item:
         case Varying():
             carried = [item.value, item.reference]
-            return [*carried, item.variation] if with_variations and not item.is_discrete else carried
+            if item.is_discrete:
+                return [*carried, item.carrier]
+            return [*carried, item.variation] if with_variations else carried
         case jax.Array():
             return [item]
     return []
@@ -153,6 +169,8 @@ def _arrays(item: Any, with_variations: bool) -> list[Array]:
 def _maker(item: Any, index: dict[int, int]) -> Callable[[list[Array], list[Any]], Any]:
     """How to make an item again, of its own arrays and of what was made before. Keeps nothing traced of the old one."""
     match item:
+        case Varying(fed_by=fed_by, is_discrete=True):
+            return lambda own, made: Varying(own[0], own[1], None, fed_by, lambda: own[2])
         case Varying(fed_by=fed_by):
             return lambda own, made: Varying(own[0], own[1], lambda: own[2], fed_by)
         case Node(eqn=eqn, scope=scope):

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxlift._function import PointwiseFunction, difference
+from jaxlift._function import PointwiseFunction
+from jaxlift._multipliers import difference
 
 __all__ = ["PerLayer", "Place", "Rescale", "RevealCancel", "Rule", "as_rule"]
 

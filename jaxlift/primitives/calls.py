@@ -14,9 +14,9 @@ import jax
 
 from jaxlift import _compat
 from jaxlift._compat import Jaxpr, JaxprEqn, primitives
-from jaxlift._registry import family, rule_or_none
+from jaxlift._registry import family, family_by_name, rule_or_none
 from jaxlift._values import Value, is_varying, pack
-from jaxlift.primitives.pointwise import pointwise
+from jaxlift.primitives.pointwise import ELEMENTWISE, pointwise
 
 if TYPE_CHECKING:
     from jaxlift._lift import Interpreter
@@ -50,7 +50,7 @@ def _is_pointwise(jaxpr: Jaxpr, varying: Sequence[bool]) -> bool:
         if rule in (inlined, custom_derivative):
             elementwise = _is_pointwise(_compat.inner_jaxpr(eqn)[0], inputs)
         else:
-            elementwise = rule is pointwise
+            elementwise = eqn.primitive in ELEMENTWISE
         if not elementwise:
             return False
         depends.update(eqn.outvars)
@@ -65,7 +65,7 @@ def checkpoint(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value
 
     def body(leaves: Sequence[jax.Array]) -> list[jax.Array]:
         nonlocal unpack_outputs
-        outputs, unpack_outputs = pack(inlined(interpreter, eqn, unpack(leaves)), with_variations)
+        outputs, unpack_outputs = pack(inlined(interpreter.afresh(), eqn, unpack(leaves)), with_variations)
         return outputs
 
     outputs = jax.checkpoint(body, policy=eqn.params["policy"], prevent_cse=eqn.params["prevent_cse"])(leaves)
@@ -74,5 +74,6 @@ def checkpoint(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value
 
 
 family(inlined, primitives("jit", "closed_call", "call"))
+family_by_name(inlined, "custom_vmap_call", "composite")
 family(custom_derivative, primitives("custom_jvp_call", "custom_vjp_call"))
 family(checkpoint, primitives("remat"))

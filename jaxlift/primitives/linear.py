@@ -10,37 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 from jax import Array
 
 from jaxlift import _compat
 from jaxlift._compat import JaxprEqn, primitives
-from jaxlift._function import difference
-from jaxlift._multipliers import with_multipliers
-from jaxlift._registry import PrimitiveRule, family
+from jaxlift._multipliers import magnitude
+from jaxlift._registry import PrimitiveRule, family, family_by_name
 from jaxlift._values import Settled, Value, Varying, is_varying
 
 if TYPE_CHECKING:
     from jaxlift._lift import Interpreter
-
-
-def magnitude(x: Array, r: Array) -> Array:
-    """`|x - r|`, the variation of a value that is no sum of others.
-
-    Its derivative at 0 is 0, not JAX's 1: a term `w D` with `D = 0` is neither positive nor negative, and its
-    multiplier is the mean of both parts'. Only `x` and `r` are saved for the backward pass, which are N and R, not N *
-    R.
-    """
-
-    def forward(explained: tuple[Array], held: tuple[Array]) -> Array:
-        return jnp.abs(difference(*explained, *held))
-
-    def pull(cotangent: Array, explained: tuple[Array], held: tuple[Array]) -> tuple[Array]:
-        return (cotangent * jnp.sign(difference(*explained, *held)),)
-
-    return with_multipliers(forward, pull, (x,), (r,))
 
 
 def on_each_side(eqn: JaxprEqn, operands: Sequence[Value]) -> list[tuple[Array, Array]]:
@@ -50,21 +32,38 @@ def on_each_side(eqn: JaxprEqn, operands: Sequence[Value]) -> list[tuple[Array, 
     return list(zip(values, references, strict=True))
 
 
-def discrete(value: Array, reference: Array) -> Varying:
-    """A value of integers, truth values or keys: it may differ from its reference, but has no multipliers."""
+def is_inexact(value: Any) -> bool:
+    """Whether a value, variable or literal is made of numbers that can carry multipliers."""
+    return jnp.issubdtype(value.dtype if hasattr(value, "dtype") else _compat.dtype(value), jnp.inexact)
 
-    def variation() -> Array:
-        raise AssertionError("integers have no variation")
 
-    return Varying(value, reference, variation)
+def carrier_dtype() -> Any:
+    """The dtype of what carries the multipliers of integers and truth values."""
+    return jnp.result_type(float)
+
+
+def as_number(operand: Varying) -> Varying:
+    """Integers or truth values as the numbers that carry their multipliers."""
+    if not operand.is_discrete:
+        return operand
+    return Varying(operand.carrier, operand.reference.astype(operand.carrier.dtype), None, operand.fed_by)
 
 
 def broadcast(operand: Varying, shape: tuple[int, ...]) -> Varying:
     """An operand at the shape of an elementwise primitive's output; primitives take scalars and axes of size 1 as they
     are.
     """
-    value, reference = (jnp.broadcast_to(side, shape) for side in (operand.value, operand.reference))
-    return Varying(value, reference, lambda: jnp.broadcast_to(operand.variation, shape), operand.fed_by)
+
+    def at_shape(array: Array) -> Array:
+        return jnp.broadcast_to(array, shape)
+
+    return Varying(
+        at_shape(operand.value),
+        at_shape(operand.reference),
+        lambda: at_shape(operand.variation),
+        operand.fed_by,
+        (lambda: at_shape(operand.carrier)) if operand.is_discrete else None,
+    )
 
 
 def feeds(operands: Sequence[Value]) -> frozenset[str]:
@@ -84,6 +83,7 @@ def carrying(linear_in: Callable[[int], bool] = lambda position: True, negated: 
         settled = [interpreter.settle(operand) for operand in operands]
         if any(is_varying(o) and not linear_in(i) for i, o in enumerate(settled)):
             raise interpreter.missing_rule(eqn, "has indices that depend on the explained input")
+        is_real = not any(jnp.iscomplexobj(o.value) for o in settled if isinstance(o, Varying))
 
         def part(position: int, operand: Settled) -> Array:
             if isinstance(operand, Varying):
@@ -93,8 +93,17 @@ def carrying(linear_in: Callable[[int], bool] = lambda position: True, negated: 
         def variation(output: int) -> Array:
             return _compat.bind(eqn, [part(i, operand) for i, operand in enumerate(settled)])[output]
 
+        def carrier(output: int) -> Array:
+            carriers = [
+                o.carrier if isinstance(o, Varying) else jnp.asarray(o, carrier_dtype()) if linear_in(i) else o
+                for i, o in enumerate(settled)
+            ]
+            return _compat.bind(eqn, carriers)[output]
+
         return [
-            Varying(value, reference, partial(variation, output), feeds(settled))
+            Varying(value, reference, partial(variation, output) if is_real else None, feeds(settled))
+            if is_inexact(value)
+            else Varying(value, reference, None, feeds(settled), partial(carrier, output))
             for output, (value, reference) in enumerate(on_each_side(eqn, settled))
         ]
 
@@ -111,7 +120,9 @@ def mixing(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value], k
         )[0]
 
     [(value, reference)] = on_each_side(eqn, settled)
-    return [Varying(value, reference, variation, frozenset({kind}))]
+    if not is_inexact(value):
+        return [Varying(value, reference, make_carrier=interpreter.refusal(eqn, "multiplies integers"))]
+    return [Varying(value, reference, None if jnp.iscomplexobj(value) else variation, frozenset({kind}))]
 
 
 def identity(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
@@ -129,11 +140,12 @@ family(
     carrying(),
     primitives(
         *("reshape", "squeeze", "transpose", "rev", "broadcast_in_dim", "slice", "split", "concatenate", "pad"),
-        *("stack", "unstack", "tile", "stage", "name", "sharding_constraint", "device_put"),
-        *("reduce_sum", "cumsum", "reduce_window_sum", "add_jaxvals"),
+        *("stack", "unstack", "tile", "stage", "name", "sharding_constraint", "device_put", "dce_sink"),
+        *("reduce_sum", "cumsum", "reduce_window_sum", "add_jaxvals", "real", "imag", "conj", "complex", "fft"),
+        *("psum", "ppermute", "all_gather", "all_to_all"),
     ),
 )
-family(carrying(linear_in=lambda position: position == 0), primitives("dynamic_slice", "gather"))
-family(carrying(linear_in=lambda position: position in (0, 1)), primitives("dynamic_update_slice"))
-family(carrying(linear_in=lambda position: position in (0, 2)), primitives("scatter", "scatter_add"))
+family(carrying(linear_in=lambda position: position in (0, 2)), primitives("scatter"))
 family(carrying(linear_in=lambda position: position in (0, 2), negated=2), primitives("scatter_sub"))
+family(carrying(linear_in=lambda position: position == 3), primitives("tridiagonal_solve"))
+family_by_name(carrying(), "psum_invariant", "all_gather_invariant", "reduce_scatter", "pvary", "pcast")

@@ -18,11 +18,11 @@ from jax import Array
 from jaxlift import _compat
 from jaxlift._compat import JaxprEqn, primitives
 from jaxlift._function import PointwiseFunction
-from jaxlift._multipliers import with_multipliers
+from jaxlift._multipliers import slope_between, with_multipliers
 from jaxlift._registry import PrimitiveRule
 from jaxlift._values import Node, Value, Varying
 from jaxlift.primitives.bilinear import midpoint, product_of
-from jaxlift.primitives.linear import carrying, discrete, feeds, on_each_side
+from jaxlift.primitives.linear import carrier_dtype, carrying, feeds, is_inexact
 
 if TYPE_CHECKING:
     from jaxlift._lift import Interpreter
@@ -33,18 +33,14 @@ Multipliers = Callable[[JaxprEqn, Sequence[Any], Sequence[Any], Sequence[int]], 
 
 def several(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
     """The rule of an elementwise primitive of several settled operands that vary each for itself."""
-    if not jnp.issubdtype(_compat.dtype(eqn.outvars[0]), jnp.inexact):
-        return [discrete(*sides) for sides in on_each_side(eqn, operands)]
-    if any(isinstance(o, Varying) and o.is_discrete for o in operands):
-        raise interpreter.missing_rule(eqn, "is steered by conditions or integers that depend on the explained input")
     return RULES.get(eqn.primitive, operandwise(shapley))(interpreter, eqn, operands)
 
 
 def operandwise(multipliers: Multipliers) -> PrimitiveRule:
     """The rule that gives each operand a multiplier. The variation weighs with their sizes: `a_y = sum |m_i| a_i`."""
 
-    def rule(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
-        del interpreter
+    def rule(interpreter: Interpreter, eqn: JaxprEqn, values: Sequence[Value]) -> list[Value]:
+        operands = [interpreter.settle(value) for value in values]
         which = [i for i, operand in enumerate(operands) if isinstance(operand, Varying)]
         varying = [operand for operand in operands if isinstance(operand, Varying)]
         constants = tuple(operand for operand in operands if not isinstance(operand, Varying))
@@ -54,30 +50,41 @@ def operandwise(multipliers: Multipliers) -> PrimitiveRule:
             constant, replaced = iter(constants), dict(zip(which, varied, strict=True))
             return [replaced[i] if i in replaced else next(constant) for i in positions]
 
-        def forward(values: Sequence[Array], held: Any) -> Array:
-            return _compat.bind(eqn, filled(values, held[-1]))[0]
-
-        def each(values: Sequence[Array], references: Sequence[Array], constants: Sequence[Array]) -> list[Array]:
+        def each(held: Any) -> list[Array]:
+            values, references, constants = held
             return multipliers(eqn, filled(values, constants), filled(references, constants), which)
 
-        def pull(cotangent: Array, values: Any, held: Any) -> tuple[Array, ...]:
-            return tuple(m * cotangent for m in each(values, *held))
+        def forward(explained: Any, held: Any) -> Array:
+            del explained
+            values, _, constants = held
+            out = _compat.bind(eqn, filled(values, constants))[0]
+            return out if is_inexact(out) else out.astype(carrier_dtype())
+
+        def pull(cotangent: Array, explained: Any, held: Any) -> tuple[Array, ...]:
+            del explained
+            return tuple(m * cotangent for m in each(held))
 
         def weigh(parts: Any, held: Any) -> Array:
-            return sum((jnp.abs(m) * a for m, a in zip(each(*held), parts, strict=True)), start=jnp.zeros(()))
+            return sum((jnp.abs(m) * a for m, a in zip(each(held), parts, strict=True)), start=jnp.zeros(()))
 
         def pull_parts(cotangent: Array, parts: Any, held: Any) -> tuple[Array, ...]:
-            return tuple(jnp.abs(m) * cotangent for m in each(*held))
+            del parts
+            return tuple(jnp.abs(m) * cotangent for m in each(held))
 
-        values, references = tuple(o.value for o in varying), tuple(o.reference for o in varying)
+        held = (tuple(o.value for o in varying), tuple(o.reference for o in varying), constants)
+        reference = _compat.bind(eqn, filled(held[1], constants))[0]
 
         def variation() -> Array:
-            return with_multipliers(
-                weigh, pull_parts, tuple(o.variation for o in varying), (values, references, constants)
-            )
+            weighed = with_multipliers(weigh, pull_parts, tuple(o.variation for o in varying), held)
+            return weighed.astype(reference.dtype)
 
-        value = with_multipliers(forward, pull, values, (references, constants))
-        return [Varying(value, forward(references, (constants,)), variation, feeds(varying))]
+        def carrier() -> Array:
+            return with_multipliers(forward, pull, tuple(o.carrier for o in varying), held)
+
+        if is_inexact(reference):
+            return [Varying(carrier(), reference, None if jnp.iscomplexobj(reference) else variation, feeds(varying))]
+        value = _compat.bind(eqn, filled(held[0], constants))[0]
+        return [Varying(value, reference, None, feeds(varying), carrier)]
 
     return rule
 
@@ -90,17 +97,40 @@ def shapley(eqn: JaxprEqn, values: Sequence[Any], references: Sequence[Any], whi
 
     def multiplier(i: int) -> Array:
         others = [k for k in which if k != i]
-        total = jnp.zeros_like(values[i])
+        total = jnp.zeros(())
         for changed in product((False, True), repeat=len(others)):
             operands = dict(enumerate(values)) | {
                 k: references[k] for k, c in zip(others, changed, strict=True) if not c
             }
             f = PointwiseFunction.of(Node(eqn, tuple({**operands, i: None}.values()), ""))
+            x, r = values[i], references[i]
             weight = 1 / (len(which) * comb(len(others), sum(changed)))
-            total += weight * f.secant_between(f.sample(values[i]), f.sample(references[i]))
+            if is_inexact(x) and is_inexact(eqn.outvars[0]):
+                total += weight * f.secant_between(f.sample(x), f.sample(r))
+            else:
+                total += weight * slope_between(f(x), f(r), x, r, carrier_dtype())
         return total
 
     return [multiplier(i) for i in which]
+
+
+def choice(eqn: JaxprEqn, values: Sequence[Any], references: Sequence[Any], which: Sequence[int]) -> list[Array]:
+    """The Shapley values of `select_n`: of which case is chosen, and of the cases together, whose share is linear.
+
+    With `p` and `q` the choices at input and reference, the choice changes `y` by `[(x_p - x_q) + (r_p - r_q)] / 2`,
+    and case `c` by `[1{p = c} + 1{q = c}] / 2` of its own difference.
+    """
+    (p, *x), (q, *r) = values, references
+
+    def multiplier(position: int) -> Array:
+        if position > 0:
+            chosen = [(side == position - 1).astype(x[0].dtype) for side in (p, q)]
+            return (chosen[0] + chosen[1]) / 2
+        (x_p, r_p), (x_q, r_q) = ([_compat.bind(eqn, [side, *cases])[0] for cases in (x, r)] for side in (p, q))
+        dtype = jnp.result_type(x_p.dtype, carrier_dtype())
+        return (slope_between(x_p, x_q, p, q, dtype) + slope_between(r_p, r_q, p, q, dtype)) / 2
+
+    return [multiplier(position) for position in which]
 
 
 def quotient(eqn: JaxprEqn, values: Sequence[Any], references: Sequence[Any], which: Sequence[int]) -> list[Array]:
@@ -113,15 +143,28 @@ def quotient(eqn: JaxprEqn, values: Sequence[Any], references: Sequence[Any], wh
     return [(1 / z + 1 / s) / 2, -midpoint(x, r) / z / s]
 
 
-def multiplication(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
+def multiplication(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
     """`x z - r s = z_mid (x - r) + x_mid (z - s)`; an entry's parts are taken along, weighed by the midpoints."""
-    del interpreter
     left, right = (operand for operand in operands if isinstance(operand, Varying))
+    if left.is_discrete:
+        return operandwise(shapley)(interpreter, eqn, operands)
     return [product_of(eqn, left, right, lambda o: o.variation, feeds(operands))]
+
+
+def choosing(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
+    """`select_n`: linear in the cases, where what is chosen is the same on both sides."""
+    if isinstance(operands[0], Varying):
+        return operandwise(choice)(interpreter, eqn, operands)
+    return carrying(linear_in=lambda position: position > 0)(interpreter, eqn, operands)
+
+
+def division(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
+    """Quotients of numbers; those of integers are cut off."""
+    return operandwise(quotient if is_inexact(eqn.outvars[0]) else shapley)(interpreter, eqn, operands)
 
 
 RULES: dict[Any, PrimitiveRule] = dict.fromkeys(primitives("add"), carrying())
 RULES |= dict.fromkeys(primitives("sub"), carrying(negated=1))
-RULES |= dict.fromkeys(primitives("select_n"), carrying(linear_in=lambda position: position > 0))
+RULES |= dict.fromkeys(primitives("select_n"), choosing)
 RULES |= dict.fromkeys(primitives("mul"), multiplication)
-RULES |= dict.fromkeys(primitives("div"), operandwise(quotient))
+RULES |= dict.fromkeys(primitives("div"), division)

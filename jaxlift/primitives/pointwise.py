@@ -10,13 +10,13 @@ from jax import Array
 
 from jaxlift import _compat
 from jaxlift._compat import JaxprEqn, primitives
-from jaxlift._function import PointwiseFunction, affine_ends, difference
-from jaxlift._multipliers import with_multipliers
+from jaxlift._function import PointwiseFunction, affine_ends
+from jaxlift._multipliers import difference, slope_between, with_multipliers
 from jaxlift._registry import family
 from jaxlift._values import Node, Pending, Value, Varying, is_varying
-from jaxlift.primitives.linear import broadcast, discrete
+from jaxlift.primitives.linear import broadcast, carrier_dtype, is_inexact
 from jaxlift.primitives.operands import several
-from jaxlift.rules import Place, Rule
+from jaxlift.rules import Place, Rescale, Rule
 
 if TYPE_CHECKING:
     from jaxlift._lift import Interpreter
@@ -58,16 +58,41 @@ def settle(interpreter: Interpreter, pending: Pending) -> Varying:
 
 def _settle(interpreter: Interpreter, pending: Pending) -> Varying:
     node, of = pending.node, pending.of
-    if not jnp.issubdtype(_compat.dtype(node.eqn.outvars[0]), jnp.inexact):
-        f = PointwiseFunction.of(node)
-        return discrete(f(of.value), f(of.reference))
-    if of.is_discrete:
-        raise interpreter.missing_rule(node.eqn, "makes numbers of integers that depend on the explained input")
+    if of.is_discrete or not is_inexact(node.eqn.outvars[0]):
+        return _step(PointwiseFunction.of(node), of)
     first, core = affine_ends(node)
     of = of if first is None else _affine(PointwiseFunction.of(first), of)
     if core is not None and core is not first:
         of = _nonlinearity(interpreter, PointwiseFunction.of(core, first), of, core.scope)
     return of if node is core else _affine(PointwiseFunction.of(node, core), of)
+
+
+def _step(f: PointwiseFunction, of: Varying) -> Varying:
+    """A function from or to integers and truth values: a step. Its multiplier is `(f(x) - f(r)) / (x - r)`, as under
+    Rescale, and 0 where nothing differs.
+    """
+    return stepping(f(of.value), f(of.reference), of)
+
+
+def stepping(value: Array, reference: Array, of: Varying) -> Varying:
+    """Values of which all is known is that they don't differ where another's, elementwise, don't."""
+    dtype = value.dtype if is_inexact(value) else carrier_dtype()
+
+    def carrier() -> Array:
+        def pull(cotangent: Array, explained: Any, held: Any) -> tuple[Array]:
+            y, y_ref, x, r = held
+            return (cotangent * slope_between(y, y_ref, x, r, cotangent.dtype),)
+
+        return with_multipliers(
+            lambda explained, held: held[0].astype(dtype),
+            pull,
+            (of.carrier,),
+            (value, reference, of.value, of.reference),
+        )
+
+    if is_inexact(value):
+        return Varying(carrier(), reference, None, of.fed_by)
+    return Varying(value, reference, None, of.fed_by, carrier)
 
 
 def _affine(f: PointwiseFunction, of: Varying) -> Varying:
@@ -85,6 +110,8 @@ def _nonlinearity(interpreter: Interpreter, f: PointwiseFunction, of: Varying, s
     if f.is_affine:
         return _affine(f, of)
     rule = interpreter.rule.at(Place(f, of.fed_by, scope))
+    if rule.needs_variation and jnp.iscomplexobj(of.value):
+        rule = Rescale()  # complex differences have no positive and negative parts
     value, variation = (_by_parts if rule.needs_variation else _whole)(rule, f, of)
     return Varying(value, f(of.reference), variation, of.fed_by)
 
@@ -152,34 +179,19 @@ def _by_parts(rule: Rule, f: PointwiseFunction, of: Varying) -> tuple[Array, Cal
     return value, lambda: with_multipliers(forward_parts, pull_parts, explained, held)
 
 
-family(
-    pointwise,
-    primitives(
-        # Of one operand.
-        *(
-            "abs",
-            "sign",
-            "neg",
-            "exp",
-            "exp2",
-            "expm1",
-            "log",
-            "log2",
-            "log1p",
-            "logistic",
-            "tanh",
-            "sin",
-            "cos",
-            "tan",
-        ),
-        *("sinh", "cosh", "asin", "acos", "atan", "asinh", "acosh", "atanh", "sqrt", "rsqrt", "cbrt", "square"),
-        *("one_minus_square", "integer_pow", "polynomial", "erf", "erfc", "erf_inv", "lgamma", "digamma", "bessel_i0e"),
-        *("bessel_i1e", "floor", "ceil", "round", "is_finite", "convert_element_type", "reduce_precision", "copy"),
-        # Of several.
-        *("add", "sub", "mul", "div", "pow", "max", "min", "rem", "atan2", "clamp", "select_n", "nextafter", "igamma"),
-        *("igammac", "igamma_grad_a", "polygamma", "zeta", "regularized_incomplete_beta"),
-        # Conditions, integers and bits.
-        *("eq", "ne", "lt", "le", "gt", "ge", "eq_to", "lt_to", "le_to", "and", "or", "xor", "not", "shift_left"),
-        *("shift_right_arithmetic", "shift_right_logical", "population_count", "clz", "mulhi"),
-    ),
-)
+# fmt: off
+ELEMENTWISE = frozenset(primitives(
+    # Of one operand.
+    "abs", "sign", "neg", "exp", "exp2", "expm1", "log", "log2", "log1p", "logistic", "tanh", "sin", "cos", "tan",
+    "sinh", "cosh", "asin", "acos", "atan", "asinh", "acosh", "atanh", "sqrt", "rsqrt", "cbrt", "square",
+    "one_minus_square", "integer_pow", "polynomial", "erf", "erfc", "erf_inv", "lgamma", "digamma", "bessel_i0e",
+    "bessel_i1e", "floor", "ceil", "round", "is_finite", "convert_element_type", "reduce_precision", "copy",
+    # Of several.
+    "add", "sub", "mul", "div", "pow", "max", "min", "rem", "atan2", "clamp", "select_n", "nextafter", "igamma",
+    "igammac", "igamma_grad_a", "polygamma", "zeta", "regularized_incomplete_beta",
+    # Conditions, integers and bits.
+    "eq", "ne", "lt", "le", "gt", "ge", "eq_to", "lt_to", "le_to", "and", "or", "xor", "not", "shift_left",
+    "shift_right_arithmetic", "shift_right_logical", "population_count", "clz", "mulhi",
+))
+# fmt: on
+family(pointwise, ELEMENTWISE)

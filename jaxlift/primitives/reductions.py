@@ -21,11 +21,10 @@ from jax import Array, lax
 
 from jaxlift import _compat
 from jaxlift._compat import JaxprEqn, primitives
-from jaxlift._function import difference
-from jaxlift._multipliers import with_multipliers
+from jaxlift._multipliers import difference, slope_between, with_multipliers
 from jaxlift._registry import family
 from jaxlift._values import Value, Varying
-from jaxlift.primitives.linear import discrete, magnitude, on_each_side
+from jaxlift.primitives.linear import as_number, carrier_dtype, is_inexact, on_each_side
 
 if TYPE_CHECKING:
     from jaxlift._lift import Interpreter
@@ -46,8 +45,7 @@ def extremum(
     operand = interpreter.settle(operands[0])
     assert isinstance(operand, Varying)
     [(value, reference)] = on_each_side(eqn, [operand])
-    if operand.is_discrete:
-        return [discrete(value, reference)]
+    operand = as_number(operand)
     of_input = interpreter.max_pooling == "original"
 
     def forward(explained: tuple[Array], _: Any) -> Array:
@@ -68,8 +66,12 @@ def extremum(
             share = jnp.where(d == rise, 1, rise / jnp.where(d == 0, 1, d))
         return undo(jnp.where(won, jnp.expand_dims(cotangent, axes) * share, 0))
 
-    value = with_multipliers(forward, pull, (operand.value,), (operand.reference,))
-    return [Varying(value, reference, lambda: magnitude(value, reference), operand.fed_by)]
+    def carrier() -> Array:
+        return with_multipliers(forward, pull, (operand.value,), (operand.reference,))
+
+    if is_inexact(value):
+        return [Varying(carrier(), reference, None, operand.fed_by)]
+    return [Varying(value, reference, None, operand.fed_by, carrier)]
 
 
 def _places(shape: Sequence[int], axes: Sequence[int]) -> Array:
@@ -138,12 +140,39 @@ def window_extremum(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[
     return extremum(interpreter, eqn, operands, overlapping, (len(sizes),), sign)
 
 
-def discretely(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
-    """The rule of reductions to integers and truth values. They may steer nothing that is explained (see `several`)."""
-    return [discrete(*sides) for sides in on_each_side(eqn, [interpreter.settle(operand) for operand in operands])]
+def winner(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
+    """The rule of `argmax` and `argmin`: the place changes because one element overtook another.
+
+    Where input and reference have different winners `i` and `j`, `x_i - x_j` and `r_j - r_i` are both of one sign, and
+    one of them isn't 0. So neither is their sum `(x_i - r_i) - (x_j - r_j)`, and the change of place is its effect.
+    """
+    operand = interpreter.settle(operands[0])
+    assert isinstance(operand, Varying)
+    operand = as_number(operand)
+    [(value, reference)] = on_each_side(eqn, [operand])
+    [axis] = eqn.params["axes"]
+
+    def pull(cotangent: Array, explained: tuple[Array], held: tuple[Array, ...]) -> tuple[Array]:
+        (x,), (r, value, reference) = explained, held
+        along = lax.broadcasted_iota(value.dtype, x.shape, axis)
+        i, j = (along == jnp.expand_dims(place, axis) for place in (value, reference))
+        overtaking = i.astype(x.dtype) - j.astype(x.dtype)
+        margin = jnp.where(i ^ j, overtaking * (x - r), 0).sum(axis)
+        m = slope_between(value, reference, margin, jnp.zeros_like(margin), cotangent.dtype)
+        return (jnp.expand_dims(cotangent * m, axis) * overtaking,)
+
+    def carrier() -> Array:
+        return with_multipliers(
+            lambda explained, held: held[1].astype(carrier_dtype()),
+            pull,
+            (operand.value,),
+            (operand.reference, value, reference),
+        )
+
+    return [Varying(value, reference, None, operand.fed_by, carrier)]
 
 
-family(discretely, primitives("argmax", "argmin", "reduce_and", "reduce_or", "reduce_xor"))
+family(winner, primitives("argmax", "argmin"))
 family(partial(reduce_extremum, sign=1), primitives("reduce_max"))
 family(partial(reduce_extremum, sign=-1), primitives("reduce_min"))
 family(partial(window_extremum, sign=1), primitives("reduce_window_max"))

@@ -1,0 +1,189 @@
+"""Elements taken from places, and put in places, that may depend on the explained input.
+
+With `G(x, i)` linear in the elements `x` for each place `i`, the Shapley values of elements and place are
+
+    G(x, i) - G(r, j) = [G(D, i) + G(D, j)] / 2  +  [G(x, i) - G(x, j) + G(r, i) - G(r, j)] / 2
+
+the second of which is credited to the place: to those of its coordinates that differ, in equal parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxlift import _compat
+from jaxlift._compat import JaxprEqn, primitives
+from jaxlift._multipliers import difference, with_multipliers
+from jaxlift._registry import PrimitiveRule, family
+from jaxlift._values import Settled, Value, Varying
+from jaxlift.primitives.bilinear import midpoint
+from jaxlift.primitives.linear import carrier_dtype, carrying, feeds, is_inexact, on_each_side
+
+if TYPE_CHECKING:
+    from jaxlift._lift import Interpreter
+
+# For an equation, the cotangent of its output, the change that moving makes there, and the differences of the places:
+# the cotangents of the places.
+Credit = Callable[[JaxprEqn, Array, Array, Sequence[Array]], list[Array]]
+
+
+def indexing(elements: int, credit: Credit) -> PrimitiveRule:
+    """The rule of a primitive that is linear in its first so many operands, and whose others are places."""
+    linear = carrying(linear_in=lambda position: position < elements)
+
+    def rule(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
+        settled = [interpreter.settle(operand) for operand in operands]
+        if not any(isinstance(o, Varying) for o in settled[elements:]):
+            return linear(interpreter, eqn, settled)
+
+        def pull(cotangent: Array, explained: Any, held: Any) -> tuple[Array, ...]:
+            del explained
+            ends = [_with_numbers(side, elements, cotangent.dtype) for side in held[1:]]
+
+            def mean(parts: list[Array]) -> Array:
+                first, second = (_compat.bind(eqn, [*parts, *end[elements:]])[0] for end in ends)
+                return midpoint(first, second)
+
+            def moved(parts: list[Array]) -> Array:
+                return difference(*(_compat.bind(eqn, [*parts, *end[elements:]])[0] for end in ends))
+
+            of_elements = jax.vjp(mean, ends[0][:elements])[1](cotangent)[0]
+            change = midpoint(*(moved(end[:elements]) for end in ends))
+            apart = [_difference_of_places(*pair) for pair in zip(*ends, strict=True)]
+            every = [*of_elements, *credit(eqn, cotangent, change, apart[elements:])]
+            return tuple(every[k] for k, o in enumerate(settled) if isinstance(o, Varying))
+
+        return [of_all(eqn, settled, pull)]
+
+    return rule
+
+
+def _with_numbers(side: Sequence[Array], elements: int, dtype: Any) -> list[Array]:
+    return [jnp.asarray(o, dtype) if k < elements else o for k, o in enumerate(side)]
+
+
+def _difference_of_places(i: Array, j: Array) -> Array:
+    return i.astype(carrier_dtype()) - j.astype(carrier_dtype())
+
+
+def of_all(eqn: JaxprEqn, operands: Sequence[Settled], pull: Callable[[Array, Any, Any], tuple[Array, ...]]) -> Varying:
+    """The output of an equation on operands whose multipliers `pull` gives.
+
+    It is called with a cotangent, the carriers of those that vary, and the output and all operands at the input and at
+    the reference, and gives the cotangents of those that vary.
+    """
+    [(value, reference)] = on_each_side(eqn, operands)
+    varying = [o for o in operands if isinstance(o, Varying)]
+    values = tuple(o.value if isinstance(o, Varying) else jnp.asarray(o) for o in operands)
+    references = tuple(o.reference if isinstance(o, Varying) else jnp.asarray(o) for o in operands)
+
+    def carrier() -> Array:
+        return with_multipliers(
+            lambda explained, held: held[0].astype(value.dtype if is_inexact(value) else carrier_dtype()),
+            pull,
+            tuple(o.carrier for o in varying),
+            (value, values, references),
+        )
+
+    if is_inexact(value):
+        return Varying(carrier(), reference, None, feeds(operands))
+    return Varying(value, reference, None, feeds(operands), carrier)
+
+
+def shared(credit: Array, d: Array, count: Array) -> Array:
+    """What is credited to a coordinate that differs by `d`, one of so many that differ, per unit of its difference."""
+    return jnp.where(d == 0, 0, credit / jnp.where(d == 0, 1, count * d))
+
+
+def of_scalars(eqn: JaxprEqn, cotangent: Array, change: Array, differences: Sequence[Array]) -> list[Array]:
+    """One place, whose coordinates are an operand each."""
+    del eqn
+    count = sum(((d != 0).astype(cotangent.dtype) for d in differences), start=jnp.zeros((), cotangent.dtype))
+    return [shared((cotangent * change).sum(), d, count) for d in differences]
+
+
+def of_rows(eqn: JaxprEqn, cotangent: Array, change: Array, differences: Sequence[Array]) -> list[Array]:
+    """A place for each slice that is gathered, with its coordinates on the last axis."""
+    [d] = differences
+    credit = (cotangent * change).sum(eqn.params["dimension_numbers"].offset_dims)[..., None]
+    return [shared(credit, d, (d != 0).sum(-1, keepdims=True))]
+
+
+def scatter_add(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
+    """The rule of sums at places that may vary, such as counts: seen from its transpose, which gathers cotangents.
+
+    What an update adds differs by where it is added, at `i` or at `j`: its place has the credit of `ct_i - ct_j`, times
+    the midpoint of the update.
+    """
+    settled = [interpreter.settle(operand) for operand in operands]
+    if not isinstance(settled[1], Varying):
+        return carrying(linear_in=lambda position: position in (0, 2))(interpreter, eqn, settled)
+
+    def pull(cotangent: Array, explained: Any, held: Any) -> tuple[Array, ...]:
+        del explained
+        (_, i, updates), (_, j, updates_ref) = held[1:]
+        updates, updates_ref = (u.astype(cotangent.dtype) for u in (updates, updates_ref))
+
+        def gathered(places: Array) -> Array:
+            def added(updates: Array) -> Array:
+                return _compat.bind(eqn, [jnp.zeros_like(cotangent), places, updates])[0]
+
+            return jax.vjp(added, updates)[1](cotangent)[0]
+
+        at_i, at_j, d = gathered(i), gathered(j), _difference_of_places(i, j)
+        windows = eqn.params["dimension_numbers"].update_window_dims
+        credit = ((at_i - at_j) * midpoint(updates, updates_ref)).sum(windows)[..., None]
+        every = cotangent, shared(credit, d, (d != 0).sum(-1, keepdims=True)), midpoint(at_i, at_j)
+        return tuple(every[k] for k, o in enumerate(settled) if isinstance(o, Varying))
+
+    return [of_all(eqn, settled, pull)]
+
+
+def scatter_extremum(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value], sign: int) -> Sequence[Value]:
+    """The rule of maxima (`sign` 1) and minima (-1) at places: as for `reduce_max`, the winner takes the change.
+
+    The winner is the input's where it is the larger of the two maxima, the reference's elsewhere; those that tie for it
+    each differ by at least the change, and share it.
+    """
+    settled = [interpreter.settle(operand) for operand in operands]
+    if isinstance(settled[1], Varying):
+        raise interpreter.missing_rule(eqn, "has indices that depend on the explained input")
+
+    def pull(cotangent: Array, explained: Any, held: Any) -> tuple[Array, ...]:
+        del explained
+        y, (x, places, updates), (r, _, updates_ref) = held
+        y_ref = _compat.bind(eqn, [r, places, updates_ref])[0]
+
+        def put(updates: Array) -> Array:
+            """The sum of updates at their places, and by its transpose, what stands at the place of each."""
+            numbers = eqn.params["dimension_numbers"]
+            return lax.scatter_add(jnp.zeros_like(y), places, updates, numbers, mode=eqn.params["mode"])
+
+        _, at = jax.vjp(put, updates)
+        by_input = sign * y >= sign * y_ref
+        best = jnp.where(by_input, y, y_ref)
+        won = jnp.where(by_input, x, r) == best
+        won_updates = jnp.where(at(by_input.astype(y.dtype))[0] > 0, updates, updates_ref) == at(best)[0]
+        count = won.astype(y.dtype) + put(won_updates.astype(y.dtype))
+        each = cotangent * (y - y_ref) / jnp.where(count == 0, 1, count)
+        cotangents = (
+            jnp.where(won, shared(each, x - r, jnp.ones(())), 0),
+            jnp.where(won_updates, shared(at(each)[0], updates - updates_ref, jnp.ones(())), 0),
+        )
+        return tuple(ct for ct, o in zip(cotangents, (settled[0], settled[2]), strict=True) if isinstance(o, Varying))
+
+    return [of_all(eqn, settled, pull)]
+
+
+family(indexing(1, of_rows), primitives("gather"))
+family(indexing(1, of_scalars), primitives("dynamic_slice"))
+family(indexing(2, of_scalars), primitives("dynamic_update_slice"))
+family(scatter_add, primitives("scatter_add"))
+family(partial(scatter_extremum, sign=1), primitives("scatter_max"))
+family(partial(scatter_extremum, sign=-1), primitives("scatter_min"))

@@ -1,0 +1,139 @@
+"""Systems of equations and factorisations: bilinear equations between what is given and what is found.
+
+Let `A x = b` and `A_r x_r = b_r`. Then with midpoints `A_mid`, `x_mid`, exactly
+
+    A_mid (x - x_r) = (b - b_r) - (A - A_r) x_mid
+
+so the solution's multipliers are its derivatives in a system with the matrix `A_mid`. Likewise `A = L L^T` gives `A -
+A_r = (L - L_r) L_mid^T + L_mid (L - L_r)^T`, which is what the derivative of the Cholesky factor solves at `L_mid
+L_mid^T`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+from jax import Array
+
+from jaxlift import _compat
+from jaxlift._compat import JaxprEqn, primitives
+from jaxlift._multipliers import with_multipliers
+from jaxlift._registry import family
+from jaxlift._values import Value, Varying, is_varying
+from jaxlift.primitives.bilinear import midpoint
+from jaxlift.primitives.linear import carrying, feeds, on_each_side
+
+if TYPE_CHECKING:
+    from jaxlift._lift import Interpreter
+
+
+def triangular_solve(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
+    """The rule of a system with a triangular matrix."""
+    if not is_varying(operands[0]):
+        return carrying(linear_in=lambda position: position == 1)(interpreter, eqn, operands)
+    settled = [interpreter.settle(operand) for operand in operands]
+    a, b = (o if isinstance(o, Varying) else Varying(jnp.asarray(o), jnp.asarray(o)) for o in settled)
+    [(value, reference)] = on_each_side(eqn, [a, b])
+    lower, on_left = eqn.params["lower"], eqn.params["left_side"]
+
+    def applied(matrix: Array, x: Array) -> Array:
+        """The system's left-hand side."""
+        offset = int(eqn.params["unit_diagonal"])
+        matrix = jnp.tril(matrix, -offset) if lower else jnp.triu(matrix, offset)
+        matrix = matrix.conj() if eqn.params["conjugate_a"] else matrix
+        matrix = jnp.swapaxes(matrix, -1, -2) if eqn.params["transpose_a"] else matrix
+        return matrix @ x if on_left else x @ matrix
+
+    def pull(cotangent: Array, explained: Any, held: Any) -> tuple[Array, Array]:
+        (matrix, _), (matrix_ref, x, x_ref) = explained, held
+        middle = midpoint(matrix, matrix_ref)
+        [of_b] = jax.vjp(lambda b: _compat.bind(eqn, [middle, b])[0], x)[1](cotangent)
+        [of_a] = jax.vjp(lambda a: -applied(a, midpoint(x, x_ref)), matrix)[1](of_b)
+        return of_a, of_b
+
+    x = with_multipliers(lambda explained, held: held[1], pull, (a.value, b.value), (a.reference, value, reference))
+    return [Varying(x, reference, None, feeds([a, b]))]
+
+
+def cholesky(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
+    """The rule of the factor of a symmetric matrix."""
+    a = interpreter.settle(operands[0])
+    assert isinstance(a, Varying)
+    [(value, reference)] = on_each_side(eqn, [a])
+    value, reference = jnp.tril(value), jnp.tril(reference)  # JAX leaves anything in the other half
+
+    def pull(cotangent: Array, explained: Any, held: Any) -> tuple[Array]:
+        del explained
+        middle = midpoint(*held)
+        between = middle @ jnp.swapaxes(middle, -1, -2).conj()
+        return jax.vjp(lambda a: _compat.bind(eqn, [a])[0], between)[1](cotangent)
+
+    factor = with_multipliers(lambda explained, held: held[0], pull, (a.value,), (value, reference))
+    return [Varying(factor, reference, None, a.fed_by)]
+
+
+def held_constant(x: Array) -> Array:
+    """`x`, to which no multipliers lead."""
+    return with_multipliers(lambda explained, held: held[0], lambda cotangent, explained, held: (), (), (x,))
+
+
+def linear_solve(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
+    """The rule of `custom_linear_solve`, whose matrix is a function, and may depend on the input too.
+
+    Factors of the matrix, which only help to solve, are not looked at.
+    """
+    lengths, matvec = eqn.params["const_lengths"], eqn.params["jaxprs"].matvec
+    constants = len(operands) - len(eqn.outvars)
+    if not any(is_varying(operand) for operand in operands[:constants]):
+        return carrying(linear_in=lambda position: position >= constants)(interpreter, eqn, operands)
+    sides = on_each_side(eqn, [o if isinstance(o, Varying) else interpreter.settle(o) for o in operands])
+    values, references = zip(*sides, strict=True)
+    matrix = [interpreter.settle(operand) for operand in operands[: lengths.matvec]]
+    b = [interpreter.settle(operand) for operand in operands[constants:]]
+    inner, consts = getattr(matvec, "jaxpr", matvec), getattr(matvec, "consts", ())
+
+    middle = [held_constant(midpoint(*side)) for side in sides]
+    applied = interpreter.evaluate(inner, consts, [*matrix, *middle])
+    residuals = tuple(
+        (right.value if isinstance(right, Varying) else right) - (left.value if isinstance(left, Varying) else left)
+        for left, right in zip(map(interpreter.settle, applied), b, strict=True)
+    )
+
+    def dense(own: Sequence[Array]) -> Array:
+        """The matrix of one side, of all unknowns at once."""
+
+        def on_vector(vector: Array) -> Array:
+            parts, start = [], 0
+            for x in values:
+                parts.append(vector[start : start + x.size].reshape(x.shape))
+                start += x.size
+            return jnp.concatenate([y.ravel() for y in jax.core.eval_jaxpr(inner, consts, *own, *parts)])
+
+        n = sum(x.size for x in values)
+        return jax.vmap(on_vector, out_axes=1)(jnp.eye(n, dtype=jnp.result_type(*values)))
+
+    def pull(cotangents: Any, explained: Any, held: Any) -> tuple[Array, ...]:
+        del explained
+        between = midpoint(*(dense(own) for own in held[:2]))
+        solved = jnp.linalg.solve(between.T, jnp.concatenate([ct.ravel() for ct in cotangents]))
+        ends = [0]
+        for ct in cotangents:
+            ends.append(ends[-1] + ct.size)
+        return tuple(
+            solved[start:end].reshape(ct.shape) for start, end, ct in zip(ends[:-1], ends[1:], cotangents, strict=True)
+        )
+
+    own = tuple(tuple(getattr(o, at, o) for o in matrix) for at in ("value", "reference"))
+    solutions = with_multipliers(lambda explained, held: held[2], pull, residuals, (*own, values))
+    return [
+        Varying(x, reference, None, feeds([*matrix, *b])) for x, reference in zip(solutions, references, strict=True)
+    ]
+
+
+family(triangular_solve, primitives("triangular_solve"))
+family(cholesky, primitives("cholesky"))
+family(linear_solve, primitives("linear_solve"))
