@@ -4,10 +4,12 @@
 """
 
 from jaxlift._attribute import attribute as attribute
+from jaxlift._check import Report as Report
+from jaxlift._check import check as check
 from jaxlift._lift import lift as lift
 from jaxlift._lift import vjp as vjp
+from jaxlift._register import register as register
 from jaxlift._registry import MissingRuleError as MissingRuleError
-from jaxlift._registry import register as register
 from jaxlift.rules import PerLayer as PerLayer
 from jaxlift.rules import Rescale as Rescale
 from jaxlift.rules import RevealCancel as RevealCancel

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from functools import reduce
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,8 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
-from jaxlift._lift import MaxPooling, checked_input, vjp
+from jaxlift._check import warn_of_cancellation
+from jaxlift._lift import MaxPooling, MissingRule, check_option, checked_input, summed, vjp
 from jaxlift.rules import Rule, as_rule
 
 Output = Literal["contributions", "multipliers", "hypothetical"]
@@ -34,7 +35,9 @@ def attribute(
     output: Output = "contributions",
     channel_axis: int = -1,
     convergence_delta: bool = False,
+    cancellation: bool = False,
     max_pooling: MaxPooling = "complete",
+    missing_rule: MissingRule = "raise",
 ) -> Callable[..., Any]:
     """Make the function that explains a batched model's outputs by DeepLIFT, as `jax.grad` makes that of its gradients.
 
@@ -73,7 +76,10 @@ def attribute(
             `channel_axis`.
         channel_axis: the axis of the one-hot encoding in each example, for hypothetical contributions.
         convergence_delta: whether to return also what is missing from the sum: `fun(x) - fun(r) - sum(contributions)`.
-        max_pooling: how a difference passes a maximum, as for `lift`.
+        cancellation: whether to return also how much contributions cancel, `sum(|contributions|) / |fun(x) - fun(r)|`.
+            Where that times the dtype's rounding isn't small, the dtype can't carry the sum; outside of `jax.jit` a
+            warning says so.
+        max_pooling, missing_rule: as for `lift`.
 
     Returns:
         `attr(*args, reference=...)`. `reference` is read by its rank, beside `x: (N, ...)`: one reference `(...)`,
@@ -82,8 +88,9 @@ def attribute(
 
         The scores have the structure, dtype and shape `(N, ...)` of `x`. With ``average=False`` an axis of references
         follows the first, with ``target="all"`` the axes of the outputs follow those. With ``convergence_delta=True``
-        the result is `(scores, delta)`, where `delta` has the leading axes only. An example that is not finite has
-        scores of NaN, and so does a comparison with a reference that isn't.
+        the result is `(scores, delta)`, with ``cancellation=True`` `(scores, cancellation)`, with both `(scores, delta,
+        cancellation)`; these have the leading axes only. An example that is not finite has scores of NaN, and so does a
+        comparison with a reference that isn't.
 
     Raises:
         ValueError: from `attribute`, if an option has no such value; from `attr`, if shapes, structures or the target
@@ -92,8 +99,8 @@ def attribute(
         MissingRuleError: from `attr`, if the model has an operation that can't be explained.
     """
     rule = as_rule(rule)
-    _check_option("output", output, Output)
-    _check_option("references", references, References, None)
+    check_option("output", output, Output)
+    check_option("references", references, References, None)
     _check_target(target, normalize_target)
 
     def attr(*args: Any, reference: Any = None) -> Any:
@@ -113,49 +120,53 @@ def attribute(
             outputs = fun(*(replaced.get(i, arg) for i, arg in enumerate(args)))
             return _checked_output(target(outputs) if callable(target) else outputs)
 
-        def pair(x: Any, reference: Any, aim: Array | None, rows: dict[int, Any]) -> tuple[Any, Array]:
-            """The scores and the convergence delta of one example, compared with one reference."""
-            (y, y_ref), pull = vjp(lambda x: on_one(x, rows), x, reference, rule=rule, max_pooling=max_pooling)
+        def pair(x: Any, reference: Any, aim: Array | None, rows: dict[int, Any]) -> tuple[Any, Array, Array, Array]:
+            """The scores of one example, compared with one reference; the convergence delta; and what the cancellation
+            is the quotient of.
+            """
+            options = {"rule": rule, "max_pooling": max_pooling, "missing_rule": missing_rule}
+            (y, y_ref), pull = vjp(lambda x: on_one(x, rows), x, reference, **options)
             weights = _weights(y, target if aim is None else aim, normalize_target)
             finite = reduce(jnp.logical_and, (jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((x, reference))))
 
-            def of_weighted_sum(weights: Array) -> tuple[Any, Array]:
+            def of_weighted_sum(weights: Array) -> tuple[Any, Array, Array, Array]:
                 multipliers = jax.tree.map(lambda m: jnp.where(finite, m, jnp.nan), pull(weights))
                 contributions = jax.tree.map(lambda m, x, r: m * (x - r), multipliers, x, reference)
-                delta = (weights * (y - y_ref)).sum() - sum(leaf.sum() for leaf in jax.tree.leaves(contributions))
+                change = (weights * (y - y_ref)).sum()
+                size = summed(jax.tree.map(jnp.abs, contributions))
+                sums = change - summed(contributions), size, change
                 match output:
                     case "contributions":
-                        return contributions, delta
+                        return contributions, *sums
                     case "multipliers":
-                        return multipliers, delta
+                        return multipliers, *sums
                 return jax.tree.map(
                     lambda m, r: m - (m * r).sum(channel_axis, keepdims=True), multipliers, reference
-                ), delta
+                ), *sums
 
             for _ in range(weights.ndim - y.ndim):
                 of_weighted_sum = jax.vmap(of_weighted_sum)
             return of_weighted_sum(weights)
 
-        def example(x: Any, reference: Any, aim: Array | None, rows: dict[int, Any]) -> tuple[Any, Array]:
-            """The scores and the convergence deltas of one example."""
+        def example(x: Any, reference: Any, aim: Array | None, rows: dict[int, Any]) -> tuple[Any, Array, Array]:
+            """The scores, the convergence deltas and the cancellation of one example."""
             if kind in ("one", "paired"):
-                return pair(x, reference, aim, rows)
-            each = jax.vmap(pair, (None, 0, None, None))(x, reference, aim, rows)
-            return jax.tree.map(lambda leaf: leaf.mean(0), each) if average else each
+                scores, delta, size, change = pair(x, reference, aim, rows)
+            else:
+                each = jax.vmap(pair, (None, 0, None, None))(x, reference, aim, rows)
+                scores, delta, size, change = jax.tree.map(lambda leaf: leaf.mean(0), each) if average else each
+            return scores, delta, size / jnp.abs(change)
 
         rows = {i: args[i] for i in batch_argnums}
         aim = _aim_of_each(target, n, lambda: jax.eval_shape(on_one, *jax.tree.map(lambda leaf: leaf[0], (x, rows))))
         in_axes = (0, 0 if kind in ("paired", "each") else None, 0, 0)
-        scores, delta = jax.vmap(example, in_axes)(x, reference, aim, rows)
-        return (scores, delta) if convergence_delta else scores
+        scores, delta, ratio = jax.vmap(example, in_axes)(x, reference, aim, rows)
+        if cancellation:
+            warn_of_cancellation(ratio)
+        more = [extra for extra, wanted in [(delta, convergence_delta), (ratio, cancellation)] if wanted]
+        return (scores, *more) if more else scores
 
     return attr
-
-
-def _check_option(name: str, value: Any, options: Any, *more: Any) -> None:
-    allowed = (*get_args(options), *more)
-    if value not in allowed:
-        raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, allowed))}.")
 
 
 def _check_target(target: Target, normalize: bool) -> None:

@@ -19,6 +19,8 @@ __all__ = [
     "dtype",
     "inner_jaxpr",
     "location",
+    "name_of_function",
+    "name_of_traced",
     "primitives",
     "scan_lengths",
     "shape",
@@ -66,6 +68,18 @@ def shape(atom: Any) -> tuple[int, ...]:
 def dtype(atom: Any) -> Any:
     """The dtype of a variable or literal."""
     return atom.aval.dtype
+
+
+def name_of_function(fun: Any) -> str:
+    """How JAX names a Python function in the jaxpr of it: by name, file and line."""
+    while hasattr(fun, "__wrapped__"):
+        fun = fun.__wrapped__
+    return f"{fun.__name__} at {fun.__code__.co_filename}:{fun.__code__.co_firstlineno}"
+
+
+def name_of_traced(jaxpr: Jaxpr) -> str:
+    """The same name, of the function that a jaxpr was traced from; "" where JAX kept none."""
+    return getattr(jaxpr.debug_info, "func_src_info", None) or ""
 
 
 def location(eqn: JaxprEqn) -> str:

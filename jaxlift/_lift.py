@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial, reduce
 from typing import Any, Literal, NoReturn, get_args, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from jaxlift import _compat, _registry
 from jaxlift._compat import Jaxpr, JaxprEqn
 from jaxlift._values import Pending, Settled, Value, Varying, is_varying
 from jaxlift.primitives import settle
+from jaxlift.primitives.linear import carrier_dtype, is_inexact, on_each_side
 from jaxlift.rules import Rule, as_rule
 
 MaxPooling = Literal["complete", "original"]
+MissingRule = Literal["raise", "derivative"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class Interpreter:
     Attributes:
         rule: how a change passes a pointwise nonlinearity.
         max_pooling: how it passes a maximum over elements.
+        missing: what happens where a primitive has no rule.
         scope: the name scopes around the jaxpr, joined by ``/``.
         where: the line of the user's code that the jaxpr comes from, for errors within library functions.
         known: the outputs of equations that were evaluated before. What is computed twice is one value: `exp(x) /
@@ -34,6 +40,7 @@ class Interpreter:
 
     rule: Rule
     max_pooling: MaxPooling = "complete"
+    missing: MissingRule = "raise"
     scope: str = ""
     where: str = ""
     known: dict[Any, tuple[Any, Sequence[Value]]] = field(default_factory=dict, compare=False, repr=False)
@@ -58,9 +65,15 @@ class Interpreter:
 
     def outputs(self, eqn: JaxprEqn, inputs: Sequence[Value]) -> Sequence[Value]:
         """The outputs of one equation."""
-        if any(map(is_varying, inputs)):
+        if not any(map(is_varying, inputs)):
+            return _compat.bind(eqn, inputs)
+        try:
             return _registry.rule_of(eqn, self.where)(self, eqn, inputs)
-        return _compat.bind(eqn, inputs)
+        except _registry.MissingRuleError as error:
+            if self.missing == "raise":
+                raise
+            warnings.warn(f"{error} Its plain derivative is used.", stacklevel=2)
+            return by_derivative(eqn, [self.settle(value) for value in inputs])
 
     def _key(self, eqn: JaxprEqn, inputs: Sequence[Value]) -> Any:
         """What two equations have in common that have the same outputs."""
@@ -109,7 +122,11 @@ class Interpreter:
 
 
 def lift(
-    fun: Callable[[Any], Any], *, rule: Rule | str = "rescale", max_pooling: MaxPooling = "complete"
+    fun: Callable[[Any], Any],
+    *,
+    rule: Rule | str = "rescale",
+    max_pooling: MaxPooling = "complete",
+    missing_rule: MissingRule = "raise",
 ) -> Callable[[Any, Any], tuple[Any, Any]]:
     """Evaluate a function jointly on an input and a reference, so that its derivative is DeepLIFT's multiplier.
 
@@ -127,6 +144,8 @@ def lift(
         max_pooling: how it passes a maximum. ``"complete"`` keeps the sum; ``"original"`` is what the original
             implementation does, which sends everything to the maximum of the input and loses the sum where the
             reference's is elsewhere.
+        missing_rule: what happens where an operation has no rule that keeps the sum. ``"raise"``: an error.
+            ``"derivative"``: a warning that names it, and its plain derivative, so that the sum isn't kept.
 
     Returns:
         A function `(x, reference) -> (fun(x), fun(reference))`. It differs from the plain pair only in its derivative:
@@ -135,27 +154,30 @@ def lift(
         and equal shapes; the reference is cast to `x`'s dtypes.
 
     Raises:
-        ValueError: if the reference doesn't fit `x`, or the rule has no such name.
+        ValueError: if the reference doesn't fit `x`, or an option has no such value.
         TypeError: if `x` has leaves that aren't real floating-point numbers.
         MissingRuleError: if `fun` has an operation that can't be explained; the error names it and the line.
     """
-    if max_pooling not in get_args(MaxPooling):
-        raise ValueError(f"max_pooling={max_pooling!r} must be one of {', '.join(map(repr, get_args(MaxPooling)))}.")
-    interpreter = Interpreter(as_rule(rule), max_pooling)
+    check_option("max_pooling", max_pooling, MaxPooling)
+    check_option("missing_rule", missing_rule, MissingRule)
+    rule = as_rule(rule)
 
     def lifted(x: Any, reference: Any) -> tuple[Any, Any]:
-        x, reference = checked_pair(x, reference)
-        closed, outputs = jax.make_jaxpr(fun, return_shape=True)(x)
-        inputs = [
-            Varying(value, ref) for value, ref in zip(jax.tree.leaves(x), jax.tree.leaves(reference), strict=True)
-        ]
-        results = [interpreter.settle(out) for out in interpreter.evaluate(closed.jaxpr, closed.consts, inputs)]
-        values = [out.value if isinstance(out, Varying) else out for out in results]
-        references = [out.reference if isinstance(out, Varying) else out for out in results]
-        structure = jax.tree.structure(outputs)
-        return jax.tree.unflatten(structure, values), jax.tree.unflatten(structure, references)
+        return evaluate_jointly(Interpreter(rule, max_pooling, missing_rule), fun, x, reference)
 
     return lifted
+
+
+def evaluate_jointly(interpreter: Interpreter, fun: Callable[[Any], Any], x: Any, reference: Any) -> tuple[Any, Any]:
+    """The outputs of a function on an input and on its reference, by an interpreter that is used for this alone."""
+    x, reference = checked_pair(x, reference)
+    closed, outputs = jax.make_jaxpr(fun, return_shape=True)(x)
+    inputs = [Varying(value, ref) for value, ref in zip(jax.tree.leaves(x), jax.tree.leaves(reference), strict=True)]
+    results = [interpreter.settle(out) for out in interpreter.evaluate(closed.jaxpr, closed.consts, inputs)]
+    values = [out.value if isinstance(out, Varying) else out for out in results]
+    references = [out.reference if isinstance(out, Varying) else out for out in results]
+    structure = jax.tree.structure(outputs)
+    return jax.tree.unflatten(structure, values), jax.tree.unflatten(structure, references)
 
 
 def vjp(
@@ -165,6 +187,7 @@ def vjp(
     *,
     rule: Rule | str = "rescale",
     max_pooling: MaxPooling = "complete",
+    missing_rule: MissingRule = "raise",
 ) -> tuple[tuple[Any, Any], Callable[[Any], Any]]:
     """`jax.vjp`, with multipliers for derivatives.
 
@@ -176,7 +199,7 @@ def vjp(
     True
 
     Args:
-        fun, rule, max_pooling: as for `lift`.
+        fun, rule, max_pooling, missing_rule: as for `lift`.
         x, reference: the input and what it is compared with, pytrees of one structure with equal shapes.
 
     Returns:
@@ -186,9 +209,32 @@ def vjp(
     Raises:
         as `lift` does.
     """
-    lifted = lift(fun, rule=rule, max_pooling=max_pooling)
+    lifted = lift(fun, rule=rule, max_pooling=max_pooling, missing_rule=missing_rule)
     y, pullback, y_ref = jax.vjp(lambda x: lifted(x, reference), x, has_aux=True)
     return (y, y_ref), lambda cotangent: pullback(cotangent)[0]
+
+
+def by_derivative(eqn: JaxprEqn, operands: Sequence[Settled]) -> list[Value]:
+    """The outputs of an equation without a rule, with derivatives for multipliers; integers have none."""
+    sides = on_each_side(eqn, operands)
+    return [
+        Varying(value, reference)
+        if is_inexact(value)
+        else Varying(value, reference, make_carrier=partial(jnp.zeros, value.shape, carrier_dtype()))
+        for value, reference in sides
+    ]
+
+
+def summed(tree: Any) -> Array:
+    """The sum over all arrays of a pytree."""
+    return reduce(jnp.add, (jnp.sum(leaf) for leaf in jax.tree.leaves(tree)))
+
+
+def check_option(name: str, value: Any, options: Any, *more: Any) -> None:
+    """Raise the error that says which values an option may have."""
+    allowed = (*get_args(options), *more)
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, allowed))}.")
 
 
 def checked_pair(x: Any, reference: Any) -> tuple[Any, Any]:

@@ -13,15 +13,15 @@ Arrays = tuple[Any, ...]
 
 
 def with_multipliers(
-    forward: Callable[[Arrays, Arrays], Array],
-    pull: Callable[[Array, Arrays, Arrays], Arrays],
+    forward: Callable[[Arrays, Arrays], Any],
+    pull: Callable[[Any, Arrays, Arrays], Arrays],
     explained: Arrays,
     held: Arrays,
-) -> Array:
+) -> Any:
     """`forward(explained, held)`, with multipliers for its derivative.
 
     Args:
-        forward: computes the value, an array.
+        forward: computes the value, an array or a tuple of arrays.
         pull: called with a cotangent, `explained` and `held`; returns the cotangents of `explained`.
         explained: tuple of the arrays to which multipliers lead.
         held: tuple of pytrees to which they don't: references, midpoints, parameters.
@@ -34,13 +34,13 @@ def with_multipliers(
     """
 
     @jax.custom_vjp
-    def apply(explained: Arrays, held: Arrays) -> Array:
+    def apply(explained: Arrays, held: Arrays) -> Any:
         return forward(explained, held)
 
-    def save(explained: Arrays, held: Arrays) -> tuple[Array, tuple[Arrays, Arrays]]:
+    def save(explained: Arrays, held: Arrays) -> tuple[Any, tuple[Arrays, Arrays]]:
         return forward(explained, held), (explained, held)
 
-    def restore(saved: tuple[Arrays, Arrays], cotangent: Array) -> tuple[Arrays, None]:
+    def restore(saved: tuple[Arrays, Arrays], cotangent: Any) -> tuple[Arrays, None]:
         cotangent, (explained, held) = lax.optimization_barrier((cotangent, saved))
         cotangents = pull(cotangent, explained, held)
         return jax.tree.map(lambda ct, x: ct.astype(x.dtype), cotangents, explained), None

@@ -21,6 +21,7 @@ PrimitiveRule = Callable[["Interpreter", JaxprEqn, Sequence[Value]], Sequence[Va
 
 _table: dict[Primitive, PrimitiveRule] = {}
 _names: dict[str, PrimitiveRule] = {}
+_functions: dict[str, PrimitiveRule] = {}
 
 
 class MissingRuleError(NotImplementedError):
@@ -33,20 +34,21 @@ def family(rule: PrimitiveRule, members: Iterable[Primitive]) -> None:
         _table[primitive] = rule
 
 
-def register(primitive: Primitive) -> Callable[[PrimitiveRule], PrimitiveRule]:
-    """Give one primitive the rule that stands below."""
-
-    def record(rule: PrimitiveRule) -> PrimitiveRule:
-        _table[primitive] = rule
-        return rule
-
-    return record
-
-
 def family_by_name(rule: PrimitiveRule, *names: str) -> None:
     """The same for primitives that JAX has no public name for."""
     for name in names:
         _names[name] = rule
+
+
+def family_of_functions(rule: PrimitiveRule, *names: str) -> None:
+    """The same for functions with a custom derivative, by what `_compat.name_of_function` calls them."""
+    for name in names:
+        _functions[name] = rule
+
+
+def rule_of_function(name: str) -> PrimitiveRule | None:
+    """The rule of a function with a custom derivative, if it has one of its own."""
+    return _functions.get(name)
 
 
 def rule_or_none(primitive: Primitive) -> PrimitiveRule | None:
@@ -71,6 +73,7 @@ def missing_rule(eqn: JaxprEqn, where: str, reason: str) -> MissingRuleError:
     place = _compat.location(eqn) or where or "an unknown line"
     return MissingRuleError(
         f"the primitive `{eqn.primitive.name}` {reason}, so contributions would not sum to the difference of the "
-        f"outputs. It was called from {place}. Either write that line with other operations, or move it before the "
-        "explained input, or give the primitive a rule with jaxlift.register(primitive)."
+        f"outputs. It was called from {place}. Write that line with other operations; or explain what comes after it, "
+        "as embeddings in place of token ids; or give the primitive a rule with jaxlift.register; or take its plain "
+        "derivative, and an incomplete sum, with missing_rule='derivative'."
     )

@@ -156,18 +156,10 @@ class TestMissingRules:
 
         assert jaxlift.vjp(fun, X[0], R)[1](jnp.float32(1)).shape == (3,)
 
+    def test_plain_derivatives_with_a_warning(self):
+        def fun(x):
+            return jnp.linalg.eigvalsh(x * jnp.eye(3)).sum() + jnp.tanh(x)
 
-def test_register_a_rule_for_a_primitive():
-    """The registry's contract, on a primitive of one's own."""
-    twice = jax.extend.core.Primitive("twice")
-    twice.def_impl(lambda x: 2 * x)
-    twice.def_abstract_eval(lambda x: x)
-    with pytest.raises(jaxlift.MissingRuleError, match="`twice`"):
-        jaxlift.vjp(lambda x: twice.bind(x), X, X)
-
-    @jaxlift.register(twice)
-    def _(interpreter, eqn, operands):
-        [x] = (interpreter.settle(operand) for operand in operands)
-        return [type(x)(2 * x.value, 2 * x.reference, lambda: 2 * x.variation, x.fed_by)]
-
-    assert (jaxlift.vjp(lambda x: twice.bind(x), X, 0 * X)[1](X) == 2 * X).all()
+        with pytest.warns(UserWarning, match=r"`eigh` has no rule.*plain derivative is used"):
+            (_, pullback) = jaxlift.vjp(fun, jnp.float32(2), jnp.float32(1), missing_rule="derivative")
+        assert pullback(jnp.float32(1)) == pytest.approx(3 + jnp.tanh(2.0) - jnp.tanh(1.0))

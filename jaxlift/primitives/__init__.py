@@ -11,21 +11,14 @@ from jaxlift.primitives import (
     operands,
     pointwise,
     reductions,
+    refused,
     softmax,
 )
 from jaxlift.primitives.pointwise import settle
 
+# fmt: off
 __all__ = [
-    "bilinear",
-    "calls",
-    "control",
-    "definitions",
-    "indexing",
-    "linear",
-    "matrices",
-    "operands",
-    "pointwise",
-    "reductions",
-    "settle",
-    "softmax",
+    "bilinear", "calls", "control", "definitions", "indexing", "linear", "matrices", "operands", "pointwise",
+    "reductions", "refused", "settle", "softmax",
 ]
+# fmt: on

@@ -14,7 +14,7 @@ import jax
 
 from jaxlift import _compat
 from jaxlift._compat import Jaxpr, JaxprEqn, primitives
-from jaxlift._registry import family, family_by_name, rule_or_none
+from jaxlift._registry import family, family_by_name, rule_of_function, rule_or_none
 from jaxlift._values import Value, is_varying, pack
 from jaxlift.primitives.pointwise import ELEMENTWISE, pointwise
 
@@ -29,10 +29,12 @@ def inlined(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) 
 
 
 def custom_derivative(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
-    """The rule of `custom_jvp` and `custom_vjp` functions: one primitive if they are pointwise, and a plain call if
-    not.
+    """The rule of `custom_jvp` and `custom_vjp` functions: their own, if one was registered; or else they are one
+    primitive if they are pointwise, and a plain call if not.
     """
     jaxpr, _ = _compat.inner_jaxpr(eqn)
+    if (rule := rule_of_function(_compat.name_of_traced(jaxpr))) is not None:
+        return rule(interpreter, eqn, operands)
     if len(eqn.outvars) == 1 and _is_pointwise(jaxpr, [is_varying(operand) for operand in operands]):
         return pointwise(interpreter, eqn, operands)
     return inlined(interpreter, eqn, operands)

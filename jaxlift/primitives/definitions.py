@@ -37,7 +37,10 @@ def evaluated(
     """The outputs of a function on values of the program."""
     settled = [interpreter.settle(operand) for operand in operands]
     sides = [o.value if isinstance(o, Varying) else jnp.asarray(o) for o in settled]
-    closed = jax.make_jaxpr(fun)(*(jax.ShapeDtypeStruct(side.shape, side.dtype) for side in sides))
+    try:
+        closed = jax.make_jaxpr(fun)(*(jax.ShapeDtypeStruct(side.shape, side.dtype) for side in sides))
+    except NotImplementedError as error:
+        raise interpreter.missing_rule(eqn, f"has no rule: {error}") from None
     return interpreter.inside(eqn).evaluate(closed.jaxpr, closed.consts, settled)
 
 
@@ -103,11 +106,42 @@ def largest(x: Array, *, k: int, axis: int = -1, **_: Any) -> list[Array]:
 
 
 def any_of(x: Array, *, axes: Sequence[int], **_: Any) -> Array:
-    return x.astype(jnp.int32).max(axes) > 0
+    return _counted(x).max(axes) > 0
 
 
 def all_of(x: Array, *, axes: Sequence[int], **_: Any) -> Array:
-    return x.astype(jnp.int32).min(axes) > 0
+    return _counted(x).min(axes) > 0
+
+
+def _counted(x: Array) -> Array:
+    if x.dtype != jnp.bool_:
+        raise NotImplementedError("the bits of integers have no differences")
+    return x.astype(jnp.int32)
+
+
+def product_at_places(x: Array, places: Array, updates: Array, *, dimension_numbers: Any, mode: Any, **_: Any) -> Array:
+    """`x` times the updates at their places, one place after another: some may be the same."""
+    windows = dimension_numbers.update_window_dims
+    if dimension_numbers.operand_batching_dims:
+        raise NotImplementedError("its places come in batches")
+    rows = [axis for axis in range(updates.ndim) if axis not in windows]
+    updates = jnp.transpose(updates, (*rows, *windows)).reshape(-1, *(updates.shape[axis] for axis in windows))
+    own = lax.ScatterDimensionNumbers(
+        tuple(range(len(windows))),
+        dimension_numbers.inserted_window_dims,
+        dimension_numbers.scatter_dims_to_operand_dims,
+    )
+
+    def step(y: Array, row: Any) -> tuple[Array, None]:
+        place, update = row
+        return y * lax.scatter(jnp.ones_like(y), place, update, own, mode=mode), None
+
+    return lax.scan(step, x, (places.reshape(-1, places.shape[-1]), updates))[0]
+
+
+def odd_number(x: Array, *, axes: Sequence[int], **_: Any) -> Array:
+    """Whether an odd number of truth values hold."""
+    return _counted(x).sum(axes) % 2 == 1
 
 
 def elimination(a: Array, **_: Any) -> list[Array]:
@@ -136,4 +170,6 @@ family(defined_as(sorting), primitives("sort"))
 family(defined_as(largest), primitives("top_k"))
 family(defined_as(any_of), primitives("reduce_or"))
 family(defined_as(all_of), primitives("reduce_and"))
+family(defined_as(odd_number), primitives("reduce_xor"))
+family(defined_as(product_at_places), primitives("scatter_mul"))
 family(defined_as(elimination), primitives("lu"))

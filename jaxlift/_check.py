@@ -1,0 +1,299 @@
+"""`check`: which operation breaks the sum, and what the dtype can carry."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.core import Tracer
+
+from jaxlift import _compat, _registry
+from jaxlift._compat import JaxprEqn
+from jaxlift._lift import Interpreter, MaxPooling, MissingRule, checked_pair, evaluate_jointly, summed
+from jaxlift._multipliers import difference
+from jaxlift._values import Node, Pending, Value, Varying, is_varying, postorder
+from jaxlift.primitives.calls import custom_derivative, inlined
+from jaxlift.primitives.pointwise import ELEMENTWISE
+from jaxlift.primitives.softmax import Total, logarithm, quotient, summation
+from jaxlift.rules import Rule, as_rule
+
+CARRIED = 1e-2  # of a sum, what rounding may take before a warning
+
+
+@dataclass(frozen=True)
+class Line:
+    """What one operation does to the sum.
+
+    Attributes:
+        operation: the primitives, a pointwise function's in their order.
+        where: the line of the user's code.
+        entered: the contributions that are passed back to it, `sum(ct_y * (y - y_ref))` over its outputs.
+        left: those that it passes on, `sum(ct_x * (x - r))` over its inputs.
+    """
+
+    operation: str
+    where: str
+    entered: float
+    left: float
+
+    @property
+    def residual(self) -> float:
+        """What it loses of the sum, or adds if it is negative."""
+        return self.entered - self.left
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `check` found.
+
+    Attributes:
+        difference: `fun(x) - fun(reference)`, summed over outputs.
+        contributions: the sum of the contributions.
+        magnitude: the sum of their absolute values.
+        rounding: the unit of rounding of the dtype that the function computes in, relative to 1.
+        lines: the operations, in the order of the program.
+    """
+
+    difference: float
+    contributions: float
+    magnitude: float
+    rounding: float
+    lines: tuple[Line, ...]
+
+    @property
+    def error(self) -> float:
+        """What is missing from the sum, in units of rounding of what was summed."""
+        scale = max(self.magnitude, abs(self.difference), *(abs(line.entered) for line in self.lines), 1e-300)
+        return abs(self.difference - self.contributions) / (self.rounding * scale)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the contributions sum to the difference, up to the rounding of so many operations."""
+        return bool(self.error <= 30 * (1 + len(self.lines)))
+
+    @property
+    def cancellation(self) -> float:
+        """The sum of the contributions' absolute values over that of the contributions."""
+        return self.magnitude / abs(self.difference) if self.difference else np.inf
+
+    def __str__(self) -> str:
+        verdict = "complete" if self.complete else "NOT complete"
+        head = (
+            f"{verdict}: contributions sum to {self.contributions:.6g}, the difference of the outputs is "
+            f"{self.difference:.6g}, {self.error:.1f} units of rounding apart; cancellation {self.cancellation:.3g}"
+        )
+        if self.complete:
+            return f"{head}\n{len(self.lines)} operations, each passes on what it is given"
+        worst = sorted(self.lines, key=lambda line: -abs(line.residual))[:10]
+        rows = [
+            f"{line.residual:12.4g} {line.entered:12.4g} {line.left:12.4g}  {line.operation}, {line.where}"
+            for line in worst
+        ]
+        return "\n".join([head, f"{'residual':>12} {'enters':>12} {'leaves':>12}  operation", *rows])
+
+
+def check(
+    fun: Callable[[Any], Any],
+    x: Any,
+    reference: Any,
+    *,
+    rule: Rule | str = "rescale",
+    max_pooling: MaxPooling = "complete",
+    missing_rule: MissingRule = "derivative",
+) -> Report:
+    """Find out whether the contributions of a function's input are complete, and if not, which operation is to blame.
+
+    >>> import jax, jax.numpy as jnp, jaxlift
+    >>> print(jaxlift.check(lambda x: jax.nn.softmax(x)[0], jnp.array([1.0, 2.0]), jnp.zeros(2)).complete)
+    True
+
+    It evaluates the function with a probe at each operation, so one backward pass gives what each is passed and what it
+    passes on. Bodies of loops and of checkpoints count as one operation.
+
+    Args:
+        fun, x, reference, rule, max_pooling: as for `lift`. If `fun` has several outputs, their sum is explained.
+        missing_rule: as for `lift`, but by default the report goes on where an operation has no rule, and shows by its
+            residual what that loses.
+
+    Returns:
+        a `Report`. It prints as a verdict, and where the sum isn't kept, the operations that break it.
+
+    Raises:
+        as `lift` does; and a warning, if contributions cancel so much that the dtype can't carry their sum.
+    """
+    rule = as_rule(rule)
+    x, reference = checked_pair(x, reference)
+    flows: list[_Flow] = []
+    probes: list[jax.ShapeDtypeStruct] = []
+
+    def observed(x: Any, probe: Callable[[Array], Array]) -> tuple[Array, Any]:
+        """The sum of the outputs; and its difference, and those of all that was probed."""
+        flows.clear()
+        observer = Observer(rule, max_pooling, missing_rule, flows=flows, probe=probe)
+        y, y_ref = evaluate_jointly(observer, fun, x, reference)
+        change = summed(jax.tree.map(jnp.subtract, y, y_ref))
+        return summed(y), (change, [flow.difference for flow in flows])
+
+    def note(like: Array) -> Array:
+        probes.append(jax.ShapeDtypeStruct(like.shape, like.dtype))
+        return jnp.zeros_like(like)
+
+    jax.eval_shape(lambda x: observed(x, note)[0], x)
+
+    @jax.jit
+    def measured(x: Any) -> Any:
+        def of_probes(x: Any, probes: list[Array]) -> tuple[Array, Any]:
+            remaining = iter(probes)
+            return observed(x, lambda like: next(remaining))
+
+        zeros = [jnp.zeros(probe.shape, probe.dtype) for probe in probes]
+        y, pull, (change, differences) = jax.vjp(of_probes, x, zeros, has_aux=True)
+        multipliers, cotangents = pull(jnp.ones_like(y))
+        contributions = jax.tree.map(lambda m, x, r: m * (x - r), multipliers, x, reference)
+        passed = [jnp.sum(ct * d).real for ct, d in zip(cotangents, differences, strict=True)]
+        return change, summed(contributions), summed(jax.tree.map(jnp.abs, contributions)), passed
+
+    change, contributions, magnitude, passed = jax.device_get(measured(x))
+    lines: dict[int, Line] = {}
+    for flow, amount in zip(flows, passed, strict=True):
+        line = lines.get(flow.record, Line(flow.operation, flow.where, 0.0, 0.0))
+        entered, left = (amount, 0.0) if flow.is_output else (0.0, amount)
+        lines[flow.record] = replace(line, entered=line.entered + float(entered), left=line.left + float(left))
+    numbers = {leaf.dtype for leaf in (*jax.tree.leaves(x), *probes)}  # of all that the function computes with
+    rounding = max(float(jnp.finfo(dtype).eps) for dtype in numbers)
+    report = Report(float(change), float(contributions), float(magnitude), rounding, tuple(lines.values()))
+    warn_of_cancellation(np.asarray(report.cancellation), rounding)
+    return report
+
+
+def warn_of_cancellation(cancellation: Any, rounding: float | None = None) -> None:
+    """Warn if rounding may take much of a sum; under `jax.jit`, where the numbers aren't known yet, do nothing."""
+    if isinstance(cancellation, Tracer):
+        return
+    rounding = float(jnp.finfo(cancellation.dtype).eps) if rounding is None else rounding
+    largest = float(np.nanmax(np.asarray(cancellation, np.float64), initial=0))
+    if np.isfinite(largest) and largest * rounding > CARRIED:
+        warnings.warn(
+            f"contributions cancel: their absolute values sum to {largest:.2g} times the difference of the outputs, of "
+            f"which rounding takes up to {largest * rounding:.1%}. Compute in float64 (jax.config.update"
+            "('jax_enable_x64', True)), or use rule='rescale', or a reference that is nearer.",
+            stacklevel=3,
+        )
+
+
+@dataclass(frozen=True)
+class _Flow:
+    """What passes one probe: its cotangent times this difference."""
+
+    record: int
+    operation: str
+    where: str
+    is_output: bool
+    difference: Array
+
+
+@dataclass(frozen=True)
+class Observer(Interpreter):
+    """An interpreter that puts probes, zeros whose cotangents tell what passes, around each operation.
+
+    Each operation has copies of its inputs for itself, so that the cotangent of a copy's probe is what this operation
+    passes on, whatever else its input is used for.
+
+    Attributes:
+        flows: what passes the probes, in the order of the probes.
+        probe: gives the probe for an array.
+    """
+
+    flows: list[_Flow] = field(default_factory=list, compare=False)
+    probe: Callable[[Array], Array] = jnp.zeros_like
+    originals: dict[int, tuple[Varying, Varying]] = field(default_factory=dict, compare=False)
+
+    @property
+    def plain(self) -> Interpreter:
+        """The interpreter that evaluates one operation, and all of a loop's body."""
+        return Interpreter(self.rule, self.max_pooling, self.missing, self.scope, self.where)
+
+    def afresh(self) -> Interpreter:
+        return self.plain
+
+    def outputs(self, eqn: JaxprEqn, inputs: Sequence[Value]) -> Sequence[Value]:
+        rule = _registry.rule_or_none(eqn.primitive)
+        if not any(map(is_varying, inputs)) or rule in (inlined, custom_derivative):
+            return super().outputs(eqn, inputs)
+        if eqn.primitive in ELEMENTWISE:
+            outputs = self.plain.outputs(eqn, inputs)
+            if all(isinstance(out, Pending) for out in outputs):
+                return outputs
+        if rule not in (logarithm, quotient, summation):  # these see what their operands are made of
+            inputs = [self.settle(value) for value in inputs]
+        record = _Probes(self, eqn.primitive.name, _compat.location(eqn) or self.where)
+        copies = [record.copied(value) if is_varying(value) else value for value in inputs]
+        outputs = self.plain.outputs(eqn, copies)
+        return [record.passed(self.plain.settle(out)) if is_varying(out) else out for out in outputs]
+
+    def settle(self, value: Any) -> Any:
+        if not isinstance(value, Pending):
+            return value
+        if value.settled is None:
+            eqns = [node.eqn for node in postorder([value.node], _operands) if isinstance(node, Node)]
+            operation = " ".join(dict.fromkeys(eqn.primitive.name for eqn in eqns))
+            record = _Probes(self, operation, _compat.location(eqns[-1]) or self.where)
+            value.settled = record.passed(self.plain.settle(record.copied(value)))
+        return value.settled
+
+
+def _operands(item: Any) -> Sequence[Any]:
+    return item.operands if isinstance(item, Node) else ()
+
+
+class _Probes:
+    """The probes around one operation."""
+
+    def __init__(self, observer: Observer, operation: str, where: str) -> None:
+        self.observer, self.operation, self.where = observer, operation, where
+        self.copies: dict[int, Varying] = {}
+
+    def copied(self, value: Varying | Pending) -> Varying | Pending:
+        """An input of the operation; where it is a function of another value, of a copy of that."""
+        if isinstance(value, Pending):
+            return Pending(value.node, self.copy(value.of))
+        return self.copy(value)
+
+    def copy(self, value: Varying) -> Varying:
+        original = self.observer.originals.get(id(value), (value, value))[0]
+        if id(original) not in self.copies:
+            copy = self.probed(original, is_output=False)
+            if isinstance(origin := original.origin, Total):
+                exponential = replace(origin.exponential, of=self.copy(origin.exponential.of))
+                copy.origin = replace(origin, exponential=exponential)
+            self.copies[id(original)] = copy
+            self.observer.originals[id(copy)] = original, copy  # both stay alive, and so do their ids
+        return self.copies[id(original)]
+
+    def passed(self, output: Varying) -> Varying:
+        """An output of the operation."""
+        return self.probed(output, is_output=True)
+
+    def probed(self, value: Varying, is_output: bool) -> Varying:
+        def through(array: Array, change: Array) -> Array:
+            flow = _Flow(id(self), self.operation, self.where, is_output, change)
+            probe = self.observer.probe(array)
+            self.observer.flows.append(flow)
+            return array + probe
+
+        def carrier() -> Array:
+            return through(value.carrier, difference(value.carrier, value.reference.astype(value.carrier.dtype)))
+
+        def variation() -> Array:
+            return through(value.variation, value.variation)
+
+        if value.is_discrete:
+            return replace(value, make_carrier=carrier)
+        own_variation = variation if value.make_variation is not None else None
+        return replace(value, value=carrier(), make_variation=own_variation)

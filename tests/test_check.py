@@ -1,0 +1,73 @@
+"""The report of what breaks the sum, and the cancellation that a dtype can carry."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from programs import PROGRAMS, input_and_reference
+from zoo import CHOICES, LOOPS, SOFTMAX
+
+import jaxlift
+
+SOME = {p.name: p.fun for p in PROGRAMS[::6]} | dict(list((LOOPS | CHOICES | SOFTMAX).items())[::5])
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
+@pytest.mark.parametrize("name", SOME)
+def test_complete_programs_have_no_residual(name, rule):
+    x, r = input_and_reference(jnp.float64)
+    report = jaxlift.check(SOME[name], x, r, rule=rule)
+    assert report.complete
+    scale = max(abs(line.entered) for line in report.lines) + report.magnitude
+    assert all(abs(line.residual) <= 1e5 * report.rounding * scale for line in report.lines)
+    assert str(report).startswith("complete: contributions sum to")
+    y, y_ref = (float(SOME[name](jnp.asarray(side))) for side in (x, r))
+    assert report.difference == pytest.approx(y - y_ref, rel=1e6 * report.rounding, abs=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:the primitive `eigh`")
+@pytest.mark.usefixtures("x64")
+def test_names_the_operation_and_the_line():
+    def fun(x):
+        return jnp.tanh(x).sum() + jnp.linalg.eigvalsh(jnp.outer(x, x) + jnp.eye(6)).max()
+
+    report = jaxlift.check(fun, *input_and_reference(jnp.float64))
+    assert not report.complete
+    text = str(report).splitlines()
+    assert text[0].startswith("NOT complete")
+    assert "eigh" in text[2]
+    assert "test_check.py" in text[2]
+    assert sum(line.residual for line in report.lines) == pytest.approx(report.difference - report.contributions)
+
+
+def test_original_pooling_loses_the_sum_where_it_does():
+    def fun(x):
+        return jax.lax.reduce_window(x**3, -jnp.inf, jax.lax.max, (2,), (2,), "VALID").sum()
+
+    x, r = jnp.array([1.0, 2.0, 3.0, 4.0]), jnp.array([2.0, 1.0, 0.0, 0.0])
+    assert jaxlift.check(fun, x, r).complete
+    report = jaxlift.check(fun, x, r, max_pooling="original")
+    worst = max(report.lines, key=lambda line: abs(line.residual))
+    assert not report.complete
+    assert worst.operation == "reduce_window_max"
+
+
+def model(x):
+    return (jnp.float32(1e6) * (x[:, 0] - x[:, 1]) + x[:, 2])[:, None]
+
+
+def test_cancellation():
+    x, r = jnp.array([[3.0, 3.0, 1.0], [1.0, 0.0, 0.0]]), jnp.zeros(3)
+    with pytest.warns(UserWarning, match=r"contributions cancel: .* 6e\+06 times .*float64"):
+        scores, delta, cancellation = jaxlift.attribute(model, target=0, convergence_delta=True, cancellation=True)(
+            x, reference=r
+        )
+    assert scores.shape == x.shape
+    assert delta.shape == cancellation.shape == (2,)
+    np.testing.assert_allclose(cancellation, [6e6 + 1, 1], rtol=1e-6)
+    _, compiled = jax.jit(jaxlift.attribute(model, target=0, cancellation=True))(x, reference=r)
+    np.testing.assert_allclose(compiled, cancellation, rtol=1e-6)
+    with pytest.warns(UserWarning, match="contributions cancel"):
+        report = jaxlift.check(lambda x: model(x[None])[0, 0], x[0], r)
+    assert report.cancellation == pytest.approx(6e6 + 1, rel=1e-6)

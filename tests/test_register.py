@@ -1,0 +1,130 @@
+"""Rules of one's own, for primitives, for functions with a custom derivative, and for operations known by name."""
+
+import jax
+import jax.extend
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.interpreters import mlir
+from programs import input_and_reference
+
+import jaxlift
+
+X = jnp.array([[0.5, -1.0, 2.0], [1.0, 0.0, -3.0]])
+R = jnp.array([[1.0, 1.0, -1.0], [1.0, 2.0, 0.5]])
+
+
+def primitive(name, fun, outputs=1):
+    made = jax.extend.core.Primitive(name)
+    made.multiple_results = outputs > 1
+    made.def_impl(fun)
+    mlir.register_lowering(made, mlir.lower_fun(fun, multiple_results=outputs > 1))
+    made.def_abstract_eval(lambda *avals, **params: avals[0] if outputs == 1 else [avals[0]] * outputs)
+    return made
+
+
+def test_a_primitive():
+    scale = primitive("scale_by", lambda x, factor: x * factor)
+    with pytest.raises(jaxlift.MissingRuleError, match="`scale_by` has no rule"):
+        jaxlift.vjp(lambda x: scale.bind(x, factor=3.0), X, R)
+
+    @jaxlift.register(scale)
+    def _(cotangent, values, references, factor):
+        assert values[0].shape == references[0].shape == X.shape
+        return cotangent * factor
+
+    (y, y_ref), pullback = jaxlift.vjp(lambda x: scale.bind(x, factor=3.0), X, R)
+    np.testing.assert_array_equal((y, y_ref), (3 * X, 3 * R))
+    np.testing.assert_array_equal(pullback(X), 3 * X)
+
+
+def test_several_operands_and_outputs():
+    pair = primitive("sum_and_product", lambda x, z: [x + z, x * z], outputs=2)
+
+    @jaxlift.register(pair)
+    def _(cotangents, values, references):
+        (x, z), (r, s) = values, references
+        of_sum, of_product = cotangents
+        return of_sum + of_product * (z + s) / 2, of_sum + of_product * (x + r) / 2
+
+    def fun(x):
+        total, product = pair.bind(jnp.tanh(x[0]), x[1])
+        return (total * product).sum()
+
+    for rule in ("rescale", "revealcancel"):
+        (y, y_ref), pullback = jaxlift.vjp(fun, X, R, rule=rule)
+        assert (pullback(jnp.float32(1)) * (X - R)).sum() == pytest.approx(float(y - y_ref), rel=1e-6)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_function_with_a_custom_derivative(nested):
+    """As a kernel would be: its body can't be looked into."""
+
+    @jax.custom_vjp
+    def kernel(x):
+        return jax.pure_callback(np.square, jax.ShapeDtypeStruct(x.shape, x.dtype), x, vmap_method="expand_dims")
+
+    kernel.defvjp(lambda x: (kernel(x), x), lambda x, ct: (2 * x * ct,))
+    calls = []
+
+    @jaxlift.register(kernel)
+    def _(cotangent, values, references):
+        calls.append(values[0].shape)
+        return cotangent * (values[0] + references[0])
+
+    fun = jax.jit(lambda x: kernel(x).sum(-1)) if nested else lambda x: kernel(x).sum(-1)
+    scores = jaxlift.attribute(fun)(X, reference=jnp.zeros(3))
+    np.testing.assert_allclose(scores, X**2)
+    assert set(calls) == {(1, 3)}
+    assert jaxlift.check(lambda x: kernel(x).sum(), X[0], R[0]).complete
+
+
+def test_a_primitive_by_its_name():
+    hidden = primitive("hidden_operation", lambda x: -x)
+    jaxlift.register("hidden_operation")(lambda cotangent, values, references: -cotangent)
+    np.testing.assert_array_equal(jaxlift.vjp(hidden.bind, X, R)[1](X), -X)
+
+
+def test_a_rule_that_breaks_the_sum_is_found():
+    half = primitive("halved", lambda x: x / 2)
+    jaxlift.register(half)(lambda cotangent, values, references: cotangent)
+    report = jaxlift.check(lambda x: jnp.tanh(half.bind(x)).sum(), X, R)
+    assert not report.complete
+    worst = max(report.lines, key=lambda line: abs(line.residual))
+    assert worst.operation == "halved"
+    assert "test_register.py" in worst.where
+    assert "halved" in str(report).splitlines()[2]
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (lambda ct: (ct, ct), r"a cotangent of each operand: expected 1, got 2"),
+        (lambda ct: ct.sum(), r"cotangents of the operands' shapes: expected \(2, 3\), got \(\)"),
+    ],
+)
+def test_what_a_rule_returns_is_checked(found, message):
+    wrong = primitive("wrong", lambda x: x)
+    jaxlift.register(wrong)(lambda cotangent, values, references: found(cotangent))
+    with pytest.raises(ValueError, match=message):
+        jaxlift.vjp(wrong.bind, X, R)[1](X)
+
+
+def test_only_operations_have_rules():
+    with pytest.raises(TypeError, match=r"a primitive, its name, or a function decorated with jax\.custom_vjp"):
+        jaxlift.register(3)
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_rule_replaces_another():
+    """The product's midpoints, taken from one side only: another share, the same sum."""
+    x, r = input_and_reference(jnp.float64)
+
+    @jax.custom_jvp
+    def product(x, z):
+        return x * z
+
+    product.defjvp(lambda primals, tangents: (product(*primals), tangents[0] * primals[1] + tangents[1] * primals[0]))
+    jaxlift.register(product)(lambda ct, values, references: (ct * values[1], ct * references[0]))
+    m = jaxlift.vjp(lambda x: product(x[:3], x[3:]).sum(), x, r)[1](1.0)
+    np.testing.assert_allclose(m, np.concatenate([x[3:], r[:3]]))
