@@ -102,6 +102,45 @@ def test_the_model_is_evaluated_on_n_plus_r_examples(rule):
     assert len(rows) == sum(rows.count(n) for n in (N, R, N * R))
 
 
+@pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
+def test_loops_evaluate_n_plus_r_examples(rule):
+    """A recurrent network: matrix products in the loops' bodies, on N, on R and on N R examples."""
+    weights = jnp.ones((8, 8))
+
+    def recurrent(x):
+        def step(h, u):
+            return jnp.tanh(h @ weights + u), None
+
+        return lax.scan(step, jnp.zeros((len(x), 8)), x.swapaxes(0, 1))[0].sum(1)
+
+    attr = jaxlift.attribute(recurrent, rule=rule)
+    text = jax.jit(lambda x, r: attr(x, reference=r)).lower(jnp.ones((3, 4, 8)), jnp.zeros((5, 4, 8))).as_text()
+    operands = [line.split(" : (tensor<")[1].split("x1x8x")[0] for line in text.splitlines() if "dot_general" in line]
+    assert operands.count("3") == operands.count("5") == 1
+    assert operands.count("3x5") == len(operands) - 2 == (1 if rule == "rescale" else 3)
+
+
+@pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
+def test_checkpoint_keeps_its_promise(rule):
+    """Sixteen blocks of four layers: with checkpoints, what is kept is a value for each block."""
+    weights = jnp.ones((16, 4, 32, 32)) / 64
+
+    def block(h, own):
+        y = h
+        for i in range(4):
+            y = jnp.tanh(y @ own[i])
+        return h + y
+
+    def memory(block):
+        attr = jaxlift.attribute(
+            lambda x: lax.scan(lambda h, own: (block(h, own), None), x, weights)[0].sum(1), rule=rule
+        )
+        program = compiled(lambda x, r: attr(x, reference=r), jnp.ones((256, 32)), jnp.zeros((8, 32)))
+        return program.memory_analysis().temp_size_in_bytes
+
+    assert memory(jax.checkpoint(block)) <= 0.6 * memory(block)
+
+
 def test_one_reference_of_each_example_costs_one_pass_each():
     model, params = dilated_network()
     attr = jaxlift.attribute(model, argnums=1, references="paired")

@@ -143,6 +143,32 @@ def test_pullback_under_vmap_is_linear(rule):
     assert y.shape == (3,)
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_export_and_reload(rule):
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (PARAMS, X, R))
+    exported = jax.export.export(jax.jit(attr(rule)))(*shapes)
+    reloaded = jax.export.deserialize(exported.serialize())
+    close(reloaded.call(PARAMS, X, R), plainly(rule))
+
+
+def test_export_for_any_number_of_examples():
+    n, r = jax.export.symbolic_shape("n, r")
+    shapes = (
+        jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), PARAMS),
+        jax.ShapeDtypeStruct((n, *X.shape[1:]), X.dtype),
+        jax.ShapeDtypeStruct((r, *R.shape[1:]), R.dtype),
+    )
+    exported = jax.export.export(jax.jit(attr("rescale")))(*shapes)
+    close(exported.call(PARAMS, X, R), plainly("rescale"))
+
+
+def test_ahead_of_time_and_donation():
+    compiled = jax.jit(attr("rescale"), donate_argnums=1).lower(PARAMS, X, R).compile()
+    x = jnp.array(X)
+    close(compiled(PARAMS, x, R), plainly("rescale"))
+    assert x.is_deleted()
+
+
 def test_forward_values_are_untouched_by_the_rule():
     for program in PROGRAMS[:5]:
         x, r = input_and_reference(jnp.float64)

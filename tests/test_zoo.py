@@ -14,7 +14,7 @@ import jaxlift
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
+@pytest.mark.parametrize("rule", ["rescale", pytest.param("revealcancel", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", [*COMPLETE, *SINGLE_PRECISION])
 def test_complete(name, rule):
     fun = (COMPLETE | SINGLE_PRECISION)[name]
