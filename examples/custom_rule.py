@@ -1,7 +1,7 @@
 """Explain a network with a kernel of its own, of which JAX sees the outside only, by giving the kernel's multipliers.
 
 The network classifies handwritten digits. Its gates, `a * sigmoid(b)`, are computed by a Pallas kernel that has its own
-derivative. jaxlift can't look into a kernel, and says so. A rule of four lines makes the explanation complete, and equal
+derivative. jaxlift cannot look into a kernel, and says so. A rule of four lines makes the explanation complete, equal
 to that of the same network in plain JAX.
 """
 
