@@ -24,56 +24,16 @@ ROUNDED = frozenset(
     primitives("add", "sub", "mul", "div", "sqrt", "square", "integer_pow", "convert_element_type", "reduce_precision")
 )
 
-PIECEWISE_OR_SATURATING = frozenset(
-    [
-        "max",
-        "min",
-        "abs",
-        "sign",
-        "select_n",
-        "clamp",
-        "floor",
-        "ceil",
-        "round",
-        "rem",
-        "tanh",
-        "logistic",
-        "erf",
-        "erfc",
-        "atan",
-        "sin",
-        "cos",
-        "bessel_i0e",
-        "bessel_i1e",
-    ]
-)
-TOTAL = PIECEWISE_OR_SATURATING - {"rem", "erf_inv"} | frozenset(
-    [
-        "add",
-        "sub",
-        "mul",
-        "neg",
-        "square",
-        "eq",
-        "ne",
-        "lt",
-        "le",
-        "gt",
-        "ge",
-        "and",
-        "or",
-        "xor",
-        "not",
-        "is_finite",
-        "convert_element_type",
-        "copy",
-        "reduce_precision",
-        "jit",
-        "custom_jvp_call",
-        "custom_vjp_call",
-        "broadcast_in_dim",
-    ]
-)
+# fmt: off
+PIECEWISE_OR_SATURATING = frozenset((
+    "max", "min", "abs", "sign", "select_n", "clamp", "floor", "ceil", "round", "rem", "tanh", "logistic", "erf",
+    "erfc", "atan", "sin", "cos", "bessel_i0e", "bessel_i1e",
+))
+TOTAL = PIECEWISE_OR_SATURATING - {"rem"} | {
+    "add", "sub", "mul", "neg", "square", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "xor", "not", "is_finite",
+    "convert_element_type", "copy", "reduce_precision", "jit", "custom_jvp_call", "custom_vjp_call", "broadcast_in_dim",
+}
+# fmt: on
 
 
 class Sample(NamedTuple):

@@ -17,7 +17,7 @@ from jaxlift import _compat, _registry
 from jaxlift._compat import Jaxpr, JaxprEqn
 from jaxlift._values import Pending, Settled, Value, Varying, is_varying
 from jaxlift.primitives import settle
-from jaxlift.primitives.linear import carrier_dtype, is_inexact, on_each_side
+from jaxlift.primitives.linear import both_sides, carrier_dtype, is_inexact, on_each_side
 from jaxlift.rules import Rule, as_rule
 
 MaxPooling = Literal["complete", "original"]
@@ -174,8 +174,7 @@ def evaluate_jointly(interpreter: Interpreter, fun: Callable[[Any], Any], x: Any
     closed, outputs = jax.make_jaxpr(fun, return_shape=True)(x)
     inputs = [Varying(value, ref) for value, ref in zip(jax.tree.leaves(x), jax.tree.leaves(reference), strict=True)]
     results = [interpreter.settle(out) for out in interpreter.evaluate(closed.jaxpr, closed.consts, inputs)]
-    values = [out.value if isinstance(out, Varying) else out for out in results]
-    references = [out.reference if isinstance(out, Varying) else out for out in results]
+    values, references = both_sides(results)
     structure = jax.tree.structure(outputs)
     return jax.tree.unflatten(structure, values), jax.tree.unflatten(structure, references)
 

@@ -13,7 +13,7 @@ from jaxlift import _compat, _registry
 from jaxlift._compat import JaxprEqn, Primitive
 from jaxlift._multipliers import with_multipliers
 from jaxlift._values import Value, Varying
-from jaxlift.primitives.linear import feeds, is_inexact
+from jaxlift.primitives.linear import both_sides, feeds, is_inexact
 
 if TYPE_CHECKING:
     from jaxlift._lift import Interpreter
@@ -88,10 +88,7 @@ def by_pullback(pull: Pullback) -> _registry.PrimitiveRule:
         settled = [interpreter.settle(operand) for operand in operands]
         varying = [k for k, o in enumerate(settled) if isinstance(o, Varying)]
         numbers = [k for k, var in enumerate(eqn.outvars) if is_inexact(var)]
-        values, references = (
-            tuple(getattr(o, side) if isinstance(o, Varying) else jnp.asarray(o) for o in settled)
-            for side in ("value", "reference")
-        )
+        values, references = jax.tree.map(jnp.asarray, both_sides(settled))
 
         def forward(explained: Any, held: Any) -> tuple[Array, ...]:
             """The outputs, computed where nothing asks for JAX's derivative, which there may be none of."""

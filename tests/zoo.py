@@ -283,6 +283,16 @@ FUNCTIONS = {
     ).sum(),
     "normal density": lambda x: jsp.stats.multivariate_normal.logpdf(dense(x), jnp.zeros(5), positive_definite(x)),
     "expm": lambda x: jsp.linalg.expm(matrix(x) * 0.1).sum(),
+    "eigenvalues": lambda x: jnp.linalg.eigvalsh(positive_definite(x)) @ B,
+    "eigenvectors": lambda x: (jnp.linalg.eigh(positive_definite(x))[1] ** 2 @ B)[0],
+    "eigenvalues in batches": lambda x: jnp.linalg.eigvalsh(jnp.einsum("i,jk->ijk", x[:2], S + S.T)).max(),
+    "complex eigenvalues": lambda x: jnp.abs(jnp.linalg.eigvals(matrix(x))).max(),
+    "singular values": lambda x: jnp.linalg.svd(matrix(x), compute_uv=False) @ B,
+    "nuclear norm": lambda x: jnp.linalg.norm(matrix(x), "nuc"),
+    "pseudo-inverse": lambda x: jnp.linalg.pinv(matrix(x)[:, :3]).sum(),
+    "orthogonal factor": lambda x: jnp.linalg.qr(matrix(x))[0] @ B @ B,
+    "triangular factor": lambda x: jnp.abs(jnp.linalg.qr(matrix(x))[1]).sum(),
+    "least squares": lambda x: jnp.linalg.lstsq(matrix(x)[:, :3], dense(x))[0].sum(),
     "resize": lambda x: jnp.tanh(jax.image.resize(jnp.outer(x, B), (4, 7), "bilinear")).sum(),
     "map_coordinates": lambda x: jsp.ndimage.map_coordinates(jnp.outer(x, B), [x[:3] ** 2, x[3:] ** 2], order=1).sum(),
     "einsum of three": lambda x: jnp.einsum("i,ij,j->", x, W, dense(x)),
@@ -352,9 +362,7 @@ SINGLE_PRECISION = {
 COMPLETE = LOOPS | CHOICES | FUNCTIONS | SOFTMAX
 
 REFUSED = {
-    "eigh": lambda x: jnp.linalg.eigvalsh(positive_definite(x)) @ B,
-    "svd": lambda x: jnp.linalg.svd(matrix(x), compute_uv=False).sum(),
-    "qr": lambda x: jnp.abs(jnp.linalg.qr(matrix(x))[1]).sum(),
+    "schur": lambda x: jsp.linalg.schur(matrix(x))[0].sum(),
     "while": lambda x: lax.while_loop(lambda h: h.sum() < 9, lambda h: h * 1.5 + 1, jnp.abs(dense(x))).sum(),
     "pure_callback": lambda x: jax.pure_callback(np.tanh, jax.ShapeDtypeStruct((5,), x.dtype), dense(x)).sum(),
     "bitcast_convert_type": lambda x: (lax.bitcast_convert_type(dense(x), np.int64) >> 52).sum() * 1.0,

@@ -19,7 +19,7 @@ from jaxlift._compat import JaxprEqn, primitives
 from jaxlift._registry import family, family_by_name
 from jaxlift._values import Settled, Value, Varying, is_varying, pack
 from jaxlift.primitives.definitions import evaluated
-from jaxlift.primitives.linear import carrier_dtype, is_inexact
+from jaxlift.primitives.linear import both_sides, carrier_dtype, is_inexact
 
 if TYPE_CHECKING:
     from jaxlift._lift import Interpreter
@@ -91,7 +91,7 @@ class Body:
 
     def values(self, operands: Sequence[Value]) -> list[Array]:
         """The plain outputs."""
-        return [jnp.asarray(out.value if isinstance(out, Varying) else out) for out in self(operands)]
+        return [jnp.asarray(value) for value in both_sides(self(operands))[0]]
 
 
 def scan(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
@@ -180,8 +180,8 @@ def shard_map(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]
 
 def on_the_input(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
     """The rule of what only has effects, such as printing: done once, for the input."""
-    settled = [interpreter.settle(operand) for operand in operands]
-    return _compat.bind(eqn, [o.value if isinstance(o, Varying) else o for o in settled])
+    values, _ = both_sides([interpreter.settle(operand) for operand in operands])
+    return _compat.bind(eqn, values)
 
 
 family(scan, primitives("scan"))

@@ -16,7 +16,8 @@ from jax import Array, lax
 
 from jaxlift._compat import JaxprEqn, primitives
 from jaxlift._registry import PrimitiveRule, family
-from jaxlift._values import Value, Varying
+from jaxlift._values import Value
+from jaxlift.primitives.linear import both_sides
 
 if TYPE_CHECKING:
     from jaxlift._lift import Interpreter
@@ -36,7 +37,7 @@ def evaluated(
 ) -> list[Value]:
     """The outputs of a function on values of the program."""
     settled = [interpreter.settle(operand) for operand in operands]
-    sides = [o.value if isinstance(o, Varying) else jnp.asarray(o) for o in settled]
+    sides = [jnp.asarray(value) for value in both_sides(settled)[0]]
     try:
         closed = jax.make_jaxpr(fun)(*(jax.ShapeDtypeStruct(side.shape, side.dtype) for side in sides))
     except NotImplementedError as error:

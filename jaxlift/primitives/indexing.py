@@ -23,7 +23,7 @@ from jaxlift._multipliers import difference, with_multipliers
 from jaxlift._registry import PrimitiveRule, family
 from jaxlift._values import Settled, Value, Varying
 from jaxlift.primitives.bilinear import midpoint
-from jaxlift.primitives.linear import carrier_dtype, carrying, feeds, is_inexact, on_each_side
+from jaxlift.primitives.linear import both_sides, carrier_dtype, carrying, feeds, is_inexact, on_each_side
 
 if TYPE_CHECKING:
     from jaxlift._lift import Interpreter
@@ -80,8 +80,7 @@ def of_all(eqn: JaxprEqn, operands: Sequence[Settled], pull: Callable[[Array, An
     """
     [(value, reference)] = on_each_side(eqn, operands)
     varying = [o for o in operands if isinstance(o, Varying)]
-    values = tuple(o.value if isinstance(o, Varying) else jnp.asarray(o) for o in operands)
-    references = tuple(o.reference if isinstance(o, Varying) else jnp.asarray(o) for o in operands)
+    values, references = jax.tree.map(jnp.asarray, both_sides(operands))
 
     def carrier() -> Array:
         return with_multipliers(

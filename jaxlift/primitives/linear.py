@@ -25,11 +25,17 @@ if TYPE_CHECKING:
     from jaxlift._lift import Interpreter
 
 
+def both_sides(operands: Sequence[Value]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Settled operands at the input, and at the reference."""
+    return (
+        tuple(o.value if isinstance(o, Varying) else o for o in operands),
+        tuple(o.reference if isinstance(o, Varying) else o for o in operands),
+    )
+
+
 def on_each_side(eqn: JaxprEqn, operands: Sequence[Value]) -> list[tuple[Array, Array]]:
     """The outputs of an equation on the values and on the references of its operands."""
-    values = _compat.bind(eqn, [o.value if isinstance(o, Varying) else o for o in operands])
-    references = _compat.bind(eqn, [o.reference if isinstance(o, Varying) else o for o in operands])
-    return list(zip(values, references, strict=True))
+    return list(zip(*(_compat.bind(eqn, side) for side in both_sides(operands)), strict=True))
 
 
 def is_inexact(value: Any) -> bool:

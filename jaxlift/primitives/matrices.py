@@ -25,7 +25,7 @@ from jaxlift._multipliers import with_multipliers
 from jaxlift._registry import family
 from jaxlift._values import Value, Varying, is_varying
 from jaxlift.primitives.bilinear import midpoint
-from jaxlift.primitives.linear import carrying, feeds, on_each_side
+from jaxlift.primitives.linear import both_sides, carrying, feeds, on_each_side
 
 if TYPE_CHECKING:
     from jaxlift._lift import Interpreter
@@ -99,8 +99,8 @@ def linear_solve(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Val
     middle = [held_constant(midpoint(*side)) for side in sides]
     applied = interpreter.evaluate(inner, consts, [*matrix, *middle])
     residuals = tuple(
-        (right.value if isinstance(right, Varying) else right) - (left.value if isinstance(left, Varying) else left)
-        for left, right in zip(map(interpreter.settle, applied), b, strict=True)
+        right - left
+        for left, right in zip(both_sides(list(map(interpreter.settle, applied)))[0], both_sides(b)[0], strict=True)
     )
 
     def dense(own: Sequence[Array]) -> Array:
@@ -127,13 +127,49 @@ def linear_solve(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Val
             solved[start:end].reshape(ct.shape) for start, end, ct in zip(ends[:-1], ends[1:], cotangents, strict=True)
         )
 
-    own = tuple(tuple(getattr(o, at, o) for o in matrix) for at in ("value", "reference"))
-    solutions = with_multipliers(lambda explained, held: held[2], pull, residuals, (*own, values))
+    solutions = with_multipliers(lambda explained, held: held[2], pull, residuals, (*both_sides(matrix), values))
     return [
         Varying(x, reference, None, feeds([*matrix, *b])) for x, reference in zip(solutions, references, strict=True)
     ]
 
 
+def decomposition(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
+    r"""The rule of eigenvalues, singular values and orthogonal factors, between which there is no such equation.
+
+    Let `G` be the derivative at the midpoint. The multipliers nearest to it that keep the sum are, for a cotangent `g`,
+
+    .. math:: G^T g + \frac{\langle g, \Delta y - G \Delta A \rangle}{\lVert \Delta A \rVert^2} \Delta A
+
+    (the least change that satisfies the secant equation: Broyden 1965, Mathematics of Computation 19). What they change
+    is of third order in the difference, and what doesn't differ contributes nothing.
+    """
+    a = interpreter.settle(operands[0])
+    assert isinstance(a, Varying)
+    batch = a.value.ndim - 2
+
+    def product(x: Array, z: Array) -> Array:
+        """For each matrix by itself, the sum of products."""
+        products = x * z
+        return products.sum(tuple(range(batch, products.ndim))).real
+
+    def pull(cotangents: Any, explained: Any, held: Any) -> tuple[Array]:
+        (x,), (r, y_ref) = explained, held
+        y, d = _compat.bind(eqn, [x]), x - r
+        [derivative] = jax.vjp(lambda a: tuple(_compat.bind(eqn, [a])), midpoint(x, r))[1](cotangents)
+        derivative = jnp.where(jnp.isfinite(derivative), derivative, 0)  # it isn't where eigenvalues meet
+        change = sum(product(ct, a - b) for ct, a, b in zip(cotangents, y, y_ref, strict=True))
+        size = product(d, d.conj())
+        missing = (change - product(derivative, d)) / jnp.where(size == 0, 1, size)
+        return (derivative + missing[..., None, None] * d.conj(),)
+
+    references = tuple(_compat.bind(eqn, [a.reference]))
+    values = with_multipliers(
+        lambda explained, held: tuple(_compat.bind(eqn, explained)), pull, (a.value,), (a.reference, references)
+    )
+    return [Varying(*sides, None, a.fed_by) for sides in zip(values, references, strict=True)]
+
+
+family(decomposition, primitives("eigh", "eig", "svd", "qr"))
 family(triangular_solve, primitives("triangular_solve"))
 family(cholesky, primitives("cholesky"))
 family(linear_solve, primitives("linear_solve"))

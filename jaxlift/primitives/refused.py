@@ -27,14 +27,12 @@ def refused(reason: str) -> PrimitiveRule:
     return rule
 
 
-EIGENVALUES = refused("eigenvalues and singular values have no exact equation between differences")
 FACTORS = refused("its factors have no exact equation between differences")
 RANDOM = refused("it makes random numbers of a key or of parameters that depend on the explained input")
 CALLED = refused("what it calls can't be seen from JAX")
 TRANSPOSED = refused("it is half of the derivative of a pooling, which chooses by other values")
 
-family(EIGENVALUES, primitives("eig", "eigh", "svd", "schur"))
-family(FACTORS, primitives("qr", "hessenberg", "householder_product", "tridiagonal"))
+family(FACTORS, primitives("schur", "hessenberg", "householder_product", "tridiagonal"))
 family(
     RANDOM,
     primitives(
