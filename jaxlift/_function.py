@@ -140,9 +140,9 @@ class PointwiseFunction:
         middle = (r.at + d / 2).astype(self.dtype)
         slope = x.sixth_of_slope + r.sixth_of_slope + self.derivative(middle) * (2 / 3)
         smooth = jnp.abs(rise - slope * d) <= x.rounding + r.rounding
-        # Where `f'` is not finite and `d` is 0, the multiplier is 0 / 1: finite, and with it the contribution.
-        undivided = smooth if self.is_total else smooth | (d == 0)
-        return jnp.where(smooth, slope, rise) * times / jnp.where(undivided, 1, d)
+        # One select: for a parabola Simpson's rule is exact, `smooth` a matter of the last bit, and XLA may work it out
+        # twice with different results. Where `f'` is not finite and `d` is 0, the multiplier is 0 / 1.
+        return jnp.where(smooth, slope * times, rise * times / jnp.where(d == 0, 1, d))
 
     @cached_property
     def primitives(self) -> frozenset[str]:

@@ -13,7 +13,7 @@ SOME = {p.name: p.fun for p in PROGRAMS[::6]} | dict(list((LOOPS | CHOICES | SOF
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
+@pytest.mark.parametrize("rule", ["rescale", pytest.param("revealcancel", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", SOME)
 def test_complete_programs_have_no_residual(name, rule):
     x, r = input_and_reference(jnp.float64)

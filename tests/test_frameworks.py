@@ -308,7 +308,7 @@ MODELS = [
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
+@pytest.mark.parametrize("rule", ["rescale", pytest.param("revealcancel", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
 def test_models(make, rule):
     model = make()

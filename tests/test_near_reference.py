@@ -151,3 +151,21 @@ def test_gradients_of_multipliers_are_finite_near_the_reference(rule):
     for f in (jnp.tanh, jax.nn.gelu, jax.nn.relu, jax.nn.softplus):
         slope = jax.grad(lambda x: multiplier(f, x, jnp.float32(0.3), rule))  # noqa: B023
         assert jnp.isfinite(jax.jit(jax.vmap(slope))(0.3 + distances)).all()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_one_program_and_its_compilation_agree(seed):
+    """Squares: Simpson's rule is exact, so which formula holds is a matter of rounding, and must be decided once."""
+    rng = np.random.default_rng(seed)
+    weights, x, r = rng.normal(size=(12, 6)), *rng.normal(size=(2, 12))
+
+    def normalised(x):
+        h = (x @ weights.astype(np.float32)).reshape(2, 3)
+        return ((h - h.mean(-1, keepdims=True)) * lax.rsqrt(h.var(-1, keepdims=True) + 1e-5)).ravel()
+
+    @jax.jit
+    def explain(x, r):
+        (y, y_ref), pullback = jaxlift.vjp(normalised, x, r)
+        return jax.vmap(pullback)(jnp.eye(6)) @ (x - r), y - y_ref
+
+    np.testing.assert_allclose(*explain(jnp.float32(x), jnp.float32(r)), atol=1e-5)

@@ -244,7 +244,7 @@ def inputs(seed=0):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
+@pytest.mark.parametrize("rule", ["rescale", pytest.param("revealcancel", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_complete(name, rule):
     x, r = inputs()
@@ -257,7 +257,7 @@ def test_complete(name, rule):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
+@pytest.mark.parametrize("rule", ["rescale", pytest.param("revealcancel", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("network", "share"),
     [

@@ -612,6 +612,6 @@ def test_some_programs(name, count):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "count"), [("complete", 200), ("linear", 50), ("limit", 50)])
+@pytest.mark.parametrize(("name", "count"), [("complete", 100), ("linear", 30), ("limit", 40)])
 def test_more_programs(name, count):
     by_many(name, count, 8)

@@ -170,10 +170,15 @@ def scatter_extremum(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence
         won = jnp.where(by_input, x, r) == best
         won_updates = jnp.where(at(by_input.astype(y.dtype))[0] > 0, updates, updates_ref) == at(best)[0]
         count = won.astype(y.dtype) + put(won_updates.astype(y.dtype))
-        each = cotangent * (y - y_ref) / jnp.where(count == 0, 1, count)
+        each, rise = cotangent / jnp.where(count == 0, 1, count), y - y_ref
+
+        def share(won: Array, each: Array, rise: Array, d: Array) -> Array:
+            """As for `reduce_max`: who wins on both sides takes all, a difference of 0 included."""
+            return jnp.where(won, each * jnp.where(d == rise, 1, rise / jnp.where(d == 0, 1, d)), 0)
+
         cotangents = (
-            jnp.where(won, shared(each, x - r, jnp.ones(())), 0),
-            jnp.where(won_updates, shared(at(each)[0], updates - updates_ref, jnp.ones(())), 0),
+            share(won, each, rise, x - r),
+            share(won_updates, at(each)[0], at(rise)[0], updates - updates_ref),
         )
         return tuple(ct for ct, o in zip(cotangents, (settled[0], settled[2]), strict=True) if isinstance(o, Varying))
 
