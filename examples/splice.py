@@ -1,8 +1,8 @@
 """Explain where a trained network sees a splice site: how much each base contributes.
 
 The network is the first of SpliceAI's five, dilated convolutions with 10,000 bases of context, as a Keras model on JAX;
-it is used as it is. The sequence is random but for an exon in its middle, with the consensus of an acceptor before it and
-of a donor after it. It is compared with shuffled copies of itself.
+it is used as it is. The sequence is random but for an exon in its middle, with the consensus of an acceptor before it
+and of a donor after it. It is compared with shuffled copies of itself.
 """
 
 import argparse
