@@ -148,22 +148,21 @@ def attribute(
                 of_weighted_sum = jax.vmap(of_weighted_sum)
             return of_weighted_sum(weights)
 
-        def example(x: Any, reference: Any, aim: Array | None, rows: dict[int, Any]) -> tuple[Any, Array, Array]:
-            """The scores, the convergence deltas and the cancellation of one example."""
+        def example(x: Any, reference: Any, aim: Array | None, rows: dict[int, Any]) -> tuple[Any, Array, Array, Array]:
+            """The same for one example and all references that it is compared with."""
             if kind in ("one", "paired"):
-                scores, delta, size, change = pair(x, reference, aim, rows)
-            else:
-                each = jax.vmap(pair, (None, 0, None, None))(x, reference, aim, rows)
-                scores, delta, size, change = jax.tree.map(lambda leaf: leaf.mean(0), each) if average else each
-            return scores, delta, size / jnp.abs(change)
+                return pair(x, reference, aim, rows)
+            each = jax.vmap(pair, (None, 0, None, None))(x, reference, aim, rows)
+            return jax.tree.map(lambda leaf: leaf.mean(0), each) if average else each
 
         rows = {i: args[i] for i in batch_argnums}
         aim = _aim_of_each(target, n, lambda: jax.eval_shape(on_one, *jax.tree.map(lambda leaf: leaf[0], (x, rows))))
         in_axes = (0, 0 if kind in ("paired", "each") else None, 0, 0)
-        scores, delta, ratio = jax.vmap(example, in_axes)(x, reference, aim, rows)
+        scores, delta, size, change = jax.vmap(example, in_axes)(x, reference, aim, rows)
+        more = [delta] if convergence_delta else []
         if cancellation:
-            warn_of_cancellation(ratio)
-        more = [extra for extra, wanted in [(delta, convergence_delta), (ratio, cancellation)] if wanted]
+            more.append(size / jnp.abs(change))
+            warn_of_cancellation(more[-1])
         return (scores, *more) if more else scores
 
     return attr
