@@ -606,12 +606,12 @@ def by_many(name, count, most):
     test()
 
 
-@pytest.mark.parametrize(("name", "count"), [("complete", 25), ("linear", 20), ("limit", 15)])
+@pytest.mark.parametrize(("name", "count"), [("complete", 15), ("linear", 8), ("limit", 8)])
 def test_some_programs(name, count):
     by_many(name, count, 4)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "count"), [("complete", 100), ("linear", 30), ("limit", 40)])
+@pytest.mark.parametrize(("name", "count"), [("complete", 80), ("linear", 20), ("limit", 30)])
 def test_more_programs(name, count):
     by_many(name, count, 8)

@@ -27,31 +27,36 @@ def missing(values, multipliers, x, r):
 
 @pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
 @pytest.mark.parametrize("program", PROGRAMS, ids=str)
-class TestEveryProgram:
-    @pytest.mark.usefixtures("x64")
-    def test_in_float64(self, program, rule):
-        for seed in range(3):
-            x, r = input_and_reference(jnp.float64, seed)
-            values, multipliers, plain = explain(program.fun, x, r, rule)
-            error, scale = missing(values, multipliers, x, r)
-            assert error <= 500 * jnp.finfo(program.precision or jnp.float64).eps * scale
-            np.testing.assert_allclose(values, plain, rtol=1e-13)
-        if program.differentiable:  # at the reference, multipliers are derivatives
-            _, multipliers, _ = explain(program.fun, x, x, rule)
-            np.testing.assert_allclose(multipliers, jax.jit(jax.grad(program.fun))(x), rtol=1e-9, atol=1e-12)
-
-    def test_in_float32(self, program, rule):
-        x, r = input_and_reference(jnp.float32)
-        values, multipliers, _ = explain(program.fun, x, r, rule)
-        assert multipliers.dtype == jnp.float32
+@pytest.mark.usefixtures("x64")
+def test_in_float64(program, rule):
+    for seed in range(3):
+        x, r = input_and_reference(jnp.float64, seed)
+        values, multipliers, plain = explain(program.fun, x, r, rule)
         error, scale = missing(values, multipliers, x, r)
-        assert error <= 2e-6 * scale
+        assert error <= 500 * jnp.finfo(program.precision or jnp.float64).eps * scale
+        np.testing.assert_allclose(values, plain, rtol=1e-13)
+    if program.differentiable:  # at the reference, multipliers are derivatives
+        _, multipliers, _ = explain(program.fun, x, x, rule)
+        np.testing.assert_allclose(multipliers, jax.jit(jax.grad(program.fun))(x), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("rule", ["rescale", pytest.param("revealcancel", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("program", PROGRAMS, ids=str)
+def test_in_float32(program, rule):
+    x, r = input_and_reference(jnp.float32)
+    values, multipliers, _ = explain(program.fun, x, r, rule)
+    assert multipliers.dtype == jnp.float32
+    error, scale = missing(values, multipliers, x, r)
+    assert error <= 2e-6 * scale
 
 
 @pytest.mark.parametrize(
     ("program", "dtype"),
     # The two take turns, to spare compiling each program twice more.
-    [pytest.param(p, (jnp.bfloat16, jnp.float16)[i % 2], id=str(p)) for i, p in enumerate(PROGRAMS)],
+    [
+        pytest.param(p, (jnp.bfloat16, jnp.float16)[i % 2], id=str(p), marks=[pytest.mark.slow] * (i % 3 > 0))
+        for i, p in enumerate(PROGRAMS)
+    ],
 )
 def test_half_precision_is_complete_to_its_precision(program, dtype):
     x, r = input_and_reference(dtype)
