@@ -10,6 +10,10 @@ from jaxlift._lift import lift as lift
 from jaxlift._lift import vjp as vjp
 from jaxlift._register import register as register
 from jaxlift._registry import MissingRuleError as MissingRuleError
+from jaxlift.rules import Deconvnet as Deconvnet
+from jaxlift.rules import EpsilonLRP as EpsilonLRP
+from jaxlift.rules import Gradient as Gradient
+from jaxlift.rules import GuidedBackprop as GuidedBackprop
 from jaxlift.rules import PerLayer as PerLayer
 from jaxlift.rules import Rescale as Rescale
 from jaxlift.rules import RevealCancel as RevealCancel

@@ -84,7 +84,8 @@ def attribute(
     Returns:
         `attr(*args, reference=...)`. `reference` is read by its rank, beside `x: (N, ...)`: one reference `(...)`,
         references that all examples share `(R, ...)`, or references of each example, `(N, R, ...)`. It has the
-        structure of `x`.
+        structure of `x`. It may be left out where the rule doesn't use one (`"gradient"`): contributions are then
+        compared with zeros, as in gradient times input.
 
         The scores have the structure, dtype and shape `(N, ...)` of `x`. With ``average=False`` an axis of references
         follows the first, with ``target="all"`` the axes of the outputs follow those. With ``convergence_delta=True``
@@ -109,7 +110,7 @@ def attribute(
         if reference is None:
             if rule.needs_reference:
                 raise TypeError(f"{rule} compares the input with a reference: call attr(..., reference=...).")
-            reference, kind = x, "paired"
+            reference, kind = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), x), "one"
         else:
             reference, kind = _read_reference(x, reference, references)
 
@@ -125,7 +126,10 @@ def attribute(
             is the quotient of.
             """
             options = {"rule": rule, "max_pooling": max_pooling, "missing_rule": missing_rule}
-            (y, y_ref), pull = vjp(lambda x: on_one(x, rows), x, reference, **options)
+            compared = reference if rule.needs_reference else x
+            (y, y_ref), pull = vjp(lambda x: on_one(x, rows), x, compared, **options)
+            if not rule.needs_reference:
+                y_ref = on_one(reference, rows)
             weights = _weights(y, target if aim is None else aim, normalize_target)
             finite = reduce(jnp.logical_and, (jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((x, reference))))
 

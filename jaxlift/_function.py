@@ -145,15 +145,27 @@ class PointwiseFunction:
         return jnp.where(smooth, slope * times, rise * times / jnp.where(d == 0, 1, d))
 
     @cached_property
-    def primitives(self) -> frozenset[str]:
-        """The names of all primitives in the function, those within custom derivatives and nested jits included."""
-        names: set[str] = set()
+    def equations(self) -> tuple[JaxprEqn, ...]:
+        """All equations in the function, those within custom derivatives and nested jits included."""
+        found: list[JaxprEqn] = []
         pending = [eqn for eqn, _ in self.steps]
         while pending:
             eqn = pending.pop()
-            names.add(eqn.primitive.name)
+            found.append(eqn)
             pending += [inner for jaxpr in jaxprs_in_params(eqn.params) for inner in jaxpr.eqns]
-        return frozenset(names)
+        return tuple(found)
+
+    @cached_property
+    def primitives(self) -> frozenset[str]:
+        """The names of all primitives in the function."""
+        return frozenset(eqn.primitive.name for eqn in self.equations)
+
+    @property
+    def is_relu(self) -> bool:
+        """Whether the function is `max(x, 0)`, however it is wrapped."""
+        maxima = [eqn for eqn in self.equations if eqn.primitive.name == "max"]
+        wrapped = self.primitives <= {"max", "jit", "custom_jvp_call", "convert_element_type", "copy"}
+        return len(maxima) == 1 and wrapped and any(getattr(atom, "val", None) == 0 for atom in maxima[0].invars)
 
     @property
     def is_activation(self) -> bool:

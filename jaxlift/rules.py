@@ -24,7 +24,18 @@ from jax import Array, lax
 from jaxlift._function import PointwiseFunction
 from jaxlift._multipliers import difference
 
-__all__ = ["PerLayer", "Place", "Rescale", "RevealCancel", "Rule", "as_rule"]
+__all__ = [
+    "Deconvnet",
+    "EpsilonLRP",
+    "Gradient",
+    "GuidedBackprop",
+    "PerLayer",
+    "Place",
+    "Rescale",
+    "RevealCancel",
+    "Rule",
+    "as_rule",
+]
 
 
 @dataclass(frozen=True)
@@ -130,6 +141,58 @@ class RevealCancel(Rule):
         return multiplier(up, down), multiplier(down, up)
 
 
+@dataclass(frozen=True)
+class Gradient(Rule):
+    """The derivative at the input: gradients, and times the difference from the reference, gradient times input."""
+
+    needs_reference = False
+
+    def multiplier(self, f: PointwiseFunction, x: Array, r: Array) -> Array:
+        del r
+        return f.derivative(x)
+
+
+@dataclass(frozen=True)
+class GuidedBackprop(Gradient):
+    """Derivatives, but of activations only positive cotangents (Springenberg et al. 2015, arXiv 1412.6806).
+
+    At a ReLU that is `max(ct, 0) 1{x > 0}`. Other activations pass `max(ct, 0) f'(x)`; what is no activation, such as
+    the square root of a normalisation, its derivative.
+    """
+
+    def pull(self, f: PointwiseFunction, x: Array, r: Array, cotangent: Array) -> Array:
+        del r
+        return (jnp.maximum(cotangent, 0) if f.is_activation else cotangent) * f.derivative(x)
+
+
+@dataclass(frozen=True)
+class Deconvnet(GuidedBackprop):
+    """Positive cotangents at ReLUs, on or off (Zeiler and Fergus 2014, arXiv 1311.2901, section 2.1).
+
+    The method is for ReLUs. Elsewhere it is guided backpropagation.
+    """
+
+    def pull(self, f: PointwiseFunction, x: Array, r: Array, cotangent: Array) -> Array:
+        return jnp.maximum(cotangent, 0) if f.is_relu else super().pull(f, x, r, cotangent)
+
+
+@dataclass(frozen=True)
+class EpsilonLRP(Rule):
+    """Layer-wise relevance propagation, epsilon rule, as multipliers (Ancona et al. 2018, arXiv 1711.06104).
+
+    At a nonlinearity it is `f(x) / (x + epsilon sign(x))`, where `x` is the pre-activation, its bias included. The
+    limit of small `epsilon` is the z-rule; for ReLU networks it is the gradient. Times the input it gives relevances.
+    """
+
+    epsilon: float = 1e-4
+    needs_reference = False
+
+    def multiplier(self, f: PointwiseFunction, x: Array, r: Array) -> Array:
+        del r
+        below = x + jnp.where(x >= 0, self.epsilon, -self.epsilon).astype(x.dtype)
+        return jnp.where(below == 0, f.derivative(x), f(x) / jnp.where(below == 0, 1, below))
+
+
 @dataclass(frozen=True, init=False)
 class PerLayer(Rule):
     """A rule for each place: by name scope, or else by the linear map that feeds the nonlinearity.
@@ -188,3 +251,9 @@ def as_rule(rule: Rule | str) -> Rule:
 
 RULES: dict[str, Rule] = {"rescale": Rescale(), "revealcancel": RevealCancel()}
 RULES["genomics_default"] = PerLayer(dense="revealcancel", conv="rescale")  # the original implementation's
+RULES |= {
+    "gradient": Gradient(),
+    "guided_backprop": GuidedBackprop(),
+    "deconvnet": Deconvnet(),
+    "epsilon_lrp": EpsilonLRP(),
+}
