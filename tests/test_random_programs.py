@@ -612,6 +612,6 @@ def test_some_programs(name, count):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "count"), [("complete", 80), ("linear", 20), ("limit", 30)])
+@pytest.mark.parametrize(("name", "count"), [("complete", 40), ("linear", 12), ("limit", 16)])
 def test_more_programs(name, count):
     by_many(name, count, 8)
