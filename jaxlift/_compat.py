@@ -1,6 +1,6 @@
 """Every difference between the supported JAX versions, and the public names that the rest is built on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ __all__ = [
     "Var",
     "bind",
     "dtype",
+    "expansion",
     "inner_jaxpr",
     "location",
     "name_of_function",
@@ -50,6 +51,12 @@ def bind(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
     """The outputs of one equation for other operands, as a list."""
     out = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
     return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def expansion(eqn: JaxprEqn) -> Callable[..., Any]:
+    """What one of JAX 0.12's primitives of a higher level (``call_hi_primitive``) does, in others."""
+    primitive = eqn.params["_prim"]
+    return lambda *operands: jax.tree.leaves(primitive.expand(*jax.tree.unflatten(primitive.in_tree, operands)))
 
 
 def scan_lengths(eqn: JaxprEqn) -> tuple[int, int]:

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxlift import _compat
 from jaxlift._compat import JaxprEqn, primitives
-from jaxlift._registry import PrimitiveRule, family
+from jaxlift._registry import PrimitiveRule, family, family_by_name
 from jaxlift._values import Value
 from jaxlift.primitives.linear import both_sides
 
@@ -30,6 +31,11 @@ def defined_as(definition: Callable[..., Any]) -> PrimitiveRule:
         return evaluated(interpreter, eqn, partial(definition, **eqn.params), operands)
 
     return rule
+
+
+def expanded(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
+    """The rule of a primitive that brings its definition with it."""
+    return evaluated(interpreter, eqn, _compat.expansion(eqn), operands)
 
 
 def evaluated(
@@ -171,6 +177,7 @@ family(defined_as(sorting), primitives("sort"))
 family(defined_as(largest), primitives("top_k"))
 family(defined_as(any_of), primitives("reduce_or"))
 family(defined_as(all_of), primitives("reduce_and"))
+family_by_name(expanded, "call_hi_primitive")
 family(defined_as(odd_number), primitives("reduce_xor"))
 family(defined_as(product_at_places), primitives("scatter_mul"))
 family(defined_as(elimination), primitives("lu"))

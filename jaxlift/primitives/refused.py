@@ -53,4 +53,4 @@ family(refused("it moves values in pieces whose sizes vary"), primitives("ragged
 family(refused("values in mutable references can't be followed"), primitives("get", "swap", "addupdate"))
 family(refused("it makes values of no others"), primitives("iota", "empty2", "axis_index", "create_token", "after_all"))
 family(refused("it belongs to JAX's own derivatives"), primitives("custom_lin"))
-family_by_name(CALLED, "pure_callback", "io_callback", "ffi_call", "pallas_call", "call_hi_primitive", "custom_call")
+family_by_name(CALLED, "pure_callback", "io_callback", "ffi_call", "pallas_call", "custom_call")
