@@ -126,7 +126,7 @@ def main() -> None:
         rows.append((f"similar to \u201c{to}\u201d", [], np.zeros(0)))
         for rule, name in [("rescale", "Rescale"), ("revealcancel", "RevealCancel")]:
             scores, y, error = explain(params, x, other, rule)
-            worst = max(worst, error)
+            worst = float(np.maximum(worst, error))
             rows.append((name, words[1:-1], scores[1:-1]))
             listed = "  ".join(f"{word} {score:+.2f}" for word, score in zip(words[1:-1], scores[1:-1], strict=True))
             print(f"{y:.3f} to {to!r}, {name:12} {listed}")
@@ -136,7 +136,7 @@ def main() -> None:
     limit = max(np.abs(scores).max() for _, words, scores in rows if words)
     picture(rows, float(limit)).savefig(options.output, dpi=200)
     print(f"picture: {options.output}")
-    if worst > 1e-4:
+    if not worst <= 1e-4:  # NaN is an error too
         raise SystemExit("the contributions don't sum to the difference of the similarities")
 
 
