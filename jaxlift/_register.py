@@ -109,24 +109,23 @@ def by_pullback(pull: Pullback) -> _registry.PrimitiveRule:
                     f"{len(values)}, got {len(found)}."
                 )
             chosen = [found[k] for k in varying]
-            zeros = [jnp.zeros_like(x) for x in explained]
-            chosen = [z if ct is None else ct for ct, z in zip(chosen, zeros, strict=True)]
+            chosen = [jnp.zeros_like(x) if ct is None else ct for ct, x in zip(chosen, explained, strict=True)]
             for ct, x in zip(chosen, explained, strict=True):
                 if jnp.shape(ct) != x.shape:
                     raise ValueError(
                         f"the rule registered for {eqn.primitive.name} must return cotangents of the operands' shapes: "
                         f"expected {x.shape}, got {jnp.shape(ct)}."
                     )
-            return tuple(jnp.asarray(ct) for ct in chosen)
+            return tuple(map(jnp.asarray, chosen))
 
         explained = tuple(o.carrier for o in settled if isinstance(o, Varying))
         found = iter(with_multipliers(forward, pulled, explained, (values, references)))
-        every_value = _compat.bind(eqn, jax.lax.stop_gradient(values))  # of which the integers are taken
+        integers = _compat.bind(eqn, jax.lax.stop_gradient(values)) if len(numbers) < len(eqn.outvars) else ()
         return [
             Varying(next(found), reference, None, feeds(settled))
             if k in numbers
-            else Varying(value, reference, make_carrier=interpreter.refusal(eqn, "has an output of integers"))
-            for k, (value, reference) in enumerate(zip(every_value, _compat.bind(eqn, references), strict=True))
+            else Varying(integers[k], reference, make_carrier=interpreter.refusal(eqn, "has an output of integers"))
+            for k, reference in enumerate(_compat.bind(eqn, references))
         ]
 
     return rule

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any, TypeGuard
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from jaxlift._compat import JaxprEqn
@@ -61,6 +62,21 @@ class Varying:
     def is_discrete(self) -> bool:
         """Whether it is made of integers or truth values."""
         return self.make_carrier is not None
+
+    def arrays(self, with_variation: bool) -> list[Array]:
+        """What crosses a boundary that only arrays pass: both sides, and what multipliers go through besides."""
+        if self.is_discrete:
+            return [self.value, self.reference, self.carrier]
+        return [self.value, self.reference, *([self.variation] if with_variation else [])]
+
+    @classmethod
+    def of_arrays(cls, arrays: Sequence[Array], fed_by: frozenset[str]) -> Varying:
+        """The value of such arrays."""
+        value, reference, *more = arrays
+        third = (lambda: more[0]) if more else None
+        if jnp.issubdtype(value.dtype, jnp.inexact):
+            return cls(value, reference, third, fed_by)
+        return cls(value, reference, None, fed_by, third)
 
 
 @dataclass(eq=False)
@@ -157,10 +173,7 @@ def _children(item: Any) -> Sequence[Any]:
 def _arrays(item: Any, with_variations: bool) -> list[Array]:
     match item:
         case Varying():
-            carried = [item.value, item.reference]
-            if item.is_discrete:
-                return [*carried, item.carrier]
-            return [*carried, item.variation] if with_variations else carried
+            return item.arrays(with_variations)
         case jax.Array():
             return [item]
     return []
@@ -169,10 +182,8 @@ def _arrays(item: Any, with_variations: bool) -> list[Array]:
 def _maker(item: Any, index: dict[int, int]) -> Callable[[list[Array], list[Any]], Any]:
     """How to make an item again, of its own arrays and of what was made before. Keeps nothing traced of the old one."""
     match item:
-        case Varying(fed_by=fed_by, is_discrete=True):
-            return lambda own, made: Varying(own[0], own[1], None, fed_by, lambda: own[2])
         case Varying(fed_by=fed_by):
-            return lambda own, made: Varying(own[0], own[1], lambda: own[2], fed_by)
+            return lambda own, made: Varying.of_arrays(own, fed_by)
         case Node(eqn=eqn, scope=scope):
             operands = [None if operand is None else index[id(operand)] for operand in item.operands]
             return lambda own, made: Node(eqn, tuple(None if i is None else made[i] for i in operands), scope)

@@ -19,7 +19,7 @@ from jaxlift._compat import JaxprEqn, primitives
 from jaxlift._registry import family, family_by_name
 from jaxlift._values import Settled, Value, Varying, is_varying, pack
 from jaxlift.primitives.definitions import evaluated
-from jaxlift.primitives.linear import both_sides, carrier_dtype, is_inexact
+from jaxlift.primitives.linear import both_sides, carrier_dtype, with_carrier
 
 if TYPE_CHECKING:
     from jaxlift._lift import Interpreter
@@ -32,43 +32,36 @@ def kind_of(value: Settled) -> Kind:
     return value.fed_by if isinstance(value, Varying) else None
 
 
-def wider(one: Kind, other: Kind) -> Kind:
-    """The kind of what is of one kind or of the other."""
-    return one if other is None else other if one is None else one | other
+def widened(kinds: Sequence[Kind], others: Sequence[Kind]) -> list[Kind]:
+    """The kinds of what is of one kind or of the other."""
+    return [a if b is None else b if a is None else a | b for a, b in zip(kinds, others, strict=True)]
 
 
-def taken_apart(kinds: Sequence[Kind], values: Sequence[Settled], with_variations: bool) -> list[tuple[Array, ...]]:
+def taken_apart(kinds: Sequence[Kind], values: Sequence[Settled], with_variations: bool) -> list[list[Array]]:
     """Values as arrays, as many for each as its kind has: all that varies comes with its reference."""
     return [
-        (jnp.asarray(value),) if kind is None else _arrays(value, with_variations)
+        [jnp.asarray(value)] if kind is None else _as_varying(value).arrays(with_variations)
         for kind, value in zip(kinds, values, strict=True)
     ]
 
 
-def _arrays(value: Settled, with_variations: bool) -> tuple[Array, ...]:
+def _as_varying(value: Settled) -> Varying:
+    """A value as one that may vary, though it doesn't yet."""
     if isinstance(value, Varying):
-        sides = value.value, value.reference
-        if value.is_discrete:
-            return *sides, value.carrier
-        return (*sides, value.variation) if with_variations else sides
+        return value
     value = jnp.asarray(value)
-    if not is_inexact(value):
-        return value, value, value.astype(carrier_dtype())
-    return (value, value, jnp.zeros_like(value)) if with_variations else (value, value)
+    return with_carrier(
+        lambda: value,
+        value,
+        lambda: value.astype(carrier_dtype(value)),
+        frozenset(),
+        lambda: jnp.zeros_like(value),
+    )
 
 
-def put_together(kinds: Sequence[Kind], arrays: Sequence[tuple[Array, ...]]) -> list[Settled]:
+def put_together(kinds: Sequence[Kind], arrays: Sequence[Sequence[Array]]) -> list[Settled]:
     """The values of such arrays."""
-
-    def one(kind: Kind, value: Array, reference: Array | None = None, third: Array | None = None) -> Settled:
-        if kind is None or reference is None:
-            return value
-        more = None if third is None else lambda: third
-        if is_inexact(value):
-            return Varying(value, reference, more, kind)
-        return Varying(value, reference, None, kind, more)
-
-    return [one(kind, *own) for kind, own in zip(kinds, arrays, strict=True)]
+    return [own[0] if kind is None else Varying.of_arrays(own, kind) for kind, own in zip(kinds, arrays, strict=True)]
 
 
 class Body:
@@ -80,7 +73,7 @@ class Body:
 
     def __init__(self, interpreter: Interpreter, eqn: JaxprEqn, jaxpr: Any) -> None:
         self.interpreter, self.eqn = interpreter, eqn
-        self.jaxpr, self.consts = getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
+        self.jaxpr, self.consts = _compat.opened(jaxpr)
         self.kinds: list[Kind] = []
 
     def __call__(self, operands: Sequence[Value]) -> list[Settled]:
@@ -110,9 +103,8 @@ def scan(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> 
 
     def body(kinds: Sequence[Kind], carry: Any, xs: Any) -> tuple[Any, Any]:
         outputs = step([*unpack_consts(const_arrays), *put_together(kinds, carry), *unpack_xs(xs)])
-        widened = [wider(kind, out) for kind, out in zip(kinds, step.kinds[:n_carry], strict=True)]
         return (
-            taken_apart(widened, outputs[:n_carry], with_variations),
+            taken_apart(widened(kinds, step.kinds[:n_carry]), outputs[:n_carry], with_variations),
             taken_apart(step.kinds[n_carry:], outputs[n_carry:], with_variations),
         )
 
@@ -121,10 +113,9 @@ def scan(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> 
     while True:
         start = taken_apart(kinds, initial, with_variations)
         jax.eval_shape(partial(body, kinds), start, slices)
-        widened = [wider(kind, out) for kind, out in zip(kinds, step.kinds[:n_carry], strict=True)]
-        if widened == kinds:
+        if (wider := widened(kinds, step.kinds[:n_carry])) == kinds:
             break
-        kinds = widened
+        kinds = wider
     options = {name: eqn.params[name] for name in ("length", "reverse", "unroll")}
     last, ys = lax.scan(partial(body, kinds), start, x_arrays, **options)
     return [*put_together(kinds, last), *put_together(step.kinds[n_carry:], ys)]
@@ -149,7 +140,7 @@ def cond(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> 
         jax.eval_shape(lambda arrays, branch=branch: branch.values(unpack(arrays)), arrays)
     kinds = branches[0].kinds
     for branch in branches[1:]:
-        kinds = [wider(*pair) for pair in zip(kinds, branch.kinds, strict=True)]
+        kinds = widened(kinds, branch.kinds)
     joint = [lambda arrays, b=branch: taken_apart(kinds, b(unpack(arrays)), with_variations) for branch in branches]
     return list(put_together(kinds, lax.switch(index, joint, arrays)))
 
@@ -162,7 +153,7 @@ def shard_map(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]
     arrays = taken_apart(kinds, settled, with_variations)
     body = Body(interpreter, eqn, eqn.params["jaxpr"])
     every: list[Kind] = [frozenset()] * len(eqn.outvars)
-    counts = [len(_arrays(jnp.zeros((), _compat.dtype(var)), with_variations)) for var in eqn.outvars]
+    counts = [len(_as_varying(jnp.zeros((), _compat.dtype(var))).arrays(with_variations)) for var in eqn.outvars]
 
     def joint(arrays: Any) -> Any:
         return taken_apart(every, body(put_together(kinds, arrays)), with_variations)
@@ -170,8 +161,8 @@ def shard_map(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]
     mapped = jax.shard_map(
         joint,
         mesh=eqn.params["mesh"],
-        in_specs=([(spec,) * len(own) for spec, own in zip(eqn.params["in_specs"], arrays, strict=True)],),
-        out_specs=[(spec,) * count for spec, count in zip(eqn.params["out_specs"], counts, strict=True)],
+        in_specs=([[spec] * len(own) for spec, own in zip(eqn.params["in_specs"], arrays, strict=True)],),
+        out_specs=[[spec] * count for spec, count in zip(eqn.params["out_specs"], counts, strict=True)],
         check_vma=eqn.params["check_vma"],
     )
     outputs = mapped(arrays)

@@ -19,11 +19,11 @@ from jax import Array, lax
 
 from jaxlift import _compat
 from jaxlift._compat import JaxprEqn, primitives
-from jaxlift._multipliers import difference, with_multipliers
+from jaxlift._multipliers import difference, winners_share, with_multipliers
 from jaxlift._registry import PrimitiveRule, family
 from jaxlift._values import Settled, Value, Varying
 from jaxlift.primitives.bilinear import midpoint
-from jaxlift.primitives.linear import both_sides, carrier_dtype, carrying, feeds, is_inexact, on_each_side
+from jaxlift.primitives.linear import both_sides, carrier_dtype, carrying, feeds, on_each_side, with_carrier
 
 if TYPE_CHECKING:
     from jaxlift._lift import Interpreter
@@ -84,20 +84,23 @@ def of_all(eqn: JaxprEqn, operands: Sequence[Settled], pull: Callable[[Array, An
 
     def carrier() -> Array:
         return with_multipliers(
-            lambda explained, held: held[0].astype(value.dtype if is_inexact(value) else carrier_dtype()),
+            lambda explained, held: held[0].astype(carrier_dtype(value)),
             pull,
             tuple(o.carrier for o in varying),
             (value, values, references),
         )
 
-    if is_inexact(value):
-        return Varying(carrier(), reference, None, feeds(operands))
-    return Varying(value, reference, None, feeds(operands), carrier)
+    return with_carrier(lambda: value, reference, carrier, feeds(operands))
 
 
 def shared(credit: Array, d: Array, count: Array) -> Array:
     """What is credited to a coordinate that differs by `d`, one of so many that differ, per unit of its difference."""
     return jnp.where(d == 0, 0, credit / jnp.where(d == 0, 1, count * d))
+
+
+def shared_in_rows(credit: Array, d: Array) -> Array:
+    """The same for a place on each row, whose coordinates are the last axis."""
+    return shared(credit[..., None], d, (d != 0).sum(-1, keepdims=True))
 
 
 def of_scalars(eqn: JaxprEqn, cotangent: Array, change: Array, differences: Sequence[Array]) -> list[Array]:
@@ -110,8 +113,7 @@ def of_scalars(eqn: JaxprEqn, cotangent: Array, change: Array, differences: Sequ
 def of_rows(eqn: JaxprEqn, cotangent: Array, change: Array, differences: Sequence[Array]) -> list[Array]:
     """A place for each slice that is gathered, with its coordinates on the last axis."""
     [d] = differences
-    credit = (cotangent * change).sum(eqn.params["dimension_numbers"].offset_dims)[..., None]
-    return [shared(credit, d, (d != 0).sum(-1, keepdims=True))]
+    return [shared_in_rows((cotangent * change).sum(eqn.params["dimension_numbers"].offset_dims), d)]
 
 
 def scatter_add(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
@@ -137,8 +139,8 @@ def scatter_add(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Valu
 
         at_i, at_j, d = gathered(i), gathered(j), _difference_of_places(i, j)
         windows = eqn.params["dimension_numbers"].update_window_dims
-        credit = ((at_i - at_j) * midpoint(updates, updates_ref)).sum(windows)[..., None]
-        every = cotangent, shared(credit, d, (d != 0).sum(-1, keepdims=True)), midpoint(at_i, at_j)
+        credit = ((at_i - at_j) * midpoint(updates, updates_ref)).sum(windows)
+        every = cotangent, shared_in_rows(credit, d), midpoint(at_i, at_j)
         return tuple(every[k] for k, o in enumerate(settled) if isinstance(o, Varying))
 
     return [of_all(eqn, settled, pull)]
@@ -171,14 +173,9 @@ def scatter_extremum(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence
         won_updates = jnp.where(at(by_input.astype(y.dtype))[0] > 0, updates, updates_ref) == at(best)[0]
         count = won.astype(y.dtype) + put(won_updates.astype(y.dtype))
         each, rise = cotangent / jnp.where(count == 0, 1, count), y - y_ref
-
-        def share(won: Array, each: Array, rise: Array, d: Array) -> Array:
-            """As for `reduce_max`: who wins on both sides takes all, a difference of 0 included."""
-            return jnp.where(won, each * jnp.where(d == rise, 1, rise / jnp.where(d == 0, 1, d)), 0)
-
         cotangents = (
-            share(won, each, rise, x - r),
-            share(won_updates, at(each)[0], at(rise)[0], updates - updates_ref),
+            jnp.where(won, each * winners_share(rise, x - r), 0),
+            jnp.where(won_updates, at(each)[0] * winners_share(at(rise)[0], updates - updates_ref), 0),
         )
         return tuple(ct for ct, o in zip(cotangents, (settled[0], settled[2]), strict=True) if isinstance(o, Varying))
 

@@ -43,9 +43,22 @@ def is_inexact(value: Any) -> bool:
     return jnp.issubdtype(value.dtype if hasattr(value, "dtype") else _compat.dtype(value), jnp.inexact)
 
 
-def carrier_dtype() -> Any:
-    """The dtype of what carries the multipliers of integers and truth values."""
-    return jnp.result_type(float)
+def carrier_dtype(value: Any = None) -> Any:
+    """The dtype of what carries a value's multipliers: its own, or for integers and truth values the default one."""
+    return value.dtype if value is not None and is_inexact(value) else jnp.result_type(float)
+
+
+def with_carrier(
+    value: Callable[[], Array],
+    reference: Array,
+    carrier: Callable[[], Array],
+    fed_by: frozenset[str],
+    variation: Callable[[], Array] | None = None,
+) -> Varying:
+    """A value whose multipliers the carrier has. Numbers are their own carrier; integers have theirs beside them."""
+    if is_inexact(reference):
+        return Varying(carrier(), reference, variation, fed_by)
+    return Varying(value(), reference, None, fed_by, carrier)
 
 
 def as_number(operand: Varying) -> Varying:
@@ -145,10 +158,10 @@ family(identity, primitives("stop_gradient", "optimization_barrier"))
 family(
     carrying(),
     primitives(
-        *("reshape", "squeeze", "transpose", "rev", "broadcast_in_dim", "slice", "split", "concatenate", "pad"),
-        *("stack", "unstack", "tile", "stage", "name", "sharding_constraint", "device_put", "dce_sink"),
-        *("reduce_sum", "cumsum", "reduce_window_sum", "add_jaxvals", "real", "imag", "conj", "complex", "fft"),
-        *("psum", "ppermute", "all_gather", "all_to_all"),
+        # Those that softmax is recognised through are in softmax.py: reduce_sum, broadcast_in_dim, reshape and such.
+        *("rev", "slice", "split", "concatenate", "pad", "stack", "unstack", "tile", "stage", "name"),
+        *("sharding_constraint", "device_put", "dce_sink", "cumsum", "reduce_window_sum", "add_jaxvals"),
+        *("real", "imag", "conj", "complex", "fft", "psum", "ppermute", "all_gather", "all_to_all"),
     ),
 )
 family(carrying(linear_in=lambda position: position in (0, 2)), primitives("scatter"))

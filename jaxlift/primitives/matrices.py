@@ -18,6 +18,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 from jax import Array
+from jax.flatten_util import ravel_pytree
 
 from jaxlift import _compat
 from jaxlift._compat import JaxprEqn, primitives
@@ -90,11 +91,11 @@ def linear_solve(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Val
     constants = len(operands) - len(eqn.outvars)
     if not any(is_varying(operand) for operand in operands[:constants]):
         return carrying(linear_in=lambda position: position >= constants)(interpreter, eqn, operands)
-    sides = on_each_side(eqn, [o if isinstance(o, Varying) else interpreter.settle(o) for o in operands])
+    sides = on_each_side(eqn, [interpreter.settle(operand) for operand in operands])
     values, references = zip(*sides, strict=True)
     matrix = [interpreter.settle(operand) for operand in operands[: lengths.matvec]]
     b = [interpreter.settle(operand) for operand in operands[constants:]]
-    inner, consts = getattr(matvec, "jaxpr", matvec), getattr(matvec, "consts", ())
+    inner, consts = _compat.opened(matvec)
 
     middle = [held_constant(midpoint(*side)) for side in sides]
     applied = interpreter.evaluate(inner, consts, [*matrix, *middle])
@@ -103,29 +104,20 @@ def linear_solve(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Val
         for left, right in zip(both_sides(list(map(interpreter.settle, applied)))[0], both_sides(b)[0], strict=True)
     )
 
+    unknowns, in_parts = ravel_pytree(values)
+
     def dense(own: Sequence[Array]) -> Array:
         """The matrix of one side, of all unknowns at once."""
 
         def on_vector(vector: Array) -> Array:
-            parts, start = [], 0
-            for x in values:
-                parts.append(vector[start : start + x.size].reshape(x.shape))
-                start += x.size
-            return jnp.concatenate([y.ravel() for y in jax.core.eval_jaxpr(inner, consts, *own, *parts)])
+            return ravel_pytree(jax.core.eval_jaxpr(inner, consts, *own, *in_parts(vector)))[0]
 
-        n = sum(x.size for x in values)
-        return jax.vmap(on_vector, out_axes=1)(jnp.eye(n, dtype=jnp.result_type(*values)))
+        return jax.vmap(on_vector, out_axes=1)(jnp.eye(unknowns.size, dtype=unknowns.dtype))
 
     def pull(cotangents: Any, explained: Any, held: Any) -> tuple[Array, ...]:
         del explained
         between = midpoint(*(dense(own) for own in held[:2]))
-        solved = jnp.linalg.solve(between.T, jnp.concatenate([ct.ravel() for ct in cotangents]))
-        ends = [0]
-        for ct in cotangents:
-            ends.append(ends[-1] + ct.size)
-        return tuple(
-            solved[start:end].reshape(ct.shape) for start, end, ct in zip(ends[:-1], ends[1:], cotangents, strict=True)
-        )
+        return in_parts(jnp.linalg.solve(between.T, ravel_pytree(cotangents)[0]))
 
     solutions = with_multipliers(lambda explained, held: held[2], pull, residuals, (*both_sides(matrix), values))
     return [

@@ -22,7 +22,7 @@ from jaxlift._multipliers import slope_between, with_multipliers
 from jaxlift._registry import PrimitiveRule
 from jaxlift._values import Node, Value, Varying
 from jaxlift.primitives.bilinear import midpoint, product_of
-from jaxlift.primitives.linear import carrier_dtype, carrying, feeds, is_inexact
+from jaxlift.primitives.linear import carrier_dtype, carrying, feeds, is_inexact, with_carrier
 
 if TYPE_CHECKING:
     from jaxlift._lift import Interpreter
@@ -58,7 +58,7 @@ def operandwise(multipliers: Multipliers) -> PrimitiveRule:
             del explained
             values, _, constants = held
             out = _compat.bind(eqn, filled(values, constants))[0]
-            return out if is_inexact(out) else out.astype(carrier_dtype())
+            return out.astype(carrier_dtype(out))
 
         def pull(cotangent: Array, explained: Any, held: Any) -> tuple[Array, ...]:
             del explained
@@ -81,10 +81,11 @@ def operandwise(multipliers: Multipliers) -> PrimitiveRule:
         def carrier() -> Array:
             return with_multipliers(forward, pull, tuple(o.carrier for o in varying), held)
 
-        if is_inexact(reference):
-            return [Varying(carrier(), reference, None if jnp.iscomplexobj(reference) else variation, feeds(varying))]
-        value = _compat.bind(eqn, filled(held[0], constants))[0]
-        return [Varying(value, reference, None, feeds(varying), carrier)]
+        def value() -> Array:
+            return _compat.bind(eqn, filled(held[0], constants))[0]
+
+        is_real = not jnp.iscomplexobj(reference)
+        return [with_carrier(value, reference, carrier, feeds(varying), variation if is_real else None)]
 
     return rule
 

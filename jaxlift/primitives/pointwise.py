@@ -14,7 +14,7 @@ from jaxlift._function import PointwiseFunction, affine_ends
 from jaxlift._multipliers import difference, slope_between, with_multipliers
 from jaxlift._registry import family
 from jaxlift._values import Node, Pending, Value, Varying, is_varying
-from jaxlift.primitives.linear import broadcast, carrier_dtype, is_inexact
+from jaxlift.primitives.linear import broadcast, carrier_dtype, is_inexact, with_carrier
 from jaxlift.primitives.operands import several
 from jaxlift.rules import Place, Rescale, Rule
 
@@ -71,28 +71,18 @@ def _step(f: PointwiseFunction, of: Varying) -> Varying:
     """A function from or to integers and truth values: a step. Its multiplier is `(f(x) - f(r)) / (x - r)`, as under
     Rescale, and 0 where nothing differs.
     """
-    return stepping(f(of.value), f(of.reference), of)
+    value, reference = f(of.value), f(of.reference)
 
-
-def stepping(value: Array, reference: Array, of: Varying) -> Varying:
-    """Values of which all is known is that they don't differ where another's, elementwise, don't."""
-    dtype = value.dtype if is_inexact(value) else carrier_dtype()
+    def pull(cotangent: Array, explained: Any, held: Any) -> tuple[Array]:
+        del explained
+        y, y_ref, x, r = held
+        return (cotangent * slope_between(y, y_ref, x, r, cotangent.dtype),)
 
     def carrier() -> Array:
-        def pull(cotangent: Array, explained: Any, held: Any) -> tuple[Array]:
-            y, y_ref, x, r = held
-            return (cotangent * slope_between(y, y_ref, x, r, cotangent.dtype),)
+        held = (value, reference, of.value, of.reference)
+        return with_multipliers(lambda explained, held: held[0].astype(carrier_dtype(value)), pull, (of.carrier,), held)
 
-        return with_multipliers(
-            lambda explained, held: held[0].astype(dtype),
-            pull,
-            (of.carrier,),
-            (value, reference, of.value, of.reference),
-        )
-
-    if is_inexact(value):
-        return Varying(carrier(), reference, None, of.fed_by)
-    return Varying(value, reference, None, of.fed_by, carrier)
+    return with_carrier(lambda: value, reference, carrier, of.fed_by)
 
 
 def _affine(f: PointwiseFunction, of: Varying) -> Varying:

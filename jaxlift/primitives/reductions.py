@@ -21,10 +21,10 @@ from jax import Array, lax
 
 from jaxlift import _compat
 from jaxlift._compat import JaxprEqn, primitives
-from jaxlift._multipliers import difference, slope_between, with_multipliers
+from jaxlift._multipliers import difference, slope_between, winners_share, with_multipliers
 from jaxlift._registry import family
 from jaxlift._values import Value, Varying
-from jaxlift.primitives.linear import as_number, carrier_dtype, is_inexact, on_each_side
+from jaxlift.primitives.linear import as_number, carrier_dtype, on_each_side, with_carrier
 
 if TYPE_CHECKING:
     from jaxlift._lift import Interpreter
@@ -62,16 +62,13 @@ def extremum(
         else:
             won = place == jnp.where(y >= y_ref, input_wins, reference_wins)
             rise, d = y - y_ref, difference(x, r)
-            # An element that wins on both sides takes all, differences of 0 and of infinity included.
-            share = jnp.where(d == rise, 1, rise / jnp.where(d == 0, 1, d))
+            share = winners_share(rise, d)
         return undo(jnp.where(won, jnp.expand_dims(cotangent, axes) * share, 0))
 
     def carrier() -> Array:
         return with_multipliers(forward, pull, (operand.value,), (operand.reference,))
 
-    if is_inexact(value):
-        return [Varying(carrier(), reference, None, operand.fed_by)]
-    return [Varying(value, reference, None, operand.fed_by, carrier)]
+    return [with_carrier(lambda: value, reference, carrier, operand.fed_by)]
 
 
 def _places(shape: Sequence[int], axes: Sequence[int]) -> Array:
@@ -169,7 +166,7 @@ def winner(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -
             (operand.reference, value, reference),
         )
 
-    return [Varying(value, reference, None, operand.fed_by, carrier)]
+    return [with_carrier(lambda: value, reference, carrier, operand.fed_by)]
 
 
 family(winner, primitives("argmax", "argmin"))

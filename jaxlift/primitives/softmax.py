@@ -35,7 +35,7 @@ from jaxlift._function import PointwiseFunction, affine_ends
 from jaxlift._multipliers import difference, with_multipliers
 from jaxlift._registry import PrimitiveRule, family
 from jaxlift._values import Node, Pending, Value, Varying, is_varying
-from jaxlift.primitives.linear import carrying
+from jaxlift.primitives.linear import carrying, on_each_side
 from jaxlift.primitives.pointwise import pointwise
 
 if TYPE_CHECKING:
@@ -188,15 +188,13 @@ def logarithm(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]
     along = [k for k in of.along if k is not None] if of else []
     if of is None or along != sorted(along) or not _is_as_small(operands[0], of):
         return pointwise(interpreter, eqn, operands)
-    summed = interpreter.settle(operands[0])
-    assert isinstance(summed, Varying)
     kept = [1 if k in of.axes else n for k, n in enumerate(of.exponential.of.shape)]
 
     def cotangents(cotangent: Array, shares: Any) -> tuple[Array, Array]:
         del shares
         return jnp.zeros((), cotangent.dtype), cotangent.reshape(kept)
 
-    outputs = tuple(_compat.bind(eqn, [side])[0] for side in (summed.value, summed.reference))
+    [outputs] = on_each_side(eqn, [interpreter.settle(operands[0])])
     return [_exact(interpreter, of, outputs, cotangents)]
 
 
@@ -211,13 +209,7 @@ def quotient(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value])
     above, of = exponential(operands[0]), total(operands[1])
     if above is None or of is None or above.step is not of.exponential.step or not _is_aligned(operands[1], of):
         return pointwise(interpreter, eqn, operands)
-    numerator, denominator = (interpreter.settle(operand) for operand in operands)
-    assert isinstance(numerator, Varying)
-    assert isinstance(denominator, Varying)
-    outputs = tuple(
-        _compat.bind(eqn, list(side))[0]
-        for side in ((numerator.value, denominator.value), (numerator.reference, denominator.reference))
-    )
+    [outputs] = on_each_side(eqn, [interpreter.settle(operand) for operand in operands])
 
     def cotangents(cotangent: Array, shares: Any) -> tuple[Array, Array]:
         varying, every = shares
