@@ -6,6 +6,8 @@
 from jaxlift._attribute import attribute as attribute
 from jaxlift._check import Report as Report
 from jaxlift._check import check as check
+from jaxlift._layers import above as above
+from jaxlift._layers import below as below
 from jaxlift._lift import lift as lift
 from jaxlift._lift import vjp as vjp
 from jaxlift._register import register as register

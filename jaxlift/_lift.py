@@ -55,7 +55,7 @@ class Interpreter:
                 return np.asarray(atom.val, _compat.dtype(atom))  # a bare number's dtype would follow x64 mode
             return values[atom]
 
-        for eqn in jaxpr.eqns:
+        for eqn in needed(jaxpr, jaxpr.outvars, effects=True):
             inputs = [read(atom) for atom in eqn.invars]
             key = self._key(eqn, inputs)
             if key not in self.known:
@@ -119,6 +119,20 @@ class Interpreter:
             raise self.missing_rule(eqn, reason)
 
         return refuse
+
+
+def needed(
+    jaxpr: Jaxpr, outputs: Sequence[Any], given: Sequence[_compat.Var] = (), *, effects: bool = False
+) -> list[JaxprEqn]:
+    """The equations of a jaxpr that some of its values need, beyond those that are given; and those with effects."""
+    held = set(given)
+    wanted = {atom for atom in outputs if not isinstance(atom, _compat.Literal)} - held
+    found: list[JaxprEqn] = []
+    for eqn in reversed(jaxpr.eqns):
+        if not wanted.isdisjoint(eqn.outvars) or (effects and eqn.effects):
+            found.append(eqn)
+            wanted.update(atom for atom in eqn.invars if not isinstance(atom, _compat.Literal) and atom not in held)
+    return found[::-1]
 
 
 def lift(

@@ -46,7 +46,7 @@ CASES = {
     "no reference": (
         lambda: attr()(X),
         TypeError,
-        r"Rescale\(\) compares the input with a reference.*reference=\.\.\.",
+        r"this method compares the input with a reference.*reference=\.\.\.",
     ),
     "reference shape": (
         lambda: attr()(X, reference=jnp.zeros(5)),

@@ -307,7 +307,7 @@ OPERATIONS = {
     "erf": activation(lax.erf),
     "atan": activation(jnp.arctan),
     "asinh": activation(jnp.arcsinh),
-    "log-gamma": activation(lambda h: lax.lgamma(h**2 + 1), 30, 200),
+    "log-gamma": activation(lambda h: lax.lgamma(h**2 + 3), 30, 200),
     "own derivative": activation(lambda h: cut_cotangent(h)),
     "polynomial": activation(lambda h: jnp.polyval(jnp.array([0.1, -0.5, 1.0, 2.0]), h), 10, 100),
     "square root at 0": activation(lambda h: jnp.sqrt(jax.nn.relu(h)), kind="step"),

@@ -92,7 +92,7 @@ def _affine(f: PointwiseFunction, of: Varying) -> Varying:
     def variation() -> Array:
         return (jnp.abs(f.derivative(of.reference)) * of.variation).astype(reference.dtype)
 
-    return Varying(value, reference, variation, of.fed_by)
+    return Varying(value, reference, None if jnp.iscomplexobj(of.value) else variation, of.fed_by)
 
 
 def _nonlinearity(interpreter: Interpreter, f: PointwiseFunction, of: Varying, scope: str) -> Varying:
@@ -100,8 +100,9 @@ def _nonlinearity(interpreter: Interpreter, f: PointwiseFunction, of: Varying, s
     if f.is_affine:
         return _affine(f, of)
     rule = interpreter.rule.at(Place(f, of.fed_by, scope))
-    if rule.needs_variation and jnp.iscomplexobj(of.value):
-        rule = Rescale()  # complex differences have no positive and negative parts
+    if jnp.iscomplexobj(of.value):  # complex differences have no positive and negative parts
+        value, _ = _whole(Rescale() if rule.needs_variation else rule, f, of)
+        return Varying(value, f(of.reference), None, of.fed_by)
     value, variation = (_by_parts if rule.needs_variation else _whole)(rule, f, of)
     return Varying(value, f(of.reference), variation, of.fed_by)
 

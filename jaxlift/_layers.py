@@ -1,0 +1,167 @@
+"""Functions split at a value inside them, which they name with `jax.ad_checkpoint.checkpoint_name`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+from jax import Array
+from jax.extend.core import jaxprs_in_params
+
+from jaxlift import _compat
+from jaxlift._compat import Jaxpr, JaxprEqn, Var
+from jaxlift._lift import needed
+from jaxlift._registry import rule_or_none
+from jaxlift.primitives.calls import checkpoint, inlined
+
+Names = str | tuple[str, ...]
+
+
+def below(fun: Callable[..., Any], name: Names) -> Callable[..., Any]:
+    """The function that computes a value inside of `fun`, and nothing that the value doesn't need.
+
+    >>> import jax, jax.numpy as jnp, jaxlift
+    >>> from jax.ad_checkpoint import checkpoint_name
+    >>> def model(x):
+    ...     hidden = checkpoint_name(jnp.tanh(x), "hidden")
+    ...     return hidden.sum(-1)
+    >>> jaxlift.below(model, "hidden")(jnp.zeros((1, 2)))
+    Array([[0., 0.]], dtype=float32)
+
+    The value is then an output like others, so that a neuron of it can be explained:
+    ``attribute(below(model, "hidden"), target=3)``.
+
+    Args:
+        fun: a function of pytrees of arrays, which names the value with `jax.ad_checkpoint.checkpoint_name`.
+        name: the name; or a tuple of names.
+
+    Returns:
+        `value(*args)`, the named value, an array; or a tuple of them.
+
+    Raises:
+        ValueError: from `value`, if no value has the name, or several have, or it is inside of a loop or a branch.
+    """
+
+    def value(*args: Any) -> Any:
+        traced = _trace(fun, args, name)
+        values = traced.run(traced.inputs, traced.named)
+        return values[0] if isinstance(name, str) else tuple(values)
+
+    return value
+
+
+def above(fun: Callable[..., Any], name: Names) -> Callable[..., Any]:
+    """The function that goes on from a value inside of `fun`, and doesn't compute what only leads to it.
+
+    >>> import jax, jax.numpy as jnp, jaxlift
+    >>> from jax.ad_checkpoint import checkpoint_name
+    >>> def model(x):
+    ...     hidden = checkpoint_name(jnp.tanh(x), "hidden")
+    ...     return hidden.sum(-1)
+    >>> x = jnp.zeros((1, 2))
+    >>> jaxlift.above(model, "hidden")(jnp.ones((1, 2)), x)
+    Array([2.], dtype=float32)
+
+    Args:
+        fun, name: as for `below`.
+
+    Returns:
+        `rest(value, *args)`, where `value` is an array of the named value's shape and dtype, or a tuple of them, and
+        `args` are those of `fun`: what reaches the output past the named value is computed from them.
+
+    Raises:
+        ValueError: from `rest`, as from `below`; and if the value has another shape or dtype.
+    """
+
+    def rest(value: Any, *args: Any) -> Any:
+        traced = _trace(fun, args, name)
+        values = [jnp.asarray(value)] if isinstance(name, str) else [jnp.asarray(each) for each in value]
+        wanted, given = [_type(var.aval) for var in traced.named], [_type(each) for each in values]
+        if wanted != given:
+            raise ValueError(f"the value named {name!r} must be {', '.join(wanted)}; got {', '.join(given)}.")
+        outputs = traced.run([*traced.inputs, *values], traced.jaxpr.outvars, traced.named)
+        return jax.tree.unflatten(traced.structure, outputs)
+
+    return rest
+
+
+def _type(value: Any) -> str:
+    return f"{value.dtype}[{','.join(map(str, value.shape))}]"
+
+
+@dataclass(frozen=True)
+class _Traced:
+    """A function's jaxpr, in which the named values are at the top level."""
+
+    jaxpr: Jaxpr
+    consts: Sequence[Any]
+    inputs: Sequence[Array]
+    named: Sequence[Var]
+    structure: Any
+
+    def run(self, inputs: Sequence[Any], outputs: Sequence[Any], given: Sequence[Var] = ()) -> list[Array]:
+        """The values of some variables, from inputs and from given values of others."""
+        eqns, invars = needed(self.jaxpr, outputs, given), [*self.jaxpr.invars, *given]
+        # JAX's own evaluation keeps the lines of the user's code and the name scopes.
+        return jax.core.eval_jaxpr(
+            self.jaxpr.replace(eqns=eqns, invars=invars, outvars=list(outputs)), self.consts, *inputs
+        )
+
+
+def _trace(fun: Callable[..., Any], args: tuple[Any, ...], names: Names) -> _Traced:
+    wanted = (names,) if isinstance(names, str) else names
+    closed, shape = jax.make_jaxpr(fun, return_shape=True)(*args)
+    found = [name for eqn in closed.jaxpr.eqns for name in _names_in(eqn)]
+    for name in wanted:
+        if found.count(name) != 1:
+            raise ValueError(
+                f"exactly one value must be named {name!r}, with jax.ad_checkpoint.checkpoint_name(value, {name!r}), "
+                f"but the function names {found.count(name)}; its names are {sorted(set(found))}."
+            )
+    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(args)]
+    flat = jax.make_jaxpr(partial(_opened, closed.jaxpr, closed.consts, set(wanted)))(leaves)
+    values = {eqn.params["name"]: eqn.outvars[0] for eqn in flat.jaxpr.eqns if eqn.primitive in _NAME}
+    return _Traced(flat.jaxpr, flat.consts, leaves, [values[name] for name in wanted], jax.tree.structure(shape))
+
+
+_NAME = _compat.primitives("name")
+
+
+def _names_in(eqn: JaxprEqn) -> list[str]:
+    """The names that an equation gives, and those in the jaxprs that it holds."""
+    if eqn.primitive in _NAME:
+        return [eqn.params["name"]]
+    return [name for jaxpr in jaxprs_in_params(eqn.params) for inner in jaxpr.eqns for name in _names_in(inner)]
+
+
+def _opened(jaxpr: Jaxpr, consts: Sequence[Any], wanted: set[str], inputs: Sequence[Any]) -> list[Any]:
+    """The outputs of a jaxpr, where calls that hold wanted names are replaced by what they call."""
+    values: dict[Var, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *inputs], strict=True))
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, _compat.Literal) else values[atom]
+
+    for eqn in jaxpr.eqns:
+        held = wanted.intersection(_names_in(eqn))
+        if eqn.primitive in _NAME or not held:
+            operands = [atom for atom in eqn.invars if not isinstance(atom, _compat.Literal)]
+            alone = jaxpr.replace(constvars=[], invars=operands, eqns=[eqn], outvars=eqn.outvars)
+            outputs = jax.core.eval_jaxpr(alone, [], *map(read, operands))
+        elif rule_or_none(eqn.primitive) in (inlined, checkpoint):
+            scope = str(eqn.source_info.name_stack)
+            with jax.named_scope(scope) if scope else nullcontext():
+                outputs = _opened(*_compat.inner_jaxpr(eqn), wanted, [read(atom) for atom in eqn.invars])
+        else:
+            raise ValueError(
+                f"the value named {min(held)!r} is inside of `{eqn.primitive.name}`, called from "
+                f"{_compat.location(eqn)}: values in loops, in branches and in functions with a derivative of their "
+                "own can't be reached. Return it from there, and name it after."
+            )
+        values.update(zip(eqn.outvars, outputs, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
