@@ -12,6 +12,12 @@ from jaxlift._lift import lift as lift
 from jaxlift._lift import vjp as vjp
 from jaxlift._register import register as register
 from jaxlift._registry import MissingRuleError as MissingRuleError
+from jaxlift.methods.grad_cam import grad_cam as grad_cam
+from jaxlift.methods.grad_cam import guided_grad_cam as guided_grad_cam
+from jaxlift.methods.integrated_gradients import integrated_gradients as integrated_gradients
+from jaxlift.methods.occlusion import mutagenesis as mutagenesis
+from jaxlift.methods.occlusion import occlusion as occlusion
+from jaxlift.methods.shapley import shapley as shapley
 from jaxlift.rules import Deconvnet as Deconvnet
 from jaxlift.rules import EpsilonLRP as EpsilonLRP
 from jaxlift.rules import Gradient as Gradient

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import jax
 from jax import Array
 
 from jaxlift._explainer import Explainer, Method, Output, References
 from jaxlift._layers import Names
-from jaxlift._lift import MaxPooling, MissingRule, check_option, vjp
+from jaxlift._lift import Interpreter, MaxPooling, MissingRule, check_option, evaluate_values, vjp
 from jaxlift._targets import Target
+from jaxlift._values import Varying
+from jaxlift.primitives.linear import both_sides
 from jaxlift.rules import Rule, as_rule
 
 
@@ -59,7 +64,9 @@ def attribute(
         rule: how a difference passes nonlinearities: a rule or its name (see `jaxlift.rules`).
         layer: the name of a value inside of `fun`, given with `jax.ad_checkpoint.checkpoint_name`, or a tuple of such
             names: what the contributions are of, in place of the input's. What lies below isn't explained, and what
-            reaches the output past the named values stays as it is for the input. See also `below` and `above`.
+            reaches the output past the named values stays as it is for the input. See also `below` and `above`. Under
+            rules that tell parts apart, such as ``"revealcancel"``, parts are those that lie below, and there are no
+            multipliers to return.
         argnums: which argument of `fun` is explained, a pytree of floating-point arrays `(N, ...)`; or a tuple of such
             arguments.
         batch_argnums: which of the others have an example on each row, as masks may. The rest (parameters, PRNG keys)
@@ -104,9 +111,46 @@ def attribute(
         (y, y_ref), pull = vjp(fun, x, compared, rule=rule, max_pooling=max_pooling, missing_rule=missing_rule)
         return (y, y_ref if rule.needs_reference else fun(reference)), pull
 
+    def explain_layer(layer: Callable[[Any], Any], x: Any, reference: Any, fun: Any, value: Any, value_ref: Any) -> Any:
+        """The same from a value inside, which keeps its variation and the layers that feed it.
+
+        Its parts `D+` and `D-` are those that lie below it, so its contributions are `m+ D+ + m- D-`: with `ct_D` and
+        `ct_a` the cotangents of `D` and `a`, `ct_D D + ct_a a`.
+        """
+        interpreter = partial(Interpreter, rule, max_pooling, missing_rule)
+        compared = reference if rule.needs_reference else x
+        start = evaluate_values(interpreter(), layer, jax.tree.map(Varying, x, compared))
+        start = jax.tree.map(lambda v: v if isinstance(v, Varying) else Varying(v, v), start)
+        variations = jax.tree.map(lambda v: v.variation, start) if rule.needs_variation else None
+
+        def joint(values: Any, variations: Any) -> tuple[Array, Array]:
+            inputs = jax.tree.map(lambda v, value: Varying(value, v.reference, None, v.fed_by), start, values)
+            if variations is not None:
+                inputs = jax.tree.map(lambda v, a: replace(v, make_variation=lambda: a), inputs, variations)
+            [values], [references] = both_sides([evaluate_values(interpreter(), fun, inputs)])
+            return values, references
+
+        y, pullback, y_ref = jax.vjp(joint, value, variations, has_aux=True)
+
+        def pull(weights: Array) -> Any:
+            of_values, of_variations = pullback(weights)
+            if variations is None:
+                return of_values
+            parts = jax.tree.map(lambda m, x, r: m * (x - r), of_values, value, value_ref)
+            return jax.tree.map(lambda part, m, a: part + m * a, parts, of_variations, variations)
+
+        return (y, y_ref if rule.needs_reference else fun(value_ref)), pull
+
+    in_parts = layer is not None and rule.needs_variation
+    method = Method(
+        explain,
+        gives="contributions" if in_parts else "multipliers",
+        needs_reference=rule.needs_reference,
+        explain_layer=explain_layer,
+    )
     return Explainer(
         fun,
-        Method(explain, needs_reference=rule.needs_reference),
+        method,
         target=target,
         normalize_target=normalize_target,
         layer=layer,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, Literal, NamedTuple, TypedDict
 
 import jax
@@ -22,12 +22,11 @@ References = Literal["shared", "paired"]
 Explain = Callable[[Callable[[Any], Array], Any, Any], tuple[tuple[Array, Array], Callable[[Array], Any]]]
 
 
-class Options(TypedDict, total=False):
+class CommonOptions(TypedDict, total=False):
     """The options that all methods have; `jaxlift.attribute` explains them."""
 
     target: Target
     normalize_target: bool
-    layer: Names | None
     argnums: int | tuple[int, ...]
     batch_argnums: tuple[int, ...]
     references: References | None
@@ -36,6 +35,12 @@ class Options(TypedDict, total=False):
     channel_axis: int
     convergence_delta: bool
     cancellation: bool
+
+
+class Options(CommonOptions, total=False):
+    """The options of methods that may explain a value inside of the model in place of its input."""
+
+    layer: Names | None
 
 
 @dataclass(frozen=True)
@@ -50,12 +55,15 @@ class Method:
             and has no sum.
         needs_reference: whether the example is compared with a reference. One that isn't given is zeros.
         has_error: whether scores come with their standard error, as a pair.
+        explain_layer: the same for the value of a layer, for methods that ask what lies below: takes the function that
+            goes on from there, the function of the example that leads there, the example and its reference.
     """
 
     explain: Explain
     gives: Literal["multipliers", "contributions", "map"] = "multipliers"
     needs_reference: bool = True
     has_error: bool = False
+    explain_layer: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,11 +141,15 @@ class Explainer:
 
     def _pair(self, fun: Callable[[Any], Array], x: Any, reference: Any, aim: Array | None) -> _Scores:
         """The scores of one example, compared with one reference."""
+        explain = self.method.explain
         if self.layer is not None:
-            fun, x, reference = _at_layer(fun, self.layer, x, reference)
+            layer, rest = _layer(fun, self.layer, x)
+            if self.method.explain_layer is not None:
+                explain = partial(self.method.explain_layer, layer, x, reference)
+            fun, x, reference = rest, layer(x), None if reference is None else layer(reference)
         if reference is None:
             reference = jax.tree.map(jnp.zeros_like, x)
-        (y, y_ref), pull = self.method.explain(fun, x, reference)
+        (y, y_ref), pull = explain(fun, x, reference)
         weights = weights_of(y, self.target if aim is None else aim, self.normalize_target)
         finite = reduce(jnp.logical_and, (jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((x, reference))))
 
@@ -178,18 +190,15 @@ class _Scores(NamedTuple):
     change: Any = None
 
 
-def _at_layer(
-    fun: Callable[[Any], Array], names: Names, x: Any, reference: Any
-) -> tuple[Callable[[Any], Array], Any, Any]:
-    """The function of the named values that goes on from there, with these values for an input and a reference.
+def _layer(fun: Callable[[Any], Array], names: Names, x: Any) -> tuple[Callable[[Any], Any], Callable[[Any], Array]]:
+    """The function that leads to named values, of one example and without the batch; and that which goes on from there.
 
     What reaches the output past them stays as it is for the input.
     """
     value, rest = below(fun, names), above(fun, names)
 
-    def alone(at: Any) -> Any:
-        """The named values of one example, without the batch."""
-        values = value(at)
+    def layer(x: Any) -> Any:
+        values = value(x)
         for name, leaf in zip((names,) if isinstance(names, str) else names, jax.tree.leaves(values), strict=True):
             if leaf.shape[:1] != (1,):
                 raise ValueError(
@@ -201,7 +210,13 @@ def _at_layer(
     def from_there(values: Any) -> Array:
         return rest(jax.tree.map(lambda leaf: leaf[None], values), x)
 
-    return from_there, alone(x), None if reference is None else alone(reference)
+    return layer, from_there
+
+
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Raise the error that says what numbers an option may be."""
+    if not isinstance(value, int) or value < least:
+        raise ValueError(f"{name}={value!r} must be an int, {least} at least.")
 
 
 def _batch_size(x: Any) -> int:

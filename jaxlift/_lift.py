@@ -184,13 +184,17 @@ def lift(
 
 def evaluate_jointly(interpreter: Interpreter, fun: Callable[[Any], Any], x: Any, reference: Any) -> tuple[Any, Any]:
     """The outputs of a function on an input and on its reference, by an interpreter that is used for this alone."""
-    x, reference = checked_pair(x, reference)
-    closed, outputs = jax.make_jaxpr(fun, return_shape=True)(x)
-    inputs = [Varying(value, ref) for value, ref in zip(jax.tree.leaves(x), jax.tree.leaves(reference), strict=True)]
-    results = [interpreter.settle(out) for out in interpreter.evaluate(closed.jaxpr, closed.consts, inputs)]
-    values, references = both_sides(results)
-    structure = jax.tree.structure(outputs)
+    results = evaluate_values(interpreter, fun, jax.tree.map(Varying, *checked_pair(x, reference)))
+    structure = jax.tree.structure(results)
+    values, references = both_sides(jax.tree.leaves(results))
     return jax.tree.unflatten(structure, values), jax.tree.unflatten(structure, references)
+
+
+def evaluate_values(interpreter: Interpreter, fun: Callable[[Any], Any], inputs: Any) -> Any:
+    """A function's outputs for a pytree of varying inputs, with all that rules know of them."""
+    closed, outputs = jax.make_jaxpr(fun, return_shape=True)(jax.tree.map(lambda varying: varying.value, inputs))
+    results = interpreter.evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(inputs))
+    return jax.tree.unflatten(jax.tree.structure(outputs), map(interpreter.settle, results))
 
 
 def vjp(

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 DIRECTORY = Path(__file__).parent / "data" / "oracle"
 
@@ -43,11 +44,23 @@ class Oracle:
             return self.arrays[f"{what}/{rule}"]
         return {name: self.arrays[f"{what}/{rule}/{name}"] for name in self.spec["inputs"]}
 
-    def model(self, dtype: Any = np.float32) -> Any:
-        """The network as a function of its input, up to the layer that the original explains."""
+    def hidden_layers(self) -> dict[str, str]:
+        """The layers inside whose scores there are: what the arrays call them, and what the original's model does."""
+        names = [name for name, _ in self.spec["deeplift_layers"]]
+        return {key: names[int(key)] if key.isdigit() else key for key in self.spec["hidden_layers"]}
+
+    def model(self, dtype: Any = np.float32, layer_named: str = "") -> Any:
+        """The network as a function of its input, up to the layer that the original explains.
+
+        The output of one layer may be named, as the original names it.
+        """
         weights = {key: jnp.asarray(value, dtype) for key, value in self.arrays.items() if key.startswith("w/")}
         layers = self.spec["layers"]
         until_logits = self.spec["target_is_pre_activation"]
+        numbered = self.spec["model_kind"] == "sequential"
+
+        def named(y: jax.Array, name: str) -> jax.Array:
+            return checkpoint_name(y, name) if name == layer_named else y
 
         def apply(inputs: Any) -> jax.Array:
             values = dict(inputs) if isinstance(inputs, dict) else {}
@@ -61,10 +74,11 @@ class Oracle:
                 given = [values.get(name, inputs) for name in layer["inbound"]]
                 mine = {k: weights[f"w/{layer['name']}/{k}"] for k in layer["weights"]}
                 y = LAYERS[layer["class"]](given, layer["config"], mine)
+                name = str(i) if numbered else f"{layer['name']}_0"
                 activation = layer["config"].get("activation", "linear")
                 if layer["class"] != "Activation" and activation != "linear" and not (is_output and until_logits):
-                    y = ACTIVATIONS[activation](y)
-                values[layer["name"]] = y
+                    y = ACTIVATIONS[activation](named(y, f"preact_{name}"))
+                values[layer["name"]] = y = named(y, name)
             return y
 
         return apply

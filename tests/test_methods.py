@@ -1,0 +1,375 @@
+"""The methods that are no rules, against their formulas in plain NumPy loops and the original's numbers."""
+
+from itertools import combinations, permutations
+from math import factorial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.ad_checkpoint import checkpoint_name
+from original import ORACLES
+
+import jaxlift
+
+RNG = np.random.default_rng(21)
+W, V = RNG.normal(size=(4, 6)), RNG.normal(size=(6, 3))
+X, R = RNG.normal(size=(3, 4)), RNG.normal(size=(2, 4))
+METHODS = {
+    "integrated_gradients": jaxlift.integrated_gradients,
+    "occlusion": jaxlift.occlusion,
+    "shapley": jaxlift.shapley,
+    "shapley, drawn": lambda fun, **options: jaxlift.shapley(fun, samples=3, **options),
+    "attribute": jaxlift.attribute,
+}
+
+
+def model(x):
+    return jax.nn.silu(x @ W) @ V
+
+
+def by_pairs(score):
+    """Scores `(N, R, 4)` of output 1, pair by pair."""
+    return np.stack([[score(x, r) for r in R] for x in X])
+
+
+def value(x):
+    return float(model(jnp.asarray(x)[None])[0, 1])
+
+
+@pytest.mark.usefixtures("x64")
+class TestIntegratedGradients:
+    def test_the_midpoint_rule(self):
+        def score(x, r):
+            gradient = jax.grad(lambda x: model(x[None])[0, 1])
+            return sum(gradient(r + (k + 0.5) / 7 * (x - r)) for k in range(7)) / 7 * (x - r)
+
+        attr = jaxlift.integrated_gradients(model, steps=7, target=1, average=False)
+        np.testing.assert_allclose(attr(X, reference=R), by_pairs(score), rtol=1e-10)
+
+    def test_expected_gradients_are_the_mean_over_references(self):
+        each = jaxlift.integrated_gradients(model, target=1, average=False)(X, reference=R)
+        mean = jaxlift.integrated_gradients(model, target=1)(X, reference=R)
+        np.testing.assert_allclose(mean, each.mean(1), rtol=1e-12)
+
+    def test_the_sum_is_missed_by_less_with_more_steps(self):
+        def missed(steps):
+            attr = jaxlift.integrated_gradients(model, steps=steps, target=1, convergence_delta=True)
+            return np.abs(attr(X, reference=R)[1]).max()
+
+        assert missed(400) < missed(40) / 90  # the error of the midpoint rule falls with the square
+        assert missed(400) < 1e-5
+
+    def test_steps_take_no_more_memory(self):
+        def memory(steps):
+            attr = jax.jit(jaxlift.integrated_gradients(model, steps=steps, target=1))
+            return attr.lower(X, reference=R).compile().memory_analysis().temp_size_in_bytes
+
+        assert memory(100) <= memory(2) + 100 * 8  # the fractions themselves
+
+    def test_stop_gradient_is_the_identity_as_under_rules(self):
+        found = jaxlift.integrated_gradients(lambda x: jax.lax.stop_gradient(x).sum(1))(X, reference=R[0])
+        np.testing.assert_allclose(found, X - R[0], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("oracle", "steps"),
+    [
+        pytest.param(oracle, int(key.split("/")[1]), id=f"{oracle.name}-{key.split('/')[1]}")
+        for oracle in ORACLES
+        for key in oracle.arrays
+        if key.startswith("integrated_gradients/")
+    ],
+)
+def test_integrated_gradients_of_the_original(oracle, steps):
+    attr = jaxlift.integrated_gradients(oracle.model(), steps=steps, target="all", references="paired")
+    found = jax.jit(lambda x, r: attr(x, reference=r))(oracle.inputs("x"), oracle.inputs("ref"))
+    found = np.moveaxis(np.asarray(found), 1, 0)[oracle.targets]
+    expected = oracle.arrays[f"integrated_gradients/{steps}"]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.usefixtures("x64")
+class TestOcclusion:
+    def test_one_feature_at_a_time(self):
+        def score(x, r):
+            return [value(x) - value(np.where(np.arange(4) == i, r, x)) for i in range(4)]
+
+        attr = jaxlift.occlusion(model, target=1, average=False)
+        np.testing.assert_allclose(attr(X, reference=R), by_pairs(score), rtol=1e-10)
+
+    @pytest.mark.parametrize(
+        ("window", "strides"), [((3, 2), None), ((2, 2), (2, 1)), ((4, 1), (3, 1)), ((9, 9), None), ((5, 3), (2, 2))]
+    )
+    def test_windows(self, window, strides):
+        images, reference = RNG.normal(size=(2, 5, 4)), RNG.normal(size=(5, 4))
+        weights = RNG.normal(size=(5, 4))
+        fun = lambda x: jnp.tanh(x * weights).sum((1, 2)) * x[:, 0, 0]  # noqa: E731
+
+        def score(x):
+            total, count = np.zeros((5, 4)), np.zeros((5, 4))
+            (h, w), (sh, sw) = window, strides or (1, 1)
+            for i in range(-(-max(5 - h, 0) // sh) + 1):
+                for j in range(-(-max(4 - w, 0) // sw) + 1):
+                    part = np.zeros((5, 4), bool)
+                    part[i * sh : i * sh + h, j * sw : j * sw + w] = True
+                    total[part] += float((fun(x[None]) - fun(np.where(part, reference, x)[None]))[0])
+                    count[part] += 1
+            return total / count
+
+        attr = jaxlift.occlusion(fun, window=window, strides=strides, chunk=5)
+        np.testing.assert_allclose(attr(images, reference=reference), [score(x) for x in images], rtol=1e-10)
+
+    def test_pytrees(self):
+        fun = lambda x: (x["a"] * x["b"].sum((1, 2))[:, None]).sum(1)  # noqa: E731
+        x = {"a": RNG.normal(size=(2, 3)), "b": RNG.normal(size=(2, 2, 2))}
+        reference = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), x)
+        found = jaxlift.occlusion(fun, window={"a": (1,), "b": (2, 2)})(x, reference=reference)
+        np.testing.assert_allclose(found["a"], x["a"] * x["b"].sum((1, 2))[:, None], rtol=1e-10)
+        np.testing.assert_allclose(found["b"], np.broadcast_to(fun(x)[:, None, None], (2, 2, 2)), rtol=1e-10)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (
+                {"window": (2, 2)},
+                r"window=\(2, 2\) must give a positive int for each axis of an example, of shape \(4,\)",
+            ),
+            ({"window": (0,)}, "window"),
+            ({"window": 2}, "window=2"),
+            ({"window": (2,), "strides": (3,)}, "strides of 3 leave gaps between windows of 2"),
+            ({"output": "multipliers"}, "output='multipliers' needs a method that gives multipliers"),
+            ({"chunk": 0}, "chunk=0 must be an int, 1 at least"),
+        ],
+    )
+    def test_errors(self, options, message):
+        with pytest.raises(ValueError, match=message):
+            jaxlift.occlusion(model, target=0, **options)(X, reference=R)
+
+    def test_a_reference_is_needed(self):
+        with pytest.raises(TypeError, match="reference="):
+            jaxlift.occlusion(model, target=0)(X)
+
+
+@pytest.mark.usefixtures("x64")
+class TestMutagenesis:
+    @pytest.mark.parametrize("channel_axis", [-1, 0])
+    def test_all_single_changes(self, channel_axis):
+        sequences = np.moveaxis(np.eye(3)[[[0, 2, 1, 0], [1, 1, 2, 0]]], -1, channel_axis % 2 + 1)
+        weights = RNG.normal(size=sequences.shape[1:])
+        fun = lambda x: jnp.tanh((x * weights).sum((1, 2)))  # noqa: E731
+        attr = jaxlift.mutagenesis(fun, channel_axis=channel_axis, chunk=7)
+        expected = np.zeros_like(sequences)
+        for n, sequence in enumerate(sequences):
+            for i in range(4):
+                for c in range(3):
+                    changed = np.moveaxis(sequence.copy(), channel_axis, -1)
+                    changed[i] = np.eye(3)[c]
+                    gain = fun(np.moveaxis(changed, -1, channel_axis)[None]) - fun(sequence[None])
+                    np.moveaxis(expected[n], channel_axis, -1)[i, c] = float(gain[0])
+        np.testing.assert_allclose(attr(sequences), expected, rtol=1e-9, atol=1e-14)
+
+    def test_pytrees_are_refused(self):
+        with pytest.raises(ValueError, match="mutagenesis changes one array"):
+            jaxlift.mutagenesis(lambda x: x["a"].sum(1))({"a": X})
+
+
+def shapley_by_orders(v, n):
+    """The mean effect over all orders, with `v` of the set of features that are in."""
+    effects = np.zeros(n)
+    for order in permutations(range(n)):
+        for k, feature in enumerate(order):
+            effects[feature] += v(set(order[: k + 1])) - v(set(order[:k]))
+    return effects / factorial(n)
+
+
+def shapley_by_sets(v, n):
+    """The formula with all sets of others."""
+    return [
+        sum(
+            factorial(k) * factorial(n - k - 1) / factorial(n) * (v({*others, i}) - v(set(others)))
+            for k in range(n)
+            for others in combinations([j for j in range(n) if j != i], k)
+        )
+        for i in range(n)
+    ]
+
+
+@pytest.mark.usefixtures("x64")
+class TestShapley:
+    @pytest.mark.parametrize("by_hand", [shapley_by_orders, shapley_by_sets])
+    def test_enumerated(self, by_hand):
+        def score(x, r):
+            return by_hand(lambda present: value(np.where([i in present for i in range(4)], x, r)), 4)
+
+        found = jaxlift.shapley(model, target=1, average=False, chunk=3)(X, reference=R)
+        np.testing.assert_allclose(found, by_pairs(score), rtol=1e-8, atol=1e-12)
+
+    def test_groups_are_features(self):
+        groups = np.array([0, 1, 0, 1])
+
+        def score(x, r):
+            of_groups = shapley_by_orders(lambda present: value(np.where([g in present for g in groups], x, r)), 2)
+            return np.asarray(of_groups)[groups] / 2
+
+        found = jaxlift.shapley(model, groups=groups, target=1, average=False)(X, reference=R)
+        np.testing.assert_allclose(found, by_pairs(score), rtol=1e-8, atol=1e-12)
+
+    def test_groups_of_positions(self):
+        x, r = RNG.normal(size=(2, 5, 4)), np.zeros((5, 4))
+        fun = lambda x: jnp.tanh(x.sum(2)).prod(1)  # noqa: E731
+        found = jaxlift.shapley(fun, groups=np.arange(5)[:, None])(x, reference=r)
+        np.testing.assert_allclose(found[..., 0], found[..., 3], rtol=1e-12)
+        np.testing.assert_allclose(found.sum((1, 2)), fun(x) - fun(r[None]), rtol=1e-9)
+
+    def test_pytrees(self):
+        fun = lambda x: x["a"][:, 0] * x["b"][:, 0, 1] + x["a"][:, 1]  # noqa: E731
+        x = {"a": jnp.array([[2.0, 3.0]]), "b": jnp.array([[[1.0, 4.0]]])}
+        reference = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), x)
+        found = jaxlift.shapley(fun)(x, reference=reference)
+        np.testing.assert_allclose(found["a"], [[4.0, 3.0]], rtol=1e-12)
+        np.testing.assert_allclose(found["b"], [[[0.0, 4.0]]], atol=1e-12)
+
+    def test_drawn_orders_tend_to_the_enumerated_values_within_their_error(self):
+        exact = jaxlift.shapley(model, target=1)(X, reference=R[0])
+        previous = np.inf
+        for samples in (20, 320):
+            attr = jaxlift.shapley(model, target=1, samples=samples, standard_error=True, convergence_delta=True)
+            drawn, error, delta = jax.jit(attr)(X, reference=R[0])
+            np.testing.assert_allclose(delta, 0, atol=1e-12)
+            off = np.abs(drawn - exact)
+            assert (off <= 4 * error + 1e-12).all()
+            assert error.mean() < previous / 3  # as the root of the number
+            previous = error.mean()
+
+    def test_the_standard_error_is_that_of_the_mean_of_draws(self):
+        """Against draws one by one, each of two orders that are each other's reverse."""
+        keys = jax.random.split(jax.random.key(5), 6)
+        ranks = [np.asarray(jax.random.permutation(key, 4)) for key in keys]
+
+        def effects(x, r, rank):
+            features, v = np.argsort(rank), [value(np.where(rank < k, x, r)) for k in range(5)]
+            found = np.zeros(4)
+            found[features] = np.diff(v)
+            return found
+
+        draws = np.array([[(effects(x, R[0], k) + effects(x, R[0], 3 - k)) / 2 for k in ranks] for x in X])
+        attr = jaxlift.shapley(model, target=1, samples=6, standard_error=True, key=jax.random.key(5))
+        drawn, error = attr(X, reference=R[0])
+        np.testing.assert_allclose(drawn, draws.mean(1), rtol=1e-10)
+        np.testing.assert_allclose(error, draws.std(1, ddof=1) / np.sqrt(6), rtol=1e-8)
+
+    @pytest.mark.parametrize("samples", [None, 4])
+    def test_one_feature(self, samples):
+        fun = lambda x: jnp.exp(x[:, 0])  # noqa: E731
+        found = jaxlift.shapley(fun, samples=samples)(jnp.ones((2, 1)), reference=jnp.zeros(1))
+        np.testing.assert_allclose(found, np.full((2, 1), np.e - 1), rtol=1e-12)
+
+    @pytest.mark.parametrize(
+        ("options", "x", "message"),
+        [
+            ({}, np.zeros((1, 17)), r"17 features have 2\^17 coalitions.*samples=.*groups="),
+            ({"groups": [0, 1, 3, 0]}, X, r"integers from 0 on with none left out, but they are \[0 1 3\]"),
+            ({"groups": [0, 1, 2]}, X, r"must broadcast to an example of shape \(4,\)"),
+            ({"samples": 1}, X, "samples=1 must be an int, 2 at least"),
+            ({"standard_error": True}, X, "Enumeration has no error"),
+        ],
+    )
+    def test_errors(self, options, x, message):
+        with pytest.raises(ValueError, match=message):
+            jaxlift.shapley(lambda x: x.sum(1), **options)(x, reference=x[0])
+
+
+KERNELS = RNG.normal(size=(3, 3, 2, 5))
+
+
+def cnn(x):
+    maps = jax.lax.conv_general_dilated(x, KERNELS, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return jnp.tanh(checkpoint_name(jax.nn.relu(maps), "maps").mean((1, 2))) @ RNG_OUT
+
+
+RNG_OUT = RNG.normal(size=(5, 4))
+IMAGES = RNG.normal(size=(2, 8, 6, 2))
+
+
+@pytest.mark.usefixtures("x64")
+class TestGradCam:
+    def test_against_a_direct_computation(self):
+        maps = jaxlift.below(cnn, "maps")(IMAGES)
+        gradient = jax.grad(lambda maps: (jnp.tanh(maps.mean((1, 2))) @ RNG_OUT)[:, 2].sum())(maps)
+        importance = gradient.mean((1, 2))
+        expected = np.maximum(np.einsum("nhwc,nc->nhw", maps, importance), 0)
+        found = jax.jit(jaxlift.grad_cam(cnn, layer="maps", target=2))(IMAGES)
+        np.testing.assert_allclose(found, expected, rtol=1e-10)
+        assert found.shape == (2, 4, 3)
+        assert (found > 0).any()
+
+    @pytest.mark.parametrize("target", [2, "all", [0, 3]])
+    def test_guided(self, target):
+        target = np.array(target) if isinstance(target, list) else target
+        found = jax.jit(jaxlift.guided_grad_cam(cnn, layer="maps", target=target))(IMAGES)
+        maps = jaxlift.grad_cam(cnn, layer="maps", target=target)(IMAGES)
+        details = jaxlift.attribute(cnn, rule="guided_backprop", output="multipliers", target=target)(IMAGES)
+        resized = jax.image.resize(maps, details.shape[:-1], "linear")
+        np.testing.assert_allclose(found, details * resized[..., None], rtol=1e-10)
+
+    def test_channels_elsewhere(self):
+        fun = lambda x: checkpoint_name(jax.nn.relu(x), "maps").mean((2, 3)) @ RNG_OUT[:2]  # noqa: E731
+        first = jnp.moveaxis(IMAGES, -1, 1)
+        found = jaxlift.grad_cam(fun, layer="maps", target=0, channel_axis=0)(first)
+        expected = jaxlift.grad_cam(lambda x: fun(jnp.moveaxis(x, -1, 1)), layer="maps", target=0, channel_axis=0)(
+            IMAGES
+        )
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+        guided = jaxlift.guided_grad_cam(fun, layer="maps", target=0, channel_axis=0)(first)
+        assert guided.shape == first.shape
+
+    def test_errors(self):
+        with pytest.raises(ValueError, match="convergence_delta and cancellation are about sums"):
+            jaxlift.grad_cam(cnn, layer="maps", convergence_delta=True)
+        flat = lambda x: checkpoint_name(x.reshape(len(x), -1), "flat").sum(1)  # noqa: E731
+        with pytest.raises(ValueError, match="as many axes as the value named 'flat'"):
+            jaxlift.guided_grad_cam(flat, layer="flat")(IMAGES)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", METHODS)
+class TestOneSignature:
+    """What `attribute` takes, all take."""
+
+    def test_linear_models_have_one_explanation(self, name):
+        attr = METHODS[name](lambda x: x @ W[:, :3], target=1)
+        np.testing.assert_allclose(attr(X, reference=R[0]), (X - R[0]) * W[:, 1], rtol=1e-9)
+
+    def test_targets(self, name):
+        method = METHODS[name]
+        every = method(model, target="all")(X, reference=R[0])
+        assert every.shape == (3, 3, 4)
+        each = method(model, target=np.array([2, 0, 1]))(X, reference=R[0])
+        np.testing.assert_allclose(each, every[np.arange(3), [2, 0, 1]], rtol=1e-9)
+        contrast = method(model, target=np.array([1.0, -1.0, 0.0]))(X, reference=R[0])
+        np.testing.assert_allclose(contrast, every[:, 0] - every[:, 1], rtol=1e-9, atol=1e-12)
+
+    def test_transformations(self, name):
+        attr = METHODS[name](model, target=1)
+        expected = attr(X, reference=R[0])
+        np.testing.assert_allclose(jax.jit(attr)(X, reference=R[0]), expected, rtol=1e-9)
+        mapped = jax.vmap(lambda r: attr(X, reference=r))(R)
+        np.testing.assert_allclose(mapped[0], expected, rtol=1e-9)
+        slope = jax.jvp(lambda x: attr(x, reference=R[0]), (X,), (np.ones_like(X),))[1]
+        near = [attr(X + step, reference=R[0]) for step in (1e-5, -1e-5)]
+        np.testing.assert_allclose(slope, (near[0] - near[1]) / 2e-5, rtol=1e-5, atol=1e-7)
+
+    def test_pairs_and_what_is_not_finite(self, name):
+        method = METHODS[name]
+        paired = method(model, target=1, references="paired")(X[:2], reference=R)
+        one = [method(model, target=1)(X[i : i + 1], reference=R[i])[0] for i in range(2)]
+        np.testing.assert_allclose(paired, one, rtol=1e-9)
+        broken = X.copy()
+        broken[1, 2] = np.nan
+        assert np.isnan(method(model, target=1)(broken, reference=R[0])).all(1).tolist() == [False, True, False]
+
+    def test_parameters_pass_through(self, name):
+        attr = METHODS[name](lambda params, x: jnp.tanh(x @ params).sum(1), argnums=1)
+        expected = METHODS[name](lambda x: jnp.tanh(x @ W).sum(1))(X, reference=R[0])
+        np.testing.assert_allclose(attr(W, X, reference=R[0]), expected, rtol=1e-9)
