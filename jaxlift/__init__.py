@@ -10,6 +10,7 @@ from jaxlift._layers import above as above
 from jaxlift._layers import below as below
 from jaxlift._lift import lift as lift
 from jaxlift._lift import vjp as vjp
+from jaxlift._memory import within_memory as within_memory
 from jaxlift._register import register as register
 from jaxlift._registry import MissingRuleError as MissingRuleError
 from jaxlift.methods.grad_cam import grad_cam as grad_cam

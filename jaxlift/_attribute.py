@@ -34,6 +34,8 @@ def attribute(
     channel_axis: int = -1,
     convergence_delta: bool = False,
     cancellation: bool = False,
+    batch_size: int | None = None,
+    reference_batch_size: int | None = None,
     max_pooling: MaxPooling = "complete",
     missing_rule: MissingRule = "raise",
 ) -> Callable[..., Any]:
@@ -82,6 +84,9 @@ def attribute(
         cancellation: whether to return also how much contributions cancel, `sum(|contributions|) / |fun(x) - fun(r)|`.
             Where that times the dtype's rounding isn't small, the dtype can't carry the sum; outside of `jax.jit` a
             warning says so.
+        batch_size, reference_batch_size: how many examples, and how many references, are compared at once; None for
+            all. Memory grows with their product, the results don't depend on them, and forward passes remain N + R
+            unless both are given: then references are evaluated again for each batch of examples.
         max_pooling, missing_rule: as for `lift`.
 
     Returns:
@@ -162,4 +167,6 @@ def attribute(
         channel_axis=channel_axis,
         convergence_delta=convergence_delta,
         cancellation=cancellation,
+        batch_size=batch_size,
+        reference_batch_size=reference_batch_size,
     )

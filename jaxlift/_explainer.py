@@ -15,6 +15,7 @@ from jax import Array
 from jaxlift._check import warn_of_cancellation
 from jaxlift._layers import Names, above, below
 from jaxlift._lift import check_option, checked_input, summed
+from jaxlift._stages import Stages, map_over, mean_over, shape_of_one, staged
 from jaxlift._targets import Target, aim_of_each, check_target, weights_of
 
 Output = Literal["contributions", "multipliers", "hypothetical"]
@@ -35,6 +36,8 @@ class CommonOptions(TypedDict, total=False):
     channel_axis: int
     convergence_delta: bool
     cancellation: bool
+    batch_size: int | None
+    reference_batch_size: int | None
 
 
 class Options(CommonOptions, total=False):
@@ -83,11 +86,16 @@ class Explainer:
     channel_axis: int = -1
     convergence_delta: bool = False
     cancellation: bool = False
+    batch_size: int | None = None
+    reference_batch_size: int | None = None
 
     def __post_init__(self) -> None:
         check_option("output", self.output, Output)
         check_option("references", self.references, References, None)
         check_target(self.target, self.normalize_target)
+        for name, size in (("batch_size", self.batch_size), ("reference_batch_size", self.reference_batch_size)):
+            if size is not None:
+                check_count(name, size)
         if self.method.gives != "multipliers" and self.output != "contributions":
             raise ValueError(f"output={self.output!r} needs a method that gives multipliers, which this one doesn't.")
         if self.method.gives == "map" and (self.convergence_delta or self.cancellation):
@@ -112,23 +120,14 @@ class Explainer:
             outputs = self.fun(*(replaced.get(i, arg) for i, arg in enumerate(args)))
             return _checked_output(self.target(outputs) if callable(self.target) else outputs)
 
-        def example(x: Any, reference: Any, aim: Array | None, rows: dict[int, Any]) -> _Scores:
-            """The scores of one example, for all references that it is compared with."""
-
-            def pair(reference: Any) -> _Scores:
-                return self._pair(lambda x: on_one(x, rows), x, reference, aim)
-
-            if kind in ("none", "one", "paired"):
-                return pair(reference)
-            each = jax.vmap(pair)(reference)
-            return jax.tree.map(lambda leaf: leaf.mean(0), each) if self.average else each
+        def pair(first: Any, reference: Any) -> _Scores:
+            """The scores of one example with its target, compared with one reference."""
+            x, aim, rows = first
+            return self._pair(lambda x: on_one(x, rows), x, reference, aim)
 
         rows = {i: args[i] for i in self.batch_argnums}
-        aim = aim_of_each(
-            self.target, n, lambda: jax.eval_shape(on_one, *jax.tree.map(lambda leaf: leaf[0], (x, rows)))
-        )
-        in_axes = (0, 0 if kind in ("paired", "each") else None, 0, 0)
-        found = jax.vmap(example, in_axes)(x, reference, aim, rows)
+        aim = aim_of_each(self.target, n, lambda: jax.eval_shape(on_one, *shape_of_one((x, rows))))
+        found = self._all_pairs(pair, (x, aim, rows), reference, kind)
         results = [found.scores]
         if self.method.has_error:
             results.append(found.error)
@@ -138,6 +137,36 @@ class Explainer:
             results.append(found.size / jnp.abs(found.change))
             warn_of_cancellation(results[-1])
         return tuple(results) if len(results) > 1 else found.scores
+
+    def _all_pairs(self, pair: Callable[[Any, Any], _Scores], first: Any, reference: Any, kind: str) -> _Scores:
+        """The scores of all examples with their references, as many at once as is asked for.
+
+        In batches, what needs an example alone, or a reference alone, is still computed once: before the loop that goes
+        over the others.
+        """
+        batch, reference_batch = self.batch_size, self.reference_batch_size
+        stages = Stages(lambda first: first, lambda second: second, pair)
+        if kind not in ("none", "paired") and (batch or reference_batch):
+            one = reference if kind == "one" else shape_of_one(shape_of_one(reference) if kind == "each" else reference)
+            stages = staged(pair, shape_of_one(first), one)
+        if kind == "one":
+            reference = stages.on_second(reference)
+        before = kind == "shared" and reference_batch is None
+        if before:
+            reference = jax.vmap(stages.on_second)(reference)
+
+        def example(first: Any, reference: Any) -> _Scores:
+            known = stages.on_first(first)
+            if kind in ("none", "one", "paired"):
+                return stages.joint(known, reference)
+            over = mean_over if self.average else map_over
+            return over(
+                lambda each: stages.joint(known, each if before else stages.on_second(each)), reference, reference_batch
+            )
+
+        if kind in ("paired", "each"):
+            return map_over(lambda both: example(*both), (first, reference), batch)
+        return map_over(lambda first: example(first, reference), first, batch)
 
     def _pair(self, fun: Callable[[Any], Array], x: Any, reference: Any, aim: Array | None) -> _Scores:
         """The scores of one example, compared with one reference."""

@@ -264,3 +264,44 @@ def test_examples_do_not_depend_on_their_batch():
         together = attr(X, reference=REFERENCES)
         for i in range(4):
             close(attr(X[i : i + 1], reference=REFERENCES)[0], together[i], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.usefixtures("x64")
+class TestBatches:
+    @pytest.mark.parametrize(("batch_size", "reference_batch_size"), [(None, 3), (2, None), (2, 9)])
+    @pytest.mark.parametrize("references", ["one", "shared", "paired", "each"])
+    def test_the_result_does_not_depend_on_them(self, references, batch_size, reference_batch_size):
+        rng = np.random.default_rng(3)
+        x, w = rng.normal(size=(5, 4)), rng.normal(size=(4, 6))
+        shapes = {"one": (4,), "shared": (7, 4), "paired": (5, 4), "each": (5, 7, 4)}
+        reference = rng.normal(size=shapes[references])
+
+        def model(scale, x):
+            return jnp.tanh(x @ w * scale) @ w.T
+
+        options = {
+            "argnums": 1,
+            "target": np.array([0, 1, 2, 3, 0]),
+            "batch_argnums": (0,),
+            "rule": "revealcancel",
+            "convergence_delta": True,
+            "references": "paired" if references == "paired" else None,
+        }
+        scale = rng.normal(size=(5, 6))
+        for average in (True, False):
+            expected = jaxlift.attribute(model, average=average, **options)(scale, x, reference=reference)
+            attr = jaxlift.attribute(
+                model, average=average, batch_size=batch_size, reference_batch_size=reference_batch_size, **options
+            )
+            for a, b in zip(jax.jit(attr)(scale, x, reference=reference), expected, strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
+
+    @pytest.mark.parametrize("size", [0, -1, 2.0])
+    def test_sizes_are_counts(self, size):
+        with pytest.raises(ValueError, match=r"batch_size=.* must be an int, 1 at least"):
+            jaxlift.attribute(lambda x: x.sum(1), batch_size=size)
+
+    def test_too_little_memory(self):
+        x = jnp.ones((4, 1000))
+        with pytest.raises(ValueError, match="one example and one reference need"):
+            jaxlift.within_memory(jaxlift.attribute(lambda x: jnp.tanh(x).sum(1)), x, reference=x[:2], memory=10)

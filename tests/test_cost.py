@@ -141,6 +141,56 @@ def test_checkpoint_keeps_its_promise(rule):
     assert memory(jax.checkpoint(block)) <= 0.6 * memory(block)
 
 
+def rows_of_convolutions(attr, *batches):
+    """How many rows each convolution of the program has."""
+    _, params = dilated_network()
+    text = jax.jit(lambda p, x, r: attr(p, x, reference=r)).lower(params, *batches).as_text()
+    lines = [line for line in text.splitlines() if "stablehlo.convolution" in line]
+    return [int(line.split(": (tensor<")[1].split("x")[0]) for line in lines]
+
+
+@pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
+def test_batches_keep_n_plus_r_forward_passes(rule):
+    """Loops over pairs only: what needs examples alone, or references alone, is outside of the loop over the others."""
+    model, _ = dilated_network()
+    passes = 6 if rule == "rescale" else 18
+    attr = jaxlift.attribute(model, argnums=1, rule=rule, reference_batch_size=5)
+    rows = rows_of_convolutions(attr, batch(N), batch(R))
+    assert (rows.count(N), rows.count(5), rows.count(5 * N), len(rows)) == (6, 6, passes, 12 + passes)
+    attr = jaxlift.attribute(model, argnums=1, rule=rule, batch_size=4)
+    rows = rows_of_convolutions(attr, batch(N), batch(R))
+    assert (rows.count(4), rows.count(R), rows.count(4 * R), len(rows)) == (6, 6, passes, 12 + passes)
+
+
+@pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
+def test_batches_bound_memory(rule):
+    """With ten references at a time, a hundred need hardly more than ten: their own share is the references."""
+    model, params = dilated_network()
+
+    def memory(count, **options):
+        attr = jaxlift.attribute(model, argnums=1, rule=rule, **options)
+        program = compiled(lambda p, x, r: attr(p, x, reference=r), params, batch(4), batch(count))
+        return program.memory_analysis().temp_size_in_bytes
+
+    assert memory(100, reference_batch_size=10) <= 1.2 * memory(10)
+
+
+def test_within_memory():
+    model, params = dilated_network()
+    attr = jaxlift.attribute(model, argnums=1)
+
+    def memory(attr, n, r):
+        return compiled(lambda p, x, r: attr(p, x, reference=r), params, batch(n), batch(r)).memory_analysis()
+
+    for n, r, budget in ((N, R, 20e6), (N, R, 3e6), (40, 1, 20e6), (N, R, 1e9)):
+        fitted = jaxlift.within_memory(attr, params, batch(n), reference=batch(r), memory=budget)
+        assert memory(fitted, n, r).temp_size_in_bytes <= budget
+        if budget == 20e6:
+            assert memory(fitted, n, r).temp_size_in_bytes >= budget / 2
+        if budget == 1e9:
+            assert fitted is attr
+
+
 def test_one_reference_of_each_example_costs_one_pass_each():
     model, params = dilated_network()
     attr = jaxlift.attribute(model, argnums=1, references="paired")
