@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.extend.core import jaxprs_in_params
 
@@ -73,6 +74,11 @@ class PointwiseFunction:
         steps = [(node.eqn, tuple(register[id(operand)] for operand in node.operands)) for node in nodes]
         return cls(tuple(steps), tuple(literals), tuple(constants))
 
+    @property
+    def form(self) -> Form:
+        """The function without its constants."""
+        return Form(self.with_constants(()))
+
     def with_constants(self, constants: Sequence[Array]) -> PointwiseFunction:
         """The same function with other constants."""
         return replace(self, constants=tuple(constants))
@@ -123,26 +129,33 @@ class PointwiseFunction:
         XLA from computing it again for each of the N * R pairs.
         """
         at_x, at_r = lax.optimization_barrier((self.sample(x), self.sample(r)))
-        return self.secant_between(at_x, at_r, times)
+        return self.mean_secant([(at_x, at_r)], times)
 
-    def secant_between(self, x: Sample, r: Sample, times: Array | float = 1.0) -> Array:
-        """The secant between two samples, times a factor.
+    def mean_secant(self, ends: Sequence[tuple[Sample, Sample]], times: Array | float = 1.0) -> Array:
+        """The mean of secants over equal differences, times a factor.
 
-        The secant is the mean of `f'` between `r` and `x`. Where the two are near, `f(x) - f(r)` is rounding noise, and
+        A secant is the mean of `f'` between `r` and `x`. Where the two are near, `f(x) - f(r)` is rounding noise, and
         the mean is taken by Simpson's rule on `f'` instead, unless the two disagree by more than the noise: then there
         is a kink or a step between the ends, or they are far apart, and the quotient is right. (The midpoint alone is
         not enough: in the tails of tanh it is off by 0.3% in float32, where noise still hides it.)
 
         The factor comes before the division, so that a multiplier is not computed before its cotangent is there.
         """
-        d = difference(x.at, r.at)
-        rise = x.value - r.value if self.is_total else difference(x.value, r.value)
-        middle = (r.at + d / 2).astype(self.dtype)
-        slope = x.sixth_of_slope + r.sixth_of_slope + self.derivative(middle) * (2 / 3)
-        smooth = jnp.abs(rise - slope * d) <= x.rounding + r.rounding
+
+        def summed(of: Callable[[Sample, Sample], Array]) -> Array:
+            return reduce(jnp.add, (of(x, r) for x, r in ends))
+
+        def slope(x: Sample, r: Sample) -> Array:
+            middle = (r.at + difference(x.at, r.at) / 2).astype(self.dtype)
+            return x.sixth_of_slope + r.sixth_of_slope + self.derivative(middle) * (2 / 3)
+
+        d = summed(lambda x, r: difference(x.at, r.at))
+        rise = summed(lambda x, r: x.value - r.value if self.is_total else difference(x.value, r.value))
+        mean = summed(slope) / len(ends)
+        smooth = jnp.abs(rise - mean * d) <= summed(lambda x, r: x.rounding + r.rounding)
         # One select: for a parabola Simpson's rule is exact, `smooth` a matter of the last bit, and XLA may work it out
         # twice with different results. Where `f'` is not finite and `d` is 0, the multiplier is 0 / 1.
-        return jnp.where(smooth, slope * times, rise * times / jnp.where(d == 0, 1, d))
+        return jnp.where(smooth, mean * times, rise * times / jnp.where(d == 0, 1, d))
 
     @cached_property
     def equations(self) -> tuple[JaxprEqn, ...]:
@@ -193,6 +206,33 @@ class PointwiseFunction:
         for eqn, operands in self.steps:
             degrees.append(_degree(eqn, [degrees[i] for i in operands]))
         return degrees[-1] <= 1
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """What functions that differ in their constants alone have in common; equal if their steps and literals are."""
+
+    of_no_constants: PointwiseFunction
+
+    def with_constants(self, constants: Sequence[Array]) -> PointwiseFunction:
+        return self.of_no_constants.with_constants(constants)
+
+    @cached_property
+    def key(self) -> Any:
+        f = self.of_no_constants
+        steps = tuple((eqn.primitive, tuple(eqn.params.items()), operands) for eqn, operands in f.steps)
+        key = steps, tuple((str(np.asarray(literal).dtype), repr(np.asarray(literal).item())) for literal in f.literals)
+        try:
+            hash(key)
+        except TypeError:  # a parameter that can't be compared
+            return id(self)
+        return key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Form) and self.key == other.key
 
 
 def _value_and_slopes(f: Callable[..., Array], *x: Array) -> tuple[Array, Sequence[Array]]:

@@ -18,13 +18,19 @@ def with_multipliers(
     explained: Arrays,
     held: Arrays,
 ) -> Any:
-    """`forward(explained, held)`, with multipliers for its derivative.
+    """`forward(explained, held)`, with multipliers for its derivative: `operation`, applied."""
+    return operation(forward, pull)(explained, held)
+
+
+def operation(
+    forward: Callable[[Arrays, Arrays], Any], pull: Callable[[Any, Arrays, Arrays], Arrays]
+) -> Callable[[Arrays, Arrays], Any]:
+    """A function of `(explained, held)` that has multipliers for its derivative.
 
     Args:
-        forward: computes the value, an array or a tuple of arrays.
+        forward: computes the value, an array or a tuple of arrays, from `explained`, a tuple of the arrays to which
+            multipliers lead, and `held`, a tuple of pytrees to which they don't: references, midpoints, parameters.
         pull: called with a cotangent, `explained` and `held`; returns the cotangents of `explained`.
-        explained: tuple of the arrays to which multipliers lead.
-        held: tuple of pytrees to which they don't: references, midpoints, parameters.
 
     Derivatives of the cotangents themselves are plain in everything, so scores can be differentiated.
 
@@ -46,7 +52,7 @@ def with_multipliers(
         return jax.tree.map(lambda ct, x: ct.astype(x.dtype), cotangents, explained), None
 
     apply.defvjp(save, restore)
-    return apply(explained, held)
+    return apply
 
 
 def difference(x: Array, r: Array) -> Array:
@@ -62,13 +68,18 @@ def magnitude(x: Array, r: Array) -> Array:
     R.
     """
 
-    def forward(explained: tuple[Array], held: tuple[Array]) -> Array:
-        return jnp.abs(difference(*explained, *held))
+    return _magnitude((x,), (r,))
 
-    def pull(cotangent: Array, explained: tuple[Array], held: tuple[Array]) -> tuple[Array]:
-        return (cotangent * jnp.sign(difference(*explained, *held)),)
 
-    return with_multipliers(forward, pull, (x,), (r,))
+def _forward_magnitude(explained: tuple[Array], held: tuple[Array]) -> Array:
+    return jnp.abs(difference(*explained, *held))
+
+
+def _pull_magnitude(cotangent: Array, explained: tuple[Array], held: tuple[Array]) -> tuple[Array]:
+    return (cotangent * jnp.sign(difference(*explained, *held)),)
+
+
+_magnitude = jax.jit(operation(_forward_magnitude, _pull_magnitude))
 
 
 def slope_between(y: Array, y_ref: Array, x: Array, r: Array, dtype: Any) -> Array:

@@ -83,12 +83,28 @@ class Rule:
         """
         return cotangent * self.multiplier(f, x, r)
 
-    def parts(self, f: PointwiseFunction, x: Array, r: Array, a: Array, times: Array | float) -> tuple[Array, Array]:
+    def parts(
+        self,
+        f: PointwiseFunction,
+        x: Array,
+        r: Array,
+        a: Array,
+        plus: Array | float = 1.0,
+        minus: Array | float = 1.0,
+    ) -> tuple[Array, Array]:
         """The multipliers of the positive and the negative part of the difference, each times a factor.
 
         The parts are `D+ = (x - r + a) / 2` and `D- = (x - r - a) / 2`.
         """
-        raise NotImplementedError(f"{type(self).__name__} has needs_variation: it must define parts(f, x, r, a, times)")
+        raise NotImplementedError(
+            f"{type(self).__name__} has needs_variation: it must define parts(f, x, r, a, plus, minus)"
+        )
+
+    def variation(self, f: PointwiseFunction, x: Array, r: Array, a: Array) -> Array:
+        """The positive less the negative part of the change of `f`, `m+ D+ - m- D-`."""
+        d = difference(x, r)
+        plus, minus = self.parts(f, x, r, a)
+        return (plus * (d + a) - minus * (d - a)) / 2
 
 
 @dataclass(frozen=True)
@@ -127,18 +143,37 @@ class RevealCancel(Rule):
     def at(self, place: Place) -> Rule:
         return self if place.function.is_activation else Rescale()
 
-    def parts(self, f: PointwiseFunction, x: Array, r: Array, a: Array, times: Array | float) -> tuple[Array, Array]:
+    def parts(
+        self,
+        f: PointwiseFunction,
+        x: Array,
+        r: Array,
+        a: Array,
+        plus: Array | float = 1.0,
+        minus: Array | float = 1.0,
+    ) -> tuple[Array, Array]:
+        up, down, visited = self._ends(f, x, r, a)
+        at_x, at_r = lax.optimization_barrier((f.sample(x), f.sample(r)))
+        at_up, at_down, over, under = (
+            f.sample(jnp.where(visited, *points)) for points in ((up, x), (down, x), (down, r), (up, r))
+        )
+        # A part before the other and after it; Rescale where these can't be had.
+        return (
+            f.mean_secant([(at_up, at_r), (at_x, over)], plus),
+            f.mean_secant([(at_down, at_r), (at_x, under)], minus),
+        )
+
+    def variation(self, f: PointwiseFunction, x: Array, r: Array, a: Array) -> Array:
+        up, down, visited = self._ends(f, x, r, a)
+        parts = f(up) - f(down)  # the difference of the two formulas above
+        return parts if f.is_total else jnp.where(visited, parts, f.secant(x, r) * a)
+
+    @staticmethod
+    def _ends(f: PointwiseFunction, x: Array, r: Array, a: Array) -> tuple[Array, Array, Array | bool]:
+        """The reference moved by one part, by the other, and whether `f` is defined at both."""
         d = difference(x, r)
         up, down = r + (d + a) / 2, r + (d - a) / 2
-        visited = True if f.is_total else jnp.isfinite(f(up)) & jnp.isfinite(f(down))
-        at_x, at_r = lax.optimization_barrier((f.sample(x), f.sample(r)))
-
-        def multiplier(this: Array, other: Array) -> Array:
-            """The mean of the secants along a part before the other and after it; Rescale where they can't be had."""
-            before, after = f.sample(jnp.where(visited, this, x)), f.sample(jnp.where(visited, other, r))
-            return f.secant_between(before, at_r, times / 2) + f.secant_between(at_x, after, times / 2)
-
-        return multiplier(up, down), multiplier(down, up)
+        return up, down, True if f.is_total else jnp.isfinite(f(up)) & jnp.isfinite(f(down))
 
 
 @dataclass(frozen=True)

@@ -197,9 +197,9 @@ def test_a_users_own_rule_of_parts():
     class PositiveFirst(jaxlift.Rule):
         needs_variation = True
 
-        def parts(self, f, x, r, a, times):
+        def parts(self, f, x, r, a, plus=1.0, minus=1.0):
             up = r + (x - r + a) / 2
-            return f.secant(up, r, times), f.secant(x, up, times)
+            return f.secant(up, r, plus), f.secant(x, up, minus)
 
     w = jnp.array([2.0, -1.0])
     x, r = jnp.array([1.0, 0.5]), jnp.zeros(2)

@@ -107,7 +107,7 @@ def shapley(eqn: JaxprEqn, values: Sequence[Any], references: Sequence[Any], whi
             x, r = values[i], references[i]
             weight = 1 / (len(which) * comb(len(others), sum(changed)))
             if is_inexact(x) and is_inexact(eqn.outvars[0]):
-                total += weight * f.secant_between(f.sample(x), f.sample(r))
+                total += weight * f.mean_secant([(f.sample(x), f.sample(r))])
             else:
                 total += weight * slope_between(f(x), f(r), x, r, carrier_dtype())
         return total

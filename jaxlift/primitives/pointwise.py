@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
 from jaxlift import _compat
 from jaxlift._compat import JaxprEqn, primitives
-from jaxlift._function import PointwiseFunction, affine_ends
-from jaxlift._multipliers import difference, slope_between, with_multipliers
+from jaxlift._function import Form, PointwiseFunction, affine_ends
+from jaxlift._multipliers import operation, slope_between, with_multipliers
 from jaxlift._registry import family
 from jaxlift._values import Node, Pending, Value, Varying, is_varying
 from jaxlift.primitives.linear import broadcast, carrier_dtype, is_inexact, with_carrier
@@ -109,65 +111,68 @@ def _nonlinearity(interpreter: Interpreter, f: PointwiseFunction, of: Varying, s
 
 def _whole(rule: Rule, f: PointwiseFunction, of: Varying) -> tuple[Array, Callable[[], Array]]:
     """A value under a rule with one multiplier `m` for both parts, and its variation `a_y = m a`."""
-    f, constants = f.with_constants(()), f.constants
-
-    def forward(explained: Any, held: Any) -> Array:
-        return f.with_constants(held[-1])(*explained)
-
-    def pull(cotangent: Array, explained: Any, held: Any) -> tuple[Array]:
-        (x,), (r, constants) = explained, held
-        return (rule.pull(f.with_constants(constants), x, r, cotangent),)
-
-    def multiplier(held: Any) -> Array:
-        x, r, constants = held
-        return rule.multiplier(f.with_constants(constants), x, r)
-
-    def variation() -> Array:
-        return with_multipliers(
-            lambda explained, held: multiplier(held) * explained[0],
-            lambda cotangent, explained, held: (multiplier(held) * cotangent,),
-            (of.variation,),
-            (of.value, of.reference, constants),
-        )
-
-    return with_multipliers(forward, pull, (of.value,), (of.reference, constants)), variation
+    of_value, of_variation = _operations_whole(rule, f.form)
+    value = of_value((of.value,), (of.reference, f.constants))
+    return value, lambda: of_variation((of.variation,), (of.value, of.reference, f.constants))
 
 
 def _by_parts(rule: Rule, f: PointwiseFunction, of: Varying) -> tuple[Array, Callable[[], Array]]:
-    """A value under a rule that tells positive from negative parts, and its variation.
+    """A value under a rule that tells positive from negative parts, and its variation."""
+    value, variation = _operation_by_parts(rule, f.form)((of.value, of.variation), (of.reference, f.constants))
+    return value, lambda: variation
 
-    With `D+ = (D + a) / 2`, `D- = (D - a) / 2` and the parts' multipliers `m+`, `m-`,
+
+Operation = Callable[[Any, Any], Array]
+
+
+# Networks have the same few activations again and again: each is traced once for a shape. (jax.jit keeps what it has
+# traced, and what was derived from that, as long as it is the same function.)
+@lru_cache(maxsize=1024)
+def _operations_whole(rule: Rule, form: Form) -> tuple[Operation, Operation]:
+    def forward(explained: Any, held: Any) -> Array:
+        return form.with_constants(held[-1])(*explained)
+
+    def pull(cotangent: Array, explained: Any, held: Any) -> tuple[Array]:
+        (x,), (r, constants) = explained, held
+        return (rule.pull(form.with_constants(constants), x, r, cotangent),)
+
+    def multiplier(held: Any) -> Array:
+        x, r, constants = held
+        return rule.multiplier(form.with_constants(constants), x, r)
+
+    def scale(explained: Any, held: Any) -> Array:
+        return multiplier(held) * explained[0]
+
+    def pull_scale(cotangent: Array, explained: Any, held: Any) -> tuple[Array]:
+        del explained
+        return (multiplier(held) * cotangent,)
+
+    return jax.jit(operation(forward, pull)), jax.jit(operation(scale, pull_scale))
+
+
+@lru_cache(maxsize=1024)
+def _operation_by_parts(rule: Rule, form: Form) -> Callable[[Any, Any], tuple[Array, Array]]:
+    """With `D+ = (D + a) / 2`, `D- = (D - a) / 2` and the parts' multipliers `m+`, `m-`,
 
         D_y = m+ D+ + m- D-        a_y = m+ D+ - m- D-
 
-    are linear in `D+` and `D-`. So the cotangents of `y` and of `a_y` pull back apart, and `a_y` costs nothing where
-    nobody asks for it: `ct_D = (m+ + m-) / 2 ct_y + (m+ - m-) / 2 ct_a`, and the other way round for `ct_a`.
+    So `m+ (ct_y + ct_a)` and `m- (ct_y - ct_a)` are the cotangents of the parts; those of `D` and `a` are half their
+    sum and half their difference.
     """
-    f, constants = f.with_constants(()), f.constants
 
-    def forward(explained: Any, held: Any) -> Array:
-        return f.with_constants(held[-1])(explained[0])
-
-    def halves(cotangent: Array | float, explained: Any, held: Any) -> tuple[Array, Array]:
+    def forward(explained: Any, held: Any) -> tuple[Array, Array]:
         (x, a), (r, constants) = explained, held
-        return rule.parts(f.with_constants(constants), x, r, a, cotangent / 2)
+        f = form.with_constants(constants)
+        y = f(x)
+        return y, rule.variation(f, x, r, a).astype(y.dtype)
 
-    def pull(cotangent: Array, explained: Any, held: Any) -> tuple[Array, Array]:
-        plus, minus = halves(cotangent, explained, held)
+    def pull(cotangents: tuple[Array, Array], explained: Any, held: Any) -> tuple[Array, Array]:
+        (x, a), (r, constants), (of_value, of_variation) = explained, held, cotangents
+        f = form.with_constants(constants)
+        plus, minus = rule.parts(f, x, r, a, (of_value + of_variation) / 2, (of_value - of_variation) / 2)
         return plus + minus, plus - minus
 
-    def forward_parts(explained: Any, held: Any) -> Array:
-        (x, a), d = explained, difference(explained[0], held[0])
-        plus, minus = halves(1.0, explained, held)
-        return (plus * (d + a) - minus * (d - a)).astype(x.dtype)
-
-    def pull_parts(cotangent: Array, explained: Any, held: Any) -> tuple[Array, Array]:
-        of_value, of_variation = pull(cotangent, explained, held)
-        return of_variation, of_value
-
-    explained, held = (of.value, of.variation), (of.reference, constants)
-    value = with_multipliers(forward, pull, explained, held)
-    return value, lambda: with_multipliers(forward_parts, pull_parts, explained, held)
+    return jax.jit(operation(forward, pull))
 
 
 # fmt: off
