@@ -3,6 +3,7 @@
 `attribute` explains a batched model, as `jax.grad` differentiates a function; `vjp` and `lift` are what it is made of.
 """
 
+from jaxlift import metrics as metrics
 from jaxlift._attribute import attribute as attribute
 from jaxlift._check import Report as Report
 from jaxlift._check import check as check
@@ -27,3 +28,6 @@ from jaxlift.rules import PerLayer as PerLayer
 from jaxlift.rules import Rescale as Rescale
 from jaxlift.rules import RevealCancel as RevealCancel
 from jaxlift.rules import Rule as Rule
+from jaxlift.wrappers import mean_over_references as mean_over_references
+from jaxlift.wrappers import smooth as smooth
+from jaxlift.wrappers import sum_channels as sum_channels

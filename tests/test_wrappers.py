@@ -1,0 +1,238 @@
+"""The wrappers of attribution functions, against loops over samples, references and channels."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.core import Tracer
+
+import jaxlift
+
+RNG = np.random.default_rng(12)
+W = RNG.normal(size=(6, 8))
+X, REFERENCES = RNG.normal(size=(4, 6)), RNG.normal(size=(3, 6))
+KEY = jax.random.key(7)
+
+
+def model(x):
+    return jnp.tanh(x @ W.astype(x.dtype)).sum(1)
+
+
+def close(actual, expected, rtol=1e-12):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol), actual, expected)
+
+
+def inputs_of(wrapped, x):
+    """The inputs with which a wrapped attribution function calls the function that it was made of.
+
+    Without compilation a scan is a loop in Python.
+    """
+    inputs = []
+
+    def attr(x):
+        if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(x)):
+            inputs.append(jax.tree.map(np.array, x))
+        return x
+
+    with jax.disable_jit():
+        wrapped(attr)(x)
+    return inputs
+
+
+@pytest.mark.usefixtures("x64")
+class TestSmooth:
+    def test_mean_over_independent_normal_noise(self):
+        smooth = functools.partial(jaxlift.smooth, noise=0.3, key=KEY, samples=100)
+        tried = np.stack(inputs_of(smooth, X))
+        assert tried.shape == (100, 4, 6)
+        close(smooth(lambda x: x**2)(X), sum(x**2 for x in tried) / 100)
+        # 2400 draws, whose moments vary by 2% to 7%.
+        noise = (tried - X) / 0.3
+        close([noise.mean(), (noise**2).mean(), (noise**4).mean() / 3], [0, 1, 1], rtol=0.15)
+        assert np.abs(np.corrcoef(noise.reshape(100, -1).T) - np.eye(24)).max() < 0.5
+
+    def test_pytrees_and_a_deviation_of_each_example(self):
+        x = {"a": X[:, :2], "b": (X[:, 2:],)}
+        smooth = functools.partial(jaxlift.smooth, noise=np.array([[0.0], [1], [2], [3]]), key=KEY, samples=100)
+        inputs = inputs_of(smooth, x)
+        scores = smooth(lambda x: x["a"] * x["b"][0][:, :2])(x)
+        close(scores, np.mean([tried["a"] * tried["b"][0][:, :2] for tried in inputs], axis=0))
+        noise = np.array([np.hstack([tried["a"], tried["b"][0]]) - X for tried in inputs])
+        close(noise.std((0, 2)), [0, 1, 2, 3], rtol=0.15)
+        assert np.abs(noise[:, 1:, 0] - noise[:, 1:, 2]).min() > 0  # the leaves have noise of their own
+
+    def test_arguments(self):
+        """Only what `argnums` names gets noise; the rest is passed on."""
+
+        def attr(params, x, y, *, reference):
+            return params * x - reference, y
+
+        smoothed = jaxlift.smooth(attr, noise=1.0, key=KEY, samples=3, argnums=1)(2.0, X, X, reference=REFERENCES[0])
+        noise = (smoothed[0] + REFERENCES[0]) / 2 - X
+        assert np.abs(noise).min() > 0
+        close(smoothed[1], X)
+        both = jaxlift.smooth(attr, noise=1.0, key=KEY, samples=3, argnums=(1, 2))(2.0, X, X, reference=REFERENCES[0])
+        assert np.abs(both[1] - X).min() > 0
+        assert np.abs((both[0] + REFERENCES[0]) / 2 - both[1]).min() > 0
+
+    def test_no_noise(self):
+        attr = jaxlift.attribute(model, convergence_delta=True)
+        smoothed = jaxlift.smooth(attr, noise=0.0, key=KEY, samples=5)
+        close(smoothed(X, reference=REFERENCES), attr(X, reference=REFERENCES))
+
+
+@pytest.mark.usefixtures("x64")
+class TestMeanOverReferences:
+    def test_equals_all_at_once(self):
+        for target in (2, "all"):
+            attr = jaxlift.attribute(lambda x: jnp.tanh(x @ W), target=target, convergence_delta=True)
+            close(jaxlift.mean_over_references(attr)(X, reference=REFERENCES), attr(X, reference=REFERENCES))
+
+    def test_any_function(self):
+        def attr(x, scale, *, reference):
+            assert reference.shape == (6,)
+            return {"x": scale * (x - reference) ** 3}
+
+        mean = jaxlift.mean_over_references(attr)(X, 2.0, reference=REFERENCES)
+        close(mean, {"x": sum(2 * (X - r) ** 3 for r in REFERENCES) / 3})
+
+    def test_pytrees(self):
+        attr = jaxlift.attribute(lambda x: model(jnp.concatenate(x, 1)))
+        x, references = (X[:, :2], X[:, 2:]), (REFERENCES[:, :2], REFERENCES[:, 2:])
+        close(jaxlift.mean_over_references(attr)(x, reference=references), attr(x, reference=references))
+
+    def test_pairs_do_not_exist_at_once(self):
+        """Two hundred references take no more memory than two; all at once they would."""
+        x = jax.ShapeDtypeStruct((64, 6), jnp.float32)
+
+        def memory(attr, count):
+            references = jax.ShapeDtypeStruct((count, 6), jnp.float32)
+            lowered = jax.jit(lambda x, r: attr(x, reference=r)).lower(x, references)
+            return lowered.compile().memory_analysis().temp_size_in_bytes
+
+        attr = jaxlift.attribute(model)
+        in_turn = jaxlift.mean_over_references(attr)
+        assert memory(in_turn, 200) < 1.2 * memory(in_turn, 2)
+        assert memory(attr, 200) > 10 * memory(in_turn, 200)
+
+
+@pytest.mark.usefixtures("x64")
+class TestSumChannels:
+    scores = RNG.normal(size=(2, 3, 4, 5))
+
+    @pytest.mark.parametrize("axis", [-1, 1, (1, 3), (-2, -1)])
+    def test_against_numpy(self, axis):
+        def attr(x):
+            return {"scores": x}
+
+        for x in (self.scores, jnp.asarray(self.scores)):
+            signed = jaxlift.sum_channels(attr, axis=axis)(x)
+            close(signed, {"scores": self.scores.sum(axis)})
+            absolute = jaxlift.sum_channels(attr, axis=axis, absolute=True, keepdims=True)(x)
+            close(absolute, {"scores": np.abs(self.scores).sum(axis, keepdims=True)})
+
+    def test_keeps_the_sum(self):
+        summed = jaxlift.sum_channels(jaxlift.attribute(model))(X, reference=REFERENCES[0])
+        close(summed, model(X) - model(REFERENCES[:1]))
+
+
+def test_low_precision_is_summed_in_more():
+    """In bfloat16 a sum of ones ends at 256."""
+    ones = jnp.ones((2, 3), jnp.bfloat16)
+    mean = jaxlift.mean_over_references(lambda x, reference: x + reference)(ones, reference=jnp.ones((1000, 3)))
+    assert mean.dtype == jnp.float32
+    mean = jaxlift.smooth(jnp.ones_like, noise=0.1, key=KEY, samples=1000)(ones)
+    assert mean.dtype == jnp.bfloat16
+    assert (mean == 1).all()
+
+
+class TestTransformations:
+    x, references = np.float32(X), np.float32(REFERENCES)
+
+    def attr(self, x):
+        attr = jaxlift.attribute(model)
+        smoothed = jaxlift.smooth(jaxlift.mean_over_references(attr), noise=0.1, key=KEY, samples=4)
+        return jaxlift.sum_channels(smoothed, absolute=True, keepdims=True)(x, reference=self.references)
+
+    def test_orders_of_composition(self):
+        """The noise is of the input, so references and samples may be exchanged."""
+        attr = jaxlift.attribute(model)
+        smooth = functools.partial(jaxlift.smooth, noise=0.1, key=KEY, samples=4)
+        one = smooth(jaxlift.mean_over_references(attr))(self.x, reference=self.references)
+        other = jaxlift.mean_over_references(smooth(attr))(self.x, reference=self.references)
+        close(one, other, rtol=1e-5)
+
+    def test_jit(self):
+        compiled = jax.jit(self.attr)(self.x)
+        assert compiled.shape == (4, 1)
+        close(compiled, self.attr(self.x), rtol=1e-5)
+
+    def test_traced_key_and_noise(self):
+        def scores(key, noise):
+            return jaxlift.smooth(jnp.square, noise=noise, key=key, samples=4)(self.x)
+
+        close(jax.jit(scores)(KEY, 0.3), scores(KEY, 0.3), rtol=1e-6)
+        close(jax.jit(scores)(jax.random.PRNGKey(7), 0.3), scores(KEY, 0.3), rtol=1e-6)
+        assert np.abs(scores(jax.random.key(8), 0.3) - scores(KEY, 0.3)).min() > 0
+
+    def test_vmap(self):
+        xs = np.stack([self.x, self.x[::-1], 2 * self.x])
+        attr = jax.jit(self.attr)
+        for x, scores in zip(xs, jax.vmap(attr)(xs), strict=True):
+            close(scores, attr(x), rtol=1e-5)
+
+    def test_grad(self):
+        """As attribution priors ask: the gradient of the mean is that of the scores over all references at once."""
+
+        def gradient(attr):
+            return jax.jit(jax.grad(lambda x: (attr(x, reference=self.references) ** 2).sum()))(self.x)
+
+        attr = jaxlift.attribute(model)
+        close(gradient(jaxlift.mean_over_references(attr)), gradient(attr), rtol=1e-4)
+
+
+smooth = functools.partial(jaxlift.smooth, jnp.square, noise=0.1, key=KEY)
+mean = jaxlift.mean_over_references(lambda x, reference: x - reference)
+
+CASES = {
+    "samples": (lambda: smooth(samples=0), ValueError, r"samples=0 must be at least 1"),
+    "noise": (lambda: smooth(noise=-0.5), ValueError, r"noise=-0\.5 must be 0 or positive"),
+    "noise shape": (lambda: smooth(noise=np.ones(5))(X), ValueError, r"noise .*broadcast"),
+    "larger noise": (
+        lambda: smooth(noise=np.ones((2, 4, 6)))(X),
+        ValueError,
+        r"noise must be a number, or broadcast .* \(4, 6\), .* \(2, 4, 6\)",
+    ),
+    "integers": (lambda: smooth()(X.astype(int)), TypeError, r"dtype int32"),
+    "integer scores": (
+        lambda: jaxlift.smooth(lambda x: {"a": x > 0}, noise=0.1, key=KEY)(X),
+        TypeError,
+        r"returns\['a'\] has dtype bool",
+    ),
+    "one reference": (lambda: mean(X[:, 0], reference=1.0), ValueError, r"\(R, \.\.\.\).*shapes are \[\(\)\].*itself"),
+    "no references": (lambda: mean(X, reference=X[:0]), ValueError, r"at least 1, .*\[\(0, 6\)\]"),
+    "no arrays": (lambda: mean(X, reference=()), ValueError, r"axis of references first"),
+    "lengths": (lambda: mean(X, reference=(X, X[:2])), ValueError, r"\[\(4, 6\), \(2, 6\)\]"),
+    "missing": (lambda: mean(X), TypeError, r"reference"),
+    "batch axis": (
+        lambda: jaxlift.sum_channels(jnp.square, axis=0)(X),
+        ValueError,
+        r"axis=0 .* axes 1 to 1 .*\(4, 6\)",
+    ),
+    "batch axis from the end": (lambda: jaxlift.sum_channels(jnp.square, axis=-2)(X), ValueError, r"axis=-2 "),
+    "no axis": (lambda: jaxlift.sum_channels(jnp.square, axis=2)(X), ValueError, r"axis=2 "),
+    "delta": (
+        lambda: jaxlift.sum_channels(jaxlift.attribute(model, convergence_delta=True))(X, reference=REFERENCES),
+        ValueError,
+        r"shape is \(4,\)\. .*scores alone",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_message(case):
+    call, error, message = CASES[case]
+    with pytest.raises(error, match=message):
+        call()
