@@ -106,7 +106,7 @@ class Explainer:
     def __call__(self, *args: Any, reference: Any = None) -> Any:
         explained = self.argnums if isinstance(self.argnums, tuple) else (self.argnums,)
         x = checked_input(tuple(args[i] for i in explained) if isinstance(self.argnums, tuple) else args[self.argnums])
-        n = _batch_size(x)
+        n = number_of_examples(x)
         kind = "none"
         if reference is not None:
             reference, kind = _read_reference(x, reference, self.references)
@@ -248,7 +248,7 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
         raise ValueError(f"{name}={value!r} must be an int, {least} at least.")
 
 
-def _batch_size(x: Any) -> int:
+def number_of_examples(x: Any) -> int:
     """The number of examples, which all leaves of the input have in common."""
     sizes = {jax.tree_util.keystr(path): leaf.shape[:1] for path, leaf in jax.tree.leaves_with_path(x)}
     if not sizes:

@@ -33,10 +33,12 @@ def aim_of_each(target: Target, n: int, output: Callable[[], Any]) -> Array | No
         if aim.ndim == 0:
             return None
         (count,) = _single_axis(output().shape, target)
-        if not isinstance(aim, Tracer) and not bool(((-count <= aim) & (aim < count)).all()):
-            raise ValueError(
-                f"targets must be between 0 and {count - 1}, but they are between {aim.min()} and {aim.max()}."
-            )
+        if not isinstance(target, Tracer):  # what is known is checked, under jax.jit too
+            known = np.asarray(target)
+            if not ((-count <= known) & (known < count)).all():
+                raise ValueError(
+                    f"targets must be between 0 and {count - 1}, but they are between {known.min()} and {known.max()}."
+                )
         per_example = True
     elif jnp.issubdtype(aim.dtype, jnp.floating):
         per_example = aim.ndim > 1 and aim.ndim == len(output().shape) + 1

@@ -11,7 +11,6 @@ Scores that are NaN have no order: the metrics of such an example are NaN.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial, reduce
 from typing import Any
 
@@ -19,10 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.core import Tracer
 
-from jaxlift._attribute import Target, _aim_of_each, _batch_size, _weights
+from jaxlift._explainer import number_of_examples
 from jaxlift._lift import checked_input
+from jaxlift._targets import Target, aim_of_each, weights_of
 from jaxlift.wrappers import check_size, draw_like, keys_of_samples, mean_in_turn
 
 Model = Callable[[Any], Any]
@@ -137,7 +136,7 @@ def infidelity(
         TypeError: if something isn't made of floating-point numbers.
     """
     x = checked_input(x)
-    n = _batch_size(x)
+    n = number_of_examples(x)
     multipliers = _checked_scores(x, multipliers, "the multipliers")
     _check_shapes("the multipliers", x, multipliers)
     keys = keys_of_samples(key, samples)
@@ -200,7 +199,7 @@ def sensitivity(
         TypeError: if the input isn't made of floating-point numbers.
     """
     x = checked_input(x)
-    n = _batch_size(x)
+    n = number_of_examples(x)
     keys = keys_of_samples(key, samples)
     check_size("radius", radius)
     explain = attr if reference is None else partial(attr, reference=reference)
@@ -266,7 +265,7 @@ def log_odds_change(
         TypeError: if the scores or outputs aren't floating-point numbers.
     """
     x, scores, reference = _read(x, scores, reference)
-    n = _batch_size(x)
+    n = number_of_examples(x)
     if count < 0:
         raise ValueError(f"count={count} must be 0 or positive: how many features are erased at most.")
 
@@ -301,7 +300,7 @@ def rank_agreement(a: Any, b: Any) -> Array:
     """
     a = _checked_scores(a, a, "the first scores")
     b = _checked_scores(a, b, "the second scores")
-    _batch_size(a)
+    number_of_examples(a)
     _check_shapes("the second scores", a, b)
     dtype = jnp.result_type(*jax.tree.leaves((a, b)))
     p, q = (_centred_ranks(_flat(tree)).astype(jnp.promote_types(dtype, jnp.float32)) for tree in (a, b))
@@ -391,12 +390,10 @@ def _weighted(y: Array, target: Any) -> Array:
         raise ValueError(f"target={target!r} must be None, an int, an array, or a function of the outputs.")
     target = np.asarray(target) if isinstance(target, list) else target
     one = jax.ShapeDtypeStruct(y.shape[1:], y.dtype)
-    # What isn't traced is checked under jax.jit too.
-    with nullcontext() if isinstance(target, Tracer) else jax.ensure_compile_time_eval():
-        aim = _aim_of_each(target, y.shape[0], lambda: one)
+    aim = aim_of_each(target, y.shape[0], lambda: one)
 
     def of_example(y: Array, aim: Array | None) -> Array:
-        weights = _weights(y, target if aim is None else aim, normalize=False)
+        weights = weights_of(y, target if aim is None else aim, normalize=False)
         # An output that isn't asked for may be infinite.
         return jnp.where(weights == 0, 0, weights * y).sum()
 
@@ -406,7 +403,7 @@ def _weighted(y: Array, target: Any) -> Array:
 def _read(x: Any, scores: Any, reference: Any) -> tuple[Any, Any, Any]:
     """Input, scores and the reference of each example as arrays that broadcast, or the error that says why not."""
     x = jax.tree.map(jnp.asarray, x)
-    _batch_size(x)
+    number_of_examples(x)
     scores = _checked_scores(x, scores, "the scores")
     for leaf, of_leaf in zip(jax.tree.leaves(x), jax.tree.leaves(scores), strict=True):
         fits = of_leaf.ndim == leaf.ndim and of_leaf.shape[0] == leaf.shape[0]

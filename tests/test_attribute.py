@@ -305,3 +305,13 @@ class TestBatches:
         x = jnp.ones((4, 1000))
         with pytest.raises(ValueError, match="one example and one reference need"):
             jaxlift.within_memory(jaxlift.attribute(lambda x: jnp.tanh(x).sum(1)), x, reference=x[:2], memory=10)
+
+
+@pytest.mark.parametrize("kind", [list, np.array, jnp.array])
+def test_targets_that_are_known_are_checked_under_jit(kind):
+    model = lambda x: x @ V[:6]  # noqa: E731
+    good, bad = kind([0, 1, 2, 3]), kind([0, 1, 2, 9])
+    found = jax.jit(lambda x: jaxlift.attribute(model, target=good)(x, reference=X[0]))(X)
+    np.testing.assert_allclose(found, (X - X[0]) * V[:6, :4].T, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="between 0 and 4, but they are between 0 and 9"):
+        jax.jit(lambda x: jaxlift.attribute(model, target=bad)(x, reference=X[0]))(X)
