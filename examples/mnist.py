@@ -8,17 +8,16 @@ Beyond the paper: all 90 pairs of classes, and how far each method is from Shapl
 """
 
 import argparse
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from textwrap import fill
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from compared import COLOURS, RULES, save
+from compared import COLOURS, OPTIONS, RULES, Explain, explain_all, median, on_images, on_ink, save
 from matplotlib.figure import Figure
 from mnist_network import EPOCHS, Network, load, predicted, trained
 
@@ -37,8 +36,6 @@ IN_PAPER = [
     REVEALCANCEL,
 ]
 
-Explain = Callable[[np.ndarray], Any]  # images (N, 28, 28, 1) to scores (N, 10, 28, 28, 1)
-
 
 class Effort(NamedTuple):
     """How much is done: images of any class and of 8, images of each class and of 8 for Shapley values, and orders."""
@@ -47,8 +44,8 @@ class Effort(NamedTuple):
     images: int = 1000
     eights: int = 1000
     shapley: int = 10
-    shapley_eights: int = 100
-    orders: int = 100
+    shapley_eights: int = 50
+    orders: int = 60
 
 
 QUICK = Effort(1, 100, 20, 1, 3, 4)
@@ -56,64 +53,20 @@ QUICK = Effort(1, 100, 20, 1, 3, 4)
 
 def methods(model: Network, orders: int) -> dict[str, tuple[Explain, int]]:
     """Each method, as a function that explains all classes at once, and how many images it takes at a time."""
-    options: dict[str, Any] = {"target": "all", "normalize_target": True}
-
-    def on_images(attr: Callable[..., Any]) -> tuple[Explain, int]:
-        compiled = jax.jit(attr)
-        return lambda images: np.asarray(compiled(jnp.asarray(images), reference=jnp.zeros(images.shape[1:]))), 20
-
-    def on_ink(method: Callable[..., Any]) -> tuple[Explain, int]:
-        """A method that would change one pixel after the other changes those only that differ from the reference.
-
-        The others contribute nothing under it, and are most of the image.
-        """
-
-        def of_pixels(values: jax.Array, places: jax.Array) -> jax.Array:
-            images = jax.vmap(lambda values, places: jnp.zeros(28 * 28).at[places].set(values))(values, places)
-            return model(images.reshape(-1, 28, 28, 1))
-
-        attr = jax.jit(method(of_pixels, batch_argnums=(1,), chunk=64, **options))
-
-        def explain(images: np.ndarray) -> Any:
-            flat = images.reshape(len(images), -1)
-            count = -(-int((flat > 0).sum(1).max()) // 64) * 64  # few sizes, as each is compiled
-            places = np.argsort(flat == 0, axis=1, stable=True)[:, :count]
-            found = attr(jnp.asarray(np.take_along_axis(flat, places, 1)), places, reference=jnp.zeros(count))
-
-            def on_image(scores: jax.Array) -> np.ndarray:
-                whole = np.zeros((len(images), 10, 28 * 28), np.float32)
-                np.put_along_axis(whole, places[:, None], np.asarray(scores), 2)
-                return whole.reshape(-1, 10, 28, 28, 1)
-
-            return jax.tree.map(on_image, found)
-
-        return explain, 1
-
     rules = {
-        name: on_images(jaxlift.attribute(model, rule=rule, **options))
+        name: on_images(jaxlift.attribute(model, rule=rule, **OPTIONS))
         for name, rule in RULES.items()
         if rule != "deconvnet"
     }
     integrated = {
-        f"integrated gradients, {n} steps": on_images(jaxlift.integrated_gradients(model, steps=n, **options))
+        f"integrated gradients, {n} steps": on_images(jaxlift.integrated_gradients(model, steps=n, **OPTIONS))
         for n in (5, 10)
     }
     sampled = partial(jaxlift.shapley, samples=orders, standard_error=True)
-    found = rules | integrated | {"occlusion": on_ink(jaxlift.occlusion), SHAPLEY: on_ink(sampled)}
-    return {name: found[name] for name in COLOURS if name in found}
-
-
-def explain_all(explain: Explain, images: np.ndarray, size: int) -> tuple[Any, float]:
-    """The scores of all images, and the seconds that one took, by the median over batches."""
-    by_ink = np.argsort((images > 0).sum((1, 2, 3)), stable=True)
-    batches = by_ink[np.arange(-(-len(images) // size) * size) % len(images)].reshape(-1, size)
-    found, seconds = [], []
-    for rows in batches:
-        start = time.perf_counter()
-        found.append(explain(images[rows]))
-        seconds.append((time.perf_counter() - start) / size)
-    back = np.argsort(by_ink, stable=True)
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[back], *found), float(np.median(seconds))
+    one_by_one = {"occlusion": on_ink(model, jaxlift.occlusion), SHAPLEY: on_ink(model, sampled)}
+    by_name = {name: (explain, 20) for name, explain in (rules | integrated).items()}
+    by_name |= {name: (explain, 1) for name, explain in one_by_one.items()}
+    return {name: by_name[name] for name in COLOURS if name in by_name}
 
 
 def erase(images: jax.Array, contrast: jax.Array) -> jax.Array:
@@ -142,13 +95,6 @@ def log_odds_change(model: Network, images: np.ndarray, scores: np.ndarray, labe
 
     parts = [np.arange(len(images))[start : start + 200] for start in range(0, len(images), 200)]
     return np.concatenate([np.asarray(changes(images[rows], scores[rows], labels[rows])) for rows in parts])
-
-
-def median(values: np.ndarray) -> dict[str, float]:
-    """The median, and its 95% interval from 1,000 bootstrap samples."""
-    resampled = np.random.default_rng(0).choice(values, (1000, len(values)))
-    low, high = np.quantile(np.median(resampled, axis=1), [0.025, 0.975])
-    return {"median": float(np.median(values)), "low": float(low), "high": float(high), "images": len(values)}
 
 
 def conversion(changes: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -233,29 +179,24 @@ def picture(
     """An example with its scores and what is left of it, above boxes of all images' changes."""
     figure = plt.figure(figsize=(11, 9.2), layout="constrained")
     upper, lower = figure.subfigures(2, 1, height_ratios=(1.15, 1))
-    rows = ["8", "3", "8 to 3", "6", "8 to 6"]
+    rows = ["score for 8", "score for 3", "8 to 3", "score for 6", "8 to 6"]
     axes = upper.subplots(len(rows), 1 + len(scores))
-    for axis, row in zip(axes[:, 0], rows, strict=True):
-        axis.set_ylabel(f"score for {row}" if len(row) == 1 else f"{row}, erased", fontsize=8)
     axes[0, 0].imshow(image[..., 0], cmap="gray_r")
+    axes[0, 0].set_title("image", fontsize=7.5)
+    for axis, row in zip(axes[:, 1], rows, strict=True):
+        axis.set_ylabel(row, fontsize=8)
     for column, (name, values) in enumerate(scores.items(), start=1):
-        limit = np.abs(values[[8, 3, 6]]).max()
-        axes[0, column].set_title(
-            name.replace(", ", ",\n").replace(" x", "\nx", 1).replace("DeepLIFT ", "DeepLIFT\n"), fontsize=7
-        )
+        limit = np.quantile(np.abs(values[[8, 3, 6]]), 0.995)
+        axes[0, column].set_title(fill(name, 14), fontsize=7.5)
         for axis, row in zip(axes[:, column], rows, strict=True):
-            if len(row) == 1:
-                axis.imshow(values[int(row), ..., 0], cmap="RdBu_r", vmin=-limit, vmax=limit)
+            if row.startswith("score"):
+                axis.imshow(values[int(row[-1]), ..., 0], cmap="RdBu_r", vmin=-limit, vmax=limit)
             else:
                 contrast = values[8] - values[int(row[-1])]
-                axis.imshow(
-                    np.asarray(erase(jnp.asarray(image[None]), jnp.asarray(contrast[None])))[0, ..., 0], cmap="gray_r"
-                )
+                axis.imshow(erase(jnp.asarray(image[None]), jnp.asarray(contrast[None]))[0, ..., 0], cmap="gray_r")
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
-        axis.spines[:].set(linewidth=0.4, color="0.6")
-    for axis in axes[1:, 0]:
-        axis.spines[:].set_visible(False)
+        axis.spines[:].set(linewidth=0.4, color="0.6", visible=bool(axis.images))
     for axis, ((original, target), by_method) in zip(lower.subplots(1, 2, sharey=True), changes.items(), strict=True):
         boxes = axis.boxplot(
             [values[~np.isnan(values)] for values in by_method.values()],
@@ -292,7 +233,8 @@ def main() -> None:
     accuracy = float((predicted(model, digits.test_images) == digits.test_labels).mean())
     print(f"accuracy on {len(digits.test_labels)} test images: {accuracy:.2%}")
 
-    chosen = np.union1d(np.arange(effort.images), np.flatnonzero(digits.test_labels == 8)[: effort.eights])
+    first = np.arange(min(effort.images, len(digits.test_labels)))
+    chosen = np.union1d(first, np.flatnonzero(digits.test_labels == 8)[: effort.eights])
     images, labels = digits.test_images[chosen], digits.test_labels[chosen]
     eights = np.flatnonzero(labels == 8)
 
@@ -310,7 +252,7 @@ def main() -> None:
     counts = np.where(np.arange(10) == 8, effort.shapley_eights, effort.shapley)
     some = np.union1d([example], np.concatenate([np.flatnonzero(labels == c)[:n] for c, n in enumerate(counts)]))
     (sampled, error), seconds[SHAPLEY] = explain_all(sampling[0], images[some], sampling[1])
-    for_pairs = chosen < effort.images
+    for_pairs = np.isin(chosen, first)
     numbers: dict[str, Any] = {
         "test accuracy": accuracy,
         "SHA-256 of the digits": digits.sha256,

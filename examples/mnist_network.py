@@ -138,9 +138,14 @@ def train(digits: Digits, epochs: int) -> Network:
     return model
 
 
+def kept(digits: Digits, epochs: int, folder: Path) -> Path:
+    """Where the trained network is kept."""
+    return folder / f"mnist-{digits.sha256[:8]}-{epochs}.npz"
+
+
 def trained(digits: Digits, epochs: int, folder: Path, retrain: bool = False) -> Network:
     """The network, trained at the first call and read from a file after that."""
-    file = folder / f"mnist-{digits.sha256[:8]}-{epochs}.npz"
+    file = kept(digits, epochs, folder)
     if retrain or not file.exists():
         model = train(digits, epochs)
         folder.mkdir(parents=True, exist_ok=True)

