@@ -41,12 +41,12 @@ def methods(orders: int) -> dict[str, Callable[..., Any]]:
 def picture(digit: np.ndarray, scores: dict[str, np.ndarray], change: float) -> Figure:
     figure, axes = plt.subplots(3, 5, figsize=(10, 6.9), layout="constrained")
     axes[0, 0].imshow(digit[..., 0], cmap="gray_r")
-    axes[0, 0].set_title("digit\n", fontsize=9)
+    axes[0, 0].set_title("\ndigit", fontsize=8.5)
     for axis, (name, values) in zip(axes.flat[1:], scores.items(), strict=True):
         limit = np.quantile(np.abs(values), 0.998)
         axis.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit)
         total = "a map, without a sum" if "CAM" in name else f"sum {values.sum():.2f} of {change:.2f}"
-        axis.set_title(f"{name}\n{total}", fontsize=9)
+        axis.set_title(f"{name}\n{total}", fontsize=8.5)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set(linewidth=0.4, color="0.6")

@@ -17,24 +17,15 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from compared import COLOURS, OPTIONS, RULES, Explain, explain_all, median, on_images, on_ink, save
+from compared import COLOURS, OPTIONS, RULES, Explain, explain_all, on_images, on_ink, save
 from matplotlib.figure import Figure
 from mnist_network import EPOCHS, Network, load, predicted, trained
+from mnist_tables import IN_PAPER, REVEALCANCEL, SHAPLEY, beyond, conversion, pairs, report
 
 import jaxlift
 
 ERASED = 157
 CONVERSIONS = [(8, 3), (8, 6)]
-SHAPLEY = "Shapley sampling"
-REVEALCANCEL = "DeepLIFT RevealCancel"
-IN_PAPER = [
-    "gradient x input",
-    "guided backprop x input",
-    "integrated gradients, 5 steps",
-    "integrated gradients, 10 steps",
-    "DeepLIFT Rescale",
-    REVEALCANCEL,
-]
 
 
 class Effort(NamedTuple):
@@ -97,88 +88,13 @@ def log_odds_change(model: Network, images: np.ndarray, scores: np.ndarray, labe
     return np.concatenate([np.asarray(changes(images[rows], scores[rows], labels[rows])) for rows in parts])
 
 
-def conversion(changes: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Of one pair of classes, each method's increases, and how much greater RevealCancel's are on the same images."""
-    first = changes[REVEALCANCEL]
-    known = {name: ~np.isnan(values) for name, values in changes.items()}
-    return {
-        name: {
-            "increase": median(values[known[name]]),
-            "RevealCancel's advantage": median((first - values)[known[name]]),
-        }
-        for name, values in changes.items()
-    }
-
-
-def pairs(changes: dict[str, np.ndarray], labels: np.ndarray) -> dict[str, Any]:
-    """Of all pairs of classes, each method's increases, and how many pairs each wins by its median."""
-    table = {
-        f"{a} to {b}": {name: median(values[labels == a, b]) for name, values in changes.items()}
-        for a in np.unique(labels)
-        for b in range(10)
-        if a != b
-    }
-
-    def wins(names: list[str]) -> dict[str, int]:
-        winners = [max(names, key=lambda name: row[name]["median"]) for row in table.values()]
-        return {name: winners.count(name) for name in names}
-
-    return {"increase": table, "wins": wins(list(changes)), "wins among the paper's methods": wins(IN_PAPER)}
-
-
-def beyond(scores: dict[str, np.ndarray], sampled: np.ndarray, error: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """How far scores for images' own classes are from sampled Shapley values, relative to these."""
-    rows = np.arange(len(labels))
-
-    def norm(values: np.ndarray) -> np.ndarray:
-        return np.linalg.norm(values[rows, labels].reshape(len(rows), -1), axis=1)
-
-    distances = {name: median(norm(values - sampled) / norm(sampled)) for name, values in scores.items()}
-    return {"distance": distances, "standard error of the sampled values": median(norm(error) / norm(sampled))}
-
-
-def report(numbers: dict[str, Any]) -> None:
-    """The tables, and whether the paper's ranking comes out."""
-
-    def spoken(row: dict[str, float]) -> str:
-        return f"{row['median']:7.2f} ({row['low']:6.2f} to {row['high']:6.2f})"
-
-    for title, rows in numbers["conversions"].items():
-        print(
-            f"\n{title}: increase of the log-odds, median and 95% interval; RevealCancel's advantage on the same images"
-        )
-        for name, row in sorted(rows.items(), key=lambda item: -item[1]["increase"]["median"]):
-            increase, advantage = row["increase"], row["RevealCancel's advantage"]
-            print(f"  {name:34}{spoken(increase)}   {spoken(advantage)}   {increase['images']} images")
-    table, wins = numbers["pairs"]["increase"], numbers["pairs"]["wins"]
-    print("\nall pairs, medians, the best with a star")
-    for letter, name in zip("abcdefghi", wins, strict=True):
-        among = numbers["pairs"]["wins among the paper's methods"].get(name)
-        note = "" if among is None else f"; {among} among the paper's methods"
-        print(f"  {letter}: {name}, first in {wins[name]} of {len(table)} pairs{note}")
-    print(f"{'':8}" + "".join(f"{letter:>7}" for letter in "abcdefghi"))
-    for title, row in table.items():
-        best = max(each["median"] for each in row.values())
-        print(f"{title:8}" + "".join(f"{x['median']:6.2f}{'*' if x['median'] == best else ' '}" for x in row.values()))
-
-    distances, seconds = numbers["beyond the paper"]["distance"], numbers["seconds an image"]
-    noise = numbers["beyond the paper"]["standard error of the sampled values"]
-    print(f"\ndistance from Shapley values, relative to them; median and 95% interval, {noise['images']} images")
-    for name, row in distances.items():
-        print(f"  {name:34}{spoken(row)}   {1e3 * seconds[name]:8.1f} ms an image, for all ten classes")
-    print(f"  {SHAPLEY:34}{spoken(noise)}   {1e3 * seconds[SHAPLEY]:8.1f} ms (the distance is the standard error)")
-    for title, rows in numbers["conversions"].items():
-        first = max(IN_PAPER, key=lambda name: rows[name]["increase"]["median"])
-        verdict = "as in the paper" if first == REVEALCANCEL else "where the paper has DeepLIFT RevealCancel"
-        print(f"{title}: of the paper's methods, {first} comes first, {verdict}")
-
-
 def picture(
     image: np.ndarray, scores: dict[str, np.ndarray], changes: dict[tuple[int, int], dict[str, np.ndarray]]
 ) -> Figure:
     """An example with its scores and what is left of it, above boxes of all images' changes."""
     figure = plt.figure(figsize=(11, 9.2), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=(1.15, 1))
+    halves: Any = figure.subfigures(2, 1, height_ratios=(1.15, 1))
+    upper, lower = halves
     rows = ["score for 8", "score for 3", "8 to 3", "score for 6", "8 to 6"]
     axes = upper.subplots(len(rows), 1 + len(scores))
     axes[0, 0].imshow(image[..., 0], cmap="gray_r")
@@ -187,7 +103,7 @@ def picture(
         axis.set_ylabel(row, fontsize=8)
     for column, (name, values) in enumerate(scores.items(), start=1):
         limit = np.quantile(np.abs(values[[8, 3, 6]]), 0.995)
-        axes[0, column].set_title(fill(name, 14), fontsize=7.5)
+        axes[0, column].set_title(fill(name, 19), fontsize=6.8)
         for axis, row in zip(axes[:, column], rows, strict=True):
             if row.startswith("score"):
                 axis.imshow(values[int(row[-1]), ..., 0], cmap="RdBu_r", vmin=-limit, vmax=limit)

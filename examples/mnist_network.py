@@ -49,7 +49,7 @@ def load(folder: Path | None = None) -> Digits:
         raise SystemExit(f"each image needs a label, but the arrays' shapes are {[array.shape for array in arrays]}")
     if images.shape[1:] != (28, 28) or test_images.shape[1:] != (28, 28) or max(labels.max(), test_labels.max()) > 9:
         raise SystemExit("images must be of 28 x 28 pixels, and labels from 0 to 9")
-    scaled = [np.float32(each[..., None]) / 255 for each in (images, test_images)]
+    scaled = [(each[..., None] / 255).astype(np.float32) for each in (images, test_images)]
     return Digits(scaled[0], labels.astype(int), scaled[1], test_labels.astype(int), sha256)
 
 
