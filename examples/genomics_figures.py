@@ -1,0 +1,138 @@
+"""The pictures of the genomics example."""
+
+from collections.abc import Iterable
+
+import logomaker
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from motifs import BASES, MOTIFS, STRONG, TASKS, in_windows, log_odds
+
+COLOURS = {"A": "#2e8b57", "C": "#2c6fbb", "G": "#e69f00", "T": "#c0392b"}
+GROUPS = {"neither motif": "0.45", "GATA1 only": "#2e8b57", "TAL1 only": "#2c6fbb", "both motifs": "#c0392b"}
+
+
+def scatter(
+    scores: dict[str, np.ndarray], sequences: np.ndarray, labels: np.ndarray, motif: str, tasks: list[int]
+) -> Figure:
+    """Figure 5: the scores of the five best matches in each sequence."""
+    odds = log_odds(sequences, motif)
+    best = np.argsort(-odds, axis=1)[:, :5]
+    group = labels[:, 1] + 2 * labels[:, 2]
+    figure, axes = plt.subplots(
+        len(tasks),
+        len(scores),
+        figsize=(13.2, 0.55 + 2.15 * len(tasks)),
+        sharex=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for column, (name, values) in enumerate(scores.items()):
+        for row, task in enumerate(tasks):
+            axis = axes[row, column]
+            of_matches = np.take_along_axis(in_windows(values[:, task], motif), best, 1)
+            for k, (label, colour) in enumerate(GROUPS.items()):
+                rows = group == k
+                axis.scatter(
+                    np.take_along_axis(odds, best, 1)[rows],
+                    of_matches[rows],
+                    s=3,
+                    c=colour,
+                    label=label,
+                    linewidths=0,
+                    alpha=0.6,
+                )
+            axis.axhline(0, color="0.3", linewidth=0.6)
+            axis.axvline(STRONG, color="0.6", linewidth=0.6, linestyle=":")
+            axis.tick_params(labelsize=7)
+            axis.spines[["top", "right"]].set_visible(False)
+            axis.locator_params(axis="y", nbins=5)
+            if row == 0:
+                axis.set_title(name.replace(", ", ",\n"), fontsize=9)
+        axes[-1, column].set_xlabel(f"log-odds of {motif} match", fontsize=8)
+    for row, task in enumerate(tasks):
+        axes[row, 0].set_ylabel(f"task: {TASKS[task]}\nscore of the match", fontsize=9)
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(
+        handles,
+        [f"sequence with {n}" for n in names],
+        loc="outside lower center",
+        ncols=4,
+        fontsize=8,
+        markerscale=4,
+        frameon=False,
+    )
+    return figure
+
+
+def logos(rows: dict[str, np.ndarray], place: np.ndarray) -> Figure:
+    """Scores `(200, 4)` of one sequence as logos, from its first motif to its last, with the motifs marked."""
+    on_motif = np.flatnonzero(place)
+    window = slice(max(on_motif[0] - 5, 0), on_motif[-1] + 6)
+    figure, axes = plt.subplots(len(rows), 1, figsize=(12, 0.6 + 1.15 * len(rows)), sharex=True, layout="constrained")
+    starts = np.flatnonzero(np.diff(place, prepend=0) * (place > 0))
+    for axis, (name, values) in zip(axes, rows.items(), strict=True):
+        logomaker.Logo(
+            pd.DataFrame(values[window], columns=list(BASES)), ax=axis, color_scheme=COLOURS, baseline_width=0.4
+        )
+        for start in starts:
+            motif = list(MOTIFS)[place[start] - 1]
+            left = start - window.start - 0.5
+            colour = GROUPS[f"{motif} only"]
+            axis.axvspan(left, left + len(MOTIFS[motif]), facecolor=colour, alpha=0.13, linewidth=0)
+            if axis is axes[0]:
+                axis.annotate(
+                    motif,
+                    (left + len(MOTIFS[motif]) / 2, 1.02),
+                    xycoords=("data", "axes fraction"),
+                    ha="center",
+                    fontsize=8,
+                    color=colour,
+                )
+        axis.set_ylabel(
+            name.replace(" x ", "\nx ").replace(" conv., ", " conv.,\n").replace("integrated ", "integrated\n"),
+            rotation=0,
+            ha="right",
+            va="center",
+            fontsize=8,
+        )
+        axis.spines[["top", "right", "bottom"]].set_visible(False)
+        axis.tick_params(labelsize=7, bottom=False, labelbottom=False)
+        axis.locator_params(axis="y", nbins=4)
+    return figure
+
+
+def summary(
+    methods: dict[str, dict[str, float]], references: dict[str, dict[str, dict[str, float]]], names: Iterable[str]
+) -> Figure:
+    """What the methods cost and how far they are from Shapley values; how far sets of references agree."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    colours = {name: f"C{k}" for k, name in enumerate(names)}
+    for name, colour in colours.items():
+        left.scatter(methods[name]["milliseconds"], methods[name]["distance"], color=colour, s=45, label=name, zorder=2)
+    left.axhline(
+        methods["Shapley, sampled"]["distance"],
+        color="0.4",
+        linestyle=":",
+        linewidth=1,
+        label="error of sampled Shapley values",
+    )
+    left.set(
+        xscale="log", yscale="log", xlabel="ms per example", ylabel="distance to Shapley values\n(relative, joint task)"
+    )
+    for name, by_count in references.items():
+        counts = [count for count in by_count if count.isdigit()]
+        right.plot([int(c) for c in counts], [by_count[c]["agreement"] for c in counts], "o-", color=colours[name])
+    right.set(
+        xscale="log",
+        xlabel="shuffled references in each of two sets",
+        ylabel="correlation of the scores\nby one set and the other",
+    )
+    right.set_xticks([1, 10, 50], ["1", "10", "50"])
+    right.minorticks_off()
+    for axis in (left, right):
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=8)
+    figure.legend(loc="outside right center", fontsize=8, frameon=False)
+    return figure
