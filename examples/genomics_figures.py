@@ -14,52 +14,51 @@ GROUPS = {"neither motif": "0.45", "GATA1 only": "#2e8b57", "TAL1 only": "#2c6fb
 
 
 def scatter(
-    scores: dict[str, np.ndarray], sequences: np.ndarray, labels: np.ndarray, motif: str, tasks: list[int]
+    scores: dict[str, np.ndarray],
+    sequences: np.ndarray,
+    labels: np.ndarray,
+    places: np.ndarray,
+    motif: str,
+    tasks: list[int],
+    columns: int,
 ) -> Figure:
-    """Figure 5: the scores of the five best matches in each sequence."""
-    odds = log_odds(sequences, motif)
+    """Figure 5: the scores of the five best matches in each sequence, by how good a match each is.
+
+    Windows that an instance reaches into, of this motif or another, aren't matches and have that instance's score.
+    """
+    windows = np.lib.stride_tricks.sliding_window_view(places, len(MOTIFS[motif]), axis=1)
+    in_the_way = (windows != windows[..., :1]).any(-1) | ~np.isin(windows[..., 0], (0, 1 + list(MOTIFS).index(motif)))
+    odds = np.where(in_the_way, -np.inf, log_odds(sequences, motif))
     best = np.argsort(-odds, axis=1)[:, :5]
-    group = labels[:, 1] + 2 * labels[:, 2]
+    best_odds, group = np.take_along_axis(odds, best, 1), labels[:, 1] + 2 * labels[:, 2]
+    rows = len(tasks) * len(scores) // columns
     figure, axes = plt.subplots(
-        len(tasks),
-        len(scores),
-        figsize=(13.2, 0.55 + 2.15 * len(tasks)),
-        sharex=True,
-        squeeze=False,
-        layout="constrained",
+        rows, columns, figsize=(2.3 * columns, 0.5 + 2.2 * rows), sharex=True, squeeze=False, layout="constrained"
     )
-    for column, (name, values) in enumerate(scores.items()):
-        for row, task in enumerate(tasks):
-            axis = axes[row, column]
-            of_matches = np.take_along_axis(in_windows(values[:, task], motif), best, 1)
-            for k, (label, colour) in enumerate(GROUPS.items()):
-                rows = group == k
-                axis.scatter(
-                    np.take_along_axis(odds, best, 1)[rows],
-                    of_matches[rows],
-                    s=3,
-                    c=colour,
-                    label=label,
-                    linewidths=0,
-                    alpha=0.6,
-                )
-            axis.axhline(0, color="0.3", linewidth=0.6)
-            axis.axvline(STRONG, color="0.6", linewidth=0.6, linestyle=":")
-            axis.tick_params(labelsize=7)
-            axis.spines[["top", "right"]].set_visible(False)
-            axis.locator_params(axis="y", nbins=5)
-            if row == 0:
-                axis.set_title(name.replace(", ", ",\n"), fontsize=9)
-        axes[-1, column].set_xlabel(f"log-odds of {motif} match", fontsize=8)
-    for row, task in enumerate(tasks):
-        axes[row, 0].set_ylabel(f"task: {TASKS[task]}\nscore of the match", fontsize=9)
+    panels = [(task, name) for task in tasks for name in scores]
+    for number, (axis, (task, name)) in enumerate(zip(axes.flat, panels, strict=True)):
+        of_best = np.take_along_axis(in_windows(scores[name][:, task], motif), best, 1)
+        for k, (label, colour) in enumerate(GROUPS.items()):
+            points = best_odds[group == k], of_best[group == k]
+            axis.scatter(*points, s=4, color=colour, label=f"sequence with {label}", linewidths=0, alpha=0.6)
+        axis.axhline(0, color="0.3", linewidth=0.6)
+        axis.axvline(STRONG, color="0.6", linewidth=0.6, linestyle=":")
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.locator_params(axis="y", nbins=5)
+        if number < len(scores):
+            axis.set_title(name.replace(", ", ",\n"), fontsize=9)
+        if number % columns == 0:
+            axis.set_ylabel(f"task: {TASKS[task]}\nscore of the match", fontsize=9)
+        if number >= len(panels) - columns:
+            axis.set_xlabel(f"log-odds of {motif} match", fontsize=9)
     handles, names = axes[0, 0].get_legend_handles_labels()
     figure.legend(
         handles,
-        [f"sequence with {n}" for n in names],
+        names,
         loc="outside lower center",
-        ncols=4,
-        fontsize=8,
+        ncols=4 if columns > 3 else 2,
+        fontsize=9,
         markerscale=4,
         frameon=False,
     )
@@ -91,7 +90,7 @@ def logos(rows: dict[str, np.ndarray], place: np.ndarray) -> Figure:
                     color=colour,
                 )
         axis.set_ylabel(
-            name.replace(" x ", "\nx ").replace(" conv., ", " conv.,\n").replace("integrated ", "integrated\n"),
+            name.replace(" x ", "\nx ").replace(", ", ",\n").replace("integrated ", "integrated\n"),
             rotation=0,
             ha="right",
             va="center",
@@ -100,6 +99,7 @@ def logos(rows: dict[str, np.ndarray], place: np.ndarray) -> Figure:
         axis.spines[["top", "right", "bottom"]].set_visible(False)
         axis.tick_params(labelsize=7, bottom=False, labelbottom=False)
         axis.locator_params(axis="y", nbins=4)
+    figure.suptitle("contributions of the bases to the logit of the joint task", fontsize=10)
     return figure
 
 
@@ -131,6 +131,7 @@ def summary(
     )
     right.set_xticks([1, 10, 50], ["1", "10", "50"])
     right.minorticks_off()
+    left.xaxis.set_major_formatter("{x:g}")
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=8)
