@@ -41,7 +41,9 @@ noise        root mean square score of bases outside of motifs, over that of bas
 alone        median score of matches in sequences without GATA1, over that beside GATA1
 off task     mean absolute score of matches for the GATA1 task, over that for the TAL1 task
 to Shapley   norm of the difference from Shapley values over their norm; for themselves, their standard error
-neg. found   of the bases with surely negative Shapley values, the fraction with negative scores"""
+neg. found   of the bases with surely negative Shapley values, the fraction with negative scores
+ms/example   for the joint task, 20 sequences at a time; on CPUs, XLA takes convolutions' gradients slowly in a loop,
+             and integrated gradients are one"""
 WITHOUT_REFERENCE = list(METHODS)[:2]
 FREQUENCIES = jnp.broadcast_to(jnp.asarray(BACKGROUND, jnp.float32), (LENGTH, 4))
 
@@ -78,7 +80,7 @@ class Network(nnx.Module):
 def train(steps: int, saved: Path, again: bool) -> Network:
     """A network that has seen new sequences in each step; from a file, if it was trained before."""
     model = Network(nnx.Rngs(0))
-    leaves, structure = jax.tree.flatten(nnx.state(model))
+    structure = jax.tree.structure(nnx.state(model))
     if saved.exists() and not again:
         with np.load(saved) as arrays:
             nnx.update(model, jax.tree.unflatten(structure, [jnp.asarray(arrays[name]) for name in arrays.files]))
@@ -97,8 +99,7 @@ def train(steps: int, saved: Path, again: bool) -> Network:
     for _ in range(steps):
         sequences, labels, _ = simulate(rng, 64)
         step(model, optimizer, jnp.asarray(sequences), jnp.asarray(labels))
-    leaves = jax.tree.leaves(nnx.state(model))
-    np.savez(saved, *map(np.asarray, leaves))
+    np.savez(saved, *map(np.asarray, jax.tree.leaves(nnx.state(model))))
     print(f"trained on {64 * steps} sequences in {time.perf_counter() - start:.0f} s")
     return model
 
