@@ -1,0 +1,189 @@
+"""References by name: what to compare an example with.
+
+`zeros`, `mean` and `frequencies` make one reference for all examples, `dinucleotide_shuffle` several for one example:
+
+>>> import jax, jax.numpy as jnp, jaxlift
+>>> from jaxlift import references
+>>> sequence = jax.nn.one_hot(jnp.array([0, 1, 2, 0, 1, 3, 0, 0, 1]), 4)
+>>> references.dinucleotide_shuffle(sequence, jax.random.key(0), count=20).shape
+(20, 9, 4)
+
+For a batch, give each example a key of its own: `jax.vmap(dinucleotide_shuffle, (0, 0, None))`.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+__all__ = ["dinucleotide_shuffle", "frequencies", "mean", "zeros"]
+
+
+def zeros(x: ArrayLike) -> Array:
+    """Nothing: zeros of the shape of one example.
+
+    >>> zeros(jnp.ones((5, 3)))
+    Array([0., 0., 0.], dtype=float32)
+
+    Args:
+        x: examples `(N, ...)`.
+
+    Returns:
+        `(...)`, of the dtype of `x`.
+    """
+    return jnp.zeros_like(_examples(x)[0])
+
+
+def mean(x: ArrayLike) -> Array:
+    """The mean example.
+
+    >>> mean(jnp.array([[1.0, 2.0], [3.0, 6.0]]))
+    Array([2., 4.], dtype=float32)
+
+    Args:
+        x: examples `(N, ...)`.
+
+    Returns:
+        `(...)`.
+    """
+    return _examples(x).mean(0)
+
+
+def frequencies(x: ArrayLike) -> Array:
+    """How often each channel is on, over all examples and positions; the same at every position.
+
+    For one-hot sequences these are the background frequencies of the bases, the reference of the paper's genomics
+    experiments (section 4.2). Positions without a base (rows of zeros) don't count.
+
+    >>> frequencies(jnp.array([[[1.0, 0], [1, 0]], [[1, 0], [0, 1]]]))
+    Array([[0.75, 0.25],
+           [0.75, 0.25]], dtype=float32)
+
+    Args:
+        x: examples `(N, ..., C)`, none of them negative.
+
+    Returns:
+        `(..., C)`, which sums to 1 over the last axis.
+
+    Raises:
+        ValueError: if there is no axis of channels, or numbers are negative, or all are 0.
+    """
+    x = _examples(x)
+    if x.ndim < 2:
+        raise ValueError(f"frequencies need examples (N, ..., C) with an axis of channels, got shape {x.shape}.")
+    total = x.mean(tuple(range(x.ndim - 1)))
+    if not isinstance(x, jax.core.Tracer) and ((x < 0).any() or total.sum() == 0):
+        raise ValueError("frequencies need one-hot examples, but some are negative, or all are 0: use mean.")
+    return jnp.broadcast_to(total / total.sum(), x.shape[1:])
+
+
+def _examples(x: ArrayLike) -> Array:
+    x = jnp.asarray(x)
+    if x.ndim == 0 or len(x) == 0:
+        raise ValueError(f"expected examples (N, ...), at least one, got shape {x.shape}.")
+    return x
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def dinucleotide_shuffle(x: ArrayLike, key: Array, count: int = 1) -> Array:
+    """Shuffles of a sequence that keep how often each letter follows each other letter.
+
+    Each is drawn uniformly from all sequences with the dinucleotide counts and the first letter of `x` (Altschul and
+    Erickson, Mol. Biol. Evol. 2(6):526, 1985); the last letter is then the same too. A position without a base (a row
+    of zeros, as for N) counts as a fifth letter. Same key, same shuffles, on any device and in any batch.
+
+    >>> x = jax.nn.one_hot(jnp.array([0, 1, 2, 1, 0]), 4)                # ACGCA
+    >>> dinucleotide_shuffle(x, jax.random.key(0)).argmax(-1).tolist()  # there is no other
+    [[0, 1, 2, 1, 0]]
+
+    Args:
+        x: `(L, 4)` floating-point, one-hot, or 0 where there is no base.
+        key: a PRNG key.
+        count: how many shuffles.
+
+    Returns:
+        `(count, L, 4)`, of the dtype of `x`. NaN where `x` isn't one-hot, since nothing can be raised under `jax.jit`.
+
+    Raises:
+        ValueError: if `x` has another shape.
+        TypeError: if `x` isn't floating-point.
+    """
+    x = jnp.asarray(x)
+    if x.ndim != 2 or x.shape[1] != 4:
+        raise ValueError(f"a dinucleotide shuffle takes one sequence (L, 4), got shape {x.shape}: jax.vmap it.")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(
+            f"a dinucleotide shuffle takes floating-point one-hot rows, got {x.dtype}: use x.astype(float)."
+        )
+    if len(x) < 3:
+        return jnp.broadcast_to(x, (count, *x.shape))
+    is_one_hot = (((x == 0) | (x == 1)).all(1) & (x.sum(1) <= 1)).all()
+    letters = jnp.where(x.any(1), x.argmax(1), 4)
+    random = jax.random.bits(key, (count, 2 * len(x) - 1), jnp.uint32)
+    shuffled = jax.vmap(functools.partial(_shuffle, letters))(random)
+    return jnp.where(is_one_hot, jax.nn.one_hot(shuffled, 5, dtype=x.dtype)[..., :4], jnp.nan)
+
+
+LETTERS = 5
+
+
+@functools.cache
+def _trees() -> np.ndarray:
+    """All trees on the letters that lead to each root: `(root, tree, letter) -> the letter that it leads to`.
+
+    There are n^(n - 2) of them on n letters (Cayley): 125. The root leads to itself.
+    """
+    found = []
+    for root in range(LETTERS):
+        choices = [range(LETTERS) if letter != root else [root] for letter in range(LETTERS)]
+        trees = []
+        for tree in itertools.product(*choices):
+            ends = range(LETTERS)
+            for _ in range(LETTERS):
+                ends = [tree[end] for end in ends]
+            if set(ends) == {root}:
+                trees.append(tree)
+        found.append(trees)
+    return np.array(found)
+
+
+def _shuffle(letters: Array, random: Array) -> Array:
+    """One shuffle, from `2 L - 1` random words: a random Eulerian path through the multigraph whose edges are the dinucleotides.
+
+    The edges by which a path leaves each letter for the last time form a tree that leads to the last letter. Each tree
+    belongs to equally many paths: those in which the other edges out of each letter come in any order. So draw the
+    tree, with the probability of its edges' multiplicities; then the orders; then walk.
+    """
+    source, target, root = letters[:-1], letters[1:], letters[-1]
+    counts = jnp.zeros((LETTERS, LETTERS), int).at[source, target].add(1)
+    leaving = counts.sum(1)
+    # A letter that is not in the sequence hangs on the root, and on nothing else.
+    multiplicities = counts.at[:, root].max(leaving == 0).astype(jnp.float32)
+    trees = jnp.asarray(_trees())[root]
+    is_root = jnp.arange(LETTERS) == root
+    weights = jnp.where(is_root, 1, multiplicities[jnp.arange(LETTERS), trees]).prod(1)
+    up_to = weights.cumsum()
+    uniform = (random[0] >> 8).astype(jnp.float32) / 2**24
+    tree = trees[(up_to > uniform * up_to[-1]).argmax()]
+
+    # Of the equal edges that a tree's edge may be, the first stands for all.
+    edges = (source == jnp.arange(LETTERS)[:, None]) & (target == tree[:, None])
+    is_last = jnp.zeros(source.shape, bool).at[edges.argmax(1)].max(edges.any(1) & ~is_root)
+    # 64 random bits for each edge: that two are equal, and keep their order, is no concern.
+    high, low = random[1:].reshape(2, -1)
+    *_, successors = lax.sort((2 * source + is_last, high, low, target), num_keys=3)
+    first = jnp.cumulative_sum(leaving) - leaving
+
+    def step(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], Array]:
+        letter, position = carry
+        following = successors[position[letter]]
+        return (following, position.at[letter].add(1)), following
+
+    _, walk = lax.scan(step, (letters[0], first), None, length=len(source))
+    return jnp.concatenate([letters[:1], walk])

@@ -1,0 +1,111 @@
+"""References by name, against plain counting."""
+
+import itertools
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlift import references
+
+LETTERS = "ACGTN"
+# Ordinary, short, one letter, runs with one way out, two letters that go to and fro, a circuit, unknown bases.
+SEQUENCES = [
+    "ACGATTACAGGCATTAGCACCATGACGT",
+    "ACGT",
+    "AAAAAAA",
+    "A" * 40 + "C" + "G" * 30 + "CT",
+    "AC" * 30 + "GT" + "ACAG",
+    "ACGTACGGTTACA",
+    "ACNNGATNACAGNNNACG",
+    "NNNNNN",
+    "AC",
+    "G",
+]
+shuffled = references.dinucleotide_shuffle
+
+
+def one_hot(text, dtype=np.float32):
+    return np.array([[letter == base for base in "ACGT"] for letter in text], dtype)
+
+
+def text(x):
+    return "".join(LETTERS[row.argmax() if row.any() else 4] for row in np.asarray(x))
+
+
+def dinucleotides(text):
+    return Counter(itertools.pairwise(text))
+
+
+def all_shuffles(text):
+    """Every sequence with these dinucleotides and first letter, by walking all paths."""
+    found, pending = set(), [(text[0], dinucleotides(text))]
+    while pending:
+        path, left = pending.pop()
+        if not +left:
+            found.add(path)
+        pending += [(path + b, left - Counter([(a, b)])) for a, b in +left if a == path[-1]]
+    return sorted(found)
+
+
+@pytest.mark.parametrize("sequence", SEQUENCES)
+def test_dinucleotides_and_ends_are_kept(sequence):
+    for shuffle in map(text, shuffled(one_hot(sequence), jax.random.key(1), 20)):
+        assert dinucleotides(shuffle) == dinucleotides(sequence)
+        assert (shuffle[0], shuffle[-1]) == (sequence[0], sequence[-1])
+
+
+# In the second, one tree in 13 has almost no weight; in the third the path returns to where it began.
+@pytest.mark.parametrize("sequence", ["ACGACTAACGA", "AAAAACACACGCT", "ACAGATACGA", "ANACNGANC", "AAAACCCAG"])
+def test_each_shuffle_is_as_likely(sequence):
+    possible, draws = all_shuffles(sequence), 6000
+    counts = Counter(map(text, shuffled(one_hot(sequence), jax.random.key(2), draws)))
+    assert set(counts) == set(possible)
+    expected = draws / len(possible)
+    chi_square = sum((counts[each] - expected) ** 2 / expected for each in possible)
+    freedom = len(possible) - 1
+    assert chi_square < freedom + 5 * (2 * freedom) ** 0.5 + 5  # mean n, variance 2 n
+
+
+def test_reproducible_alone_and_in_batches():
+    batch = jnp.stack([one_hot(s * 5) for s in ("ACGTTGCA", "GATTACAG", "CCAGTNAC")])
+    keys = jax.random.split(jax.random.key(3), 3)
+    together = jax.vmap(references.dinucleotide_shuffle, (0, 0, None))(batch, keys, 4)
+    for x, key, expected in zip(batch, keys, together, strict=True):
+        np.testing.assert_array_equal(shuffled(x, key, 4), expected)
+    assert (shuffled(batch[0], keys[1], 4) != together[0]).any()
+
+
+def test_what_is_not_one_hot_is_nan():
+    x = jnp.asarray(one_hot("ACGTACGT"))
+    for bad in (0.5 * x, x.at[3].set(1), x - 1):
+        assert jnp.isnan(shuffled(bad, jax.random.key(0), 2)).all()
+
+
+def test_bad_arguments_of_shuffles():
+    with pytest.raises(ValueError, match=r"one sequence \(L, 4\), got shape \(2, 5, 4\): jax\.vmap"):
+        references.dinucleotide_shuffle(jnp.zeros((2, 5, 4)), jax.random.key(0))
+    with pytest.raises(TypeError, match=r"got int32"):
+        references.dinucleotide_shuffle(jnp.zeros((5, 4), int), jax.random.key(0))
+
+
+@pytest.mark.usefixtures("x64")
+def test_zeros_mean_and_frequencies():
+    texts = ["ACGTN", "AACCG", "NNTTA"]
+    x = np.stack([one_hot(t, np.float64) for t in texts])
+    np.testing.assert_array_equal(references.zeros(x), np.zeros((5, 4)))
+    np.testing.assert_allclose(references.mean(x), sum(x) / 3, rtol=1e-15)
+    letters = "".join(texts).replace("N", "")
+    expected = [letters.count(base) / len(letters) for base in "ACGT"]
+    np.testing.assert_allclose(references.frequencies(x), [expected] * 5, rtol=1e-14)
+
+
+def test_bad_examples():
+    with pytest.raises(ValueError, match=r"at least one, got shape \(0, 3\)"):
+        references.mean(jnp.zeros((0, 3)))
+    with pytest.raises(ValueError, match=r"axis of channels, got shape \(3,\)"):
+        references.frequencies(jnp.ones(3))
+    with pytest.raises(ValueError, match=r"negative"):
+        references.frequencies(-jnp.ones((2, 3)))
