@@ -1,6 +1,7 @@
 """DeepLIFT as a JAX function transformation.
 
 `attribute` explains a batched model, as `jax.grad` differentiates a function; `vjp` and `lift` are what it is made of.
+`score` explains a whole data set.
 """
 
 from jaxlift import metrics as metrics
@@ -31,3 +32,4 @@ from jaxlift.rules import Rule as Rule
 from jaxlift.wrappers import mean_over_references as mean_over_references
 from jaxlift.wrappers import smooth as smooth
 from jaxlift.wrappers import sum_channels as sum_channels
+from jaxlift.scoring import score as score

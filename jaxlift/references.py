@@ -154,7 +154,7 @@ def _trees() -> np.ndarray:
 
 
 def _shuffle(letters: Array, random: Array) -> Array:
-    """One shuffle, from `2 L - 1` random words: a random Eulerian path through the multigraph whose edges are the dinucleotides.
+    """One shuffle, from `2 L - 1` random words: an Eulerian path through the multigraph of dinucleotides.
 
     The edges by which a path leaves each letter for the last time form a tree that leads to the last letter. Each tree
     belongs to equally many paths: those in which the other edges out of each letter come in any order. So draw the

@@ -1,0 +1,9 @@
+"""Scores of whole data sets: `jaxlift.score`, and the command ``jaxlift``.
+
+What it needs beside JAX and NumPy is the extra ``jaxlift[scoring]``, and is imported when it is first used.
+"""
+
+from jaxlift.scoring._examples import Status as Status
+from jaxlift.scoring._run import Summary as Summary
+from jaxlift.scoring._run import score as score
+from jaxlift.scoring._store import StoreError as StoreError

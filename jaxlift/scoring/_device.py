@@ -1,0 +1,182 @@
+"""The one program of a run: compiled once, for all local devices, in a batch size that fits."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxlift._attribute import attribute
+from jaxlift.scoring._examples import Examples
+from jaxlift.scoring._reference import Reference
+
+LARGEST_BATCH = 1024
+PROBE = 8
+
+
+class Program:
+    """Scores of batches of examples, each device's on its own.
+
+    A device computes `batch` examples at a time, whatever the number of devices, and no two devices talk to each other
+    (`jax.shard_map`). So the scores are the same bits on one device and on eight.
+    """
+
+    def __init__(
+        self,
+        fun: Callable[..., Any],
+        options: dict[str, Any],
+        examples: Examples,
+        reference: Reference,
+        devices: Sequence[jax.Device],
+    ) -> None:
+        self.examples, self.reference = examples, reference
+        is_float = jnp.issubdtype(examples.dtype, jnp.floating)
+        self.dtype = jnp.zeros((), examples.dtype if is_float else float).dtype
+        # What is small travels small: bytes and half precision become what the model takes on the device.
+        small = not is_float and examples.dtype.itemsize <= 2
+        self.wire = np.dtype(examples.dtype.newbyteorder("=")) if small else self.dtype
+        self.mesh = Mesh(np.array(devices), ("examples",))
+        self.split, self.whole = (
+            NamedSharding(self.mesh, spec) for spec in (PartitionSpec("examples"), PartitionSpec())
+        )
+        self.attr = attribute(
+            fun,
+            **options
+            | {
+                "convergence_delta": True,
+                "with_outputs": True,
+                "cancellation": False,
+                "references": None
+                if reference.description is None
+                else "shared"
+                if reference.constant is not None
+                else "paired",
+            },
+        )
+        self.constant = None
+        if reference.constant is not None:
+            self.constant = jax.device_put(np.asarray(reference.constant, self.dtype), self.whole)
+
+    def scores(self, x: Array, numbers: Array, given: Any) -> tuple[Array, ...]:
+        """What one device computes: scores, convergence delta, outputs at input and at reference."""
+        x = x.astype(self.dtype)
+        if self.reference.shuffled is not None:
+            given = self.reference.shuffled(x, numbers)
+        return self.attr(x, reference=given)
+
+    def inputs(self, batch: int) -> tuple[Any, ...]:
+        """Shapes and dtypes of what all devices are given for a step."""
+        n = batch * self.mesh.size
+        if self.constant is not None:
+            given = jax.ShapeDtypeStruct(self.constant.shape, self.dtype)
+        elif self.reference.count and self.reference.shuffled is None:
+            given = jax.ShapeDtypeStruct((n, self.reference.count, *self.examples.shape), self.dtype)
+        else:
+            given = None
+        return (
+            jax.ShapeDtypeStruct((n, *self.examples.shape), self.wire),
+            jax.ShapeDtypeStruct((n,), np.uint32),
+            given,
+        )
+
+    def rows(self) -> list[tuple[tuple[int, ...], np.dtype]]:
+        """Shape and dtype of one example's results."""
+        outputs = jax.eval_shape(self.mapped, *self.inputs(1))
+        return [(out.shape[1:], storable(out.dtype)) for out in outputs]
+
+    @property
+    def mapped(self) -> Callable[..., Any]:
+        along = PartitionSpec("examples")
+        given = PartitionSpec() if self.constant is not None else along
+        # The check would ask of every rule of differentiation that it says which device has what; here each has its own.
+        return jax.shard_map(
+            self.scores, mesh=self.mesh, in_specs=(along, along, given), out_specs=along, check_vma=False
+        )
+
+    def compile(self, batch: int) -> None:
+        """Compile the step for so many examples on each device."""
+        self.batch = batch
+        self.compiled = jax.jit(self.mapped).lower(*self.inputs(batch)).compile()
+
+    def bytes(self) -> int:
+        """What the compiled step takes of one device, with a second batch of inputs and outputs on their way."""
+        memory = self.compiled.memory_analysis()
+        moving = memory.argument_size_in_bytes + memory.output_size_in_bytes
+        return memory.temp_size_in_bytes + memory.generated_code_size_in_bytes + 2 * moving
+
+    def fit(self, budget: int) -> None:
+        """Compile with the largest batch that fits in so many bytes on each device."""
+        largest = LARGEST_BATCH
+        if self.examples.count is not None:
+            largest = min(largest, _power_of_two(max(1, -(-self.examples.count // self.mesh.size)), up=True))
+        batch = min(PROBE, largest)
+        self.compile(batch)
+        wanted = min(largest, _power_of_two(max(1, batch * budget // self.bytes())))
+        if wanted != batch:
+            self.compile(wanted)
+        while self.bytes() > budget:
+            if self.batch == 1:
+                raise MemoryError(
+                    f"one example takes {readable(self.bytes())} on a device, and the budget is {readable(budget)}: give more "
+                    "memory, or fewer references."
+                )
+            self.compile(self.batch // 2)
+
+    def __call__(self, x: np.ndarray, numbers: np.ndarray, given: np.ndarray | None) -> tuple[Array, ...]:
+        """Begin a step. The results are there when they are asked for."""
+        if self.constant is not None:
+            return self.compiled(*jax.device_put((x, numbers), self.split), self.constant)
+        return self.compiled(*jax.device_put((x, numbers, given), self.split))
+
+
+def default_budget(device: jax.Device) -> int:
+    """Bytes that one of this process's devices may take: most of what an accelerator has left; of a host, a quarter of
+    its memory and at most 2 GiB, because larger batches are no faster there.
+    """
+    stats = device.memory_stats()
+    if stats and "bytes_limit" in stats:
+        return int(0.8 * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(total // 4, 2 * 2**30) // jax.local_device_count()
+
+
+def as_bytes(memory: int | str) -> int:
+    """A number of bytes, also from text such as ``500MB``, ``4GB`` or ``2GiB``."""
+    if isinstance(memory, int):
+        number, unit = float(memory), ""
+    else:
+        text = memory.strip()
+        unit = text.lstrip("0123456789.").strip()
+        try:
+            number = float(text[: len(text) - len(unit)] if unit else text)
+        except ValueError:
+            number = math.nan
+    units = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+    if not number > 0 or unit.upper() not in units:
+        raise ValueError(f"memory={memory!r} must be a number of bytes, such as 4000000000 or '4GB'.")
+    return int(number * units[unit.upper()])
+
+
+def readable(size: float) -> str:
+    """A number of bytes for people."""
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB"
+
+
+def storable(dtype: Any) -> np.dtype:
+    """The dtype that results are stored in: that of the scores, or float32 where Zarr has no such numbers."""
+    return np.dtype(dtype if np.dtype(dtype).kind == "f" else np.float32)
+
+
+def _power_of_two(n: int, up: bool = False) -> int:
+    return 1 << ((n - 1).bit_length() if up else n.bit_length() - 1)

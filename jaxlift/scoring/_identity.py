@@ -1,0 +1,111 @@
+"""What a run is known by: names, checksums and versions, as they stand in the metadata of a store."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import platform
+import re
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+from jaxlift.rules import as_rule
+
+
+def name_of(fun: Any) -> str:
+    """`package.module:function`, or that of the class of an object that is called."""
+    if isinstance(fun, functools.partial):
+        return name_of(fun.func)
+    fun = inspect.unwrap(fun)
+    named = fun if hasattr(fun, "__qualname__") else type(fun)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
+def checksum(array: Any) -> str:
+    """Of dtype, shape and numbers."""
+    digest = hashlib.sha256()
+    _add(digest, array)
+    return digest.hexdigest()
+
+
+def of_model(fun: Callable[..., Any], target: Any, example: jax.ShapeDtypeStruct) -> dict[str, str]:
+    """The model's name, a checksum of its parameters (all arrays in it), and one of what it does with them.
+
+    The latter is of the program that JAX traces, without what changes from one process to the next.
+    """
+    explained = (lambda x: target(fun(x))) if callable(target) else fun
+    jaxpr = jax.make_jaxpr(explained)(example)
+    parameters = hashlib.sha256()
+    for array in _arrays(jaxpr):
+        _add(parameters, array)
+    program = hashlib.sha256(_without_addresses(str(jaxpr)).encode())
+    return {"name": name_of(fun), "parameters": parameters.hexdigest(), "program": program.hexdigest()}
+
+
+def of_options(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of `attribute` that the scores depend on, as JSON has them."""
+    kept = {name: options[name] for name in sorted(options.keys() - _OWN)}
+    return {name: _described(value) for name, value in kept.items()} | {
+        "rule": _without_addresses(repr(as_rule(options["rule"])))
+    }
+
+
+# Scoring sets these itself, or refuses them.
+_OWN = {"convergence_delta", "with_outputs", "cancellation", "argnums", "batch_argnums", "references"}
+
+
+def environment(device: jax.Device) -> dict[str, Any]:
+    """What the last bits of the scores depend on."""
+    versions = {name: metadata.version(name) for name in ("jax", "jaxlib")}
+    try:
+        versions["jaxlift"] = metadata.version("jaxlift")
+    except metadata.PackageNotFoundError:  # from a source tree that is not installed
+        versions["jaxlift"] = "unknown"
+    return {**versions, "device": device.device_kind, "x64": jax.config.jax_enable_x64}
+
+
+def machine() -> dict[str, str]:
+    """What they don't depend on, but a reader may ask for."""
+    names = ("numpy", "zarr")
+    return {"python": platform.python_version(), "host": platform.node()} | {n: metadata.version(n) for n in names}
+
+
+def _add(digest: Any, array: Any) -> None:
+    if jnp.issubdtype(jnp.asarray(array).dtype, jax.dtypes.prng_key):
+        array = jax.random.key_data(array)
+    array = np.ascontiguousarray(array)
+    digest.update(repr((array.dtype.name, array.shape)).encode())
+    digest.update(array.view(np.uint8).data if array.size and array.ndim else array.tobytes())
+
+
+def _arrays(jaxpr: Any) -> Iterator[Any]:
+    """All arrays in a program: constants and array literals, of inner programs too."""
+    yield from getattr(jaxpr, "consts", ())
+    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        yield from (v.val for v in eqn.invars if isinstance(v, Literal) and np.ndim(v.val))
+        for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_program):
+            if _is_program(inner):
+                yield from _arrays(inner)
+
+
+def _is_program(value: Any) -> bool:
+    return isinstance(value, ClosedJaxpr | Jaxpr)
+
+
+def _without_addresses(text: str) -> str:
+    return re.sub(r" at 0x[0-9a-f]+", "", text)
+
+
+def _described(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if callable(value):
+        return name_of(value)
+    return np.asarray(value).tolist()

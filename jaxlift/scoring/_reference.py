@@ -1,0 +1,178 @@
+"""The reference of a run: one for all examples, or some for each, from a name, a file, an array or a function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+
+from jaxlift import references
+from jaxlift.scoring import _identity
+from jaxlift.scoring._examples import ArrayExamples, Examples, Records, Status, open_array
+
+NAMES = ("zeros", "mean", "frequencies", "dinucleotide_shuffle")
+Given = str | Path | np.ndarray | Array | Callable[[np.ndarray], Any] | None
+
+
+@dataclass
+class Reference:
+    """What examples are compared with.
+
+    Attributes:
+        description: what it is, for the metadata.
+        constant: one for all examples, `(...)`, or those that all share, `(R, ...)`.
+        count: how many each example has for itself; 0 where all have the same.
+        of_records: makes those on the host, `(n, count, ...)`, and marks the examples for which it can't.
+        shuffled: makes those on the device instead, of the examples and their numbers.
+    """
+
+    description: dict[str, Any] | None
+    constant: np.ndarray | None = None
+    count: int = 0
+    of_records: Callable[[Records, int], np.ndarray] | None = None
+    shuffled: Callable[[Array, Array], Array] | None = None
+
+
+def read_reference(
+    given: Given, examples: Examples, *, paired: bool, shuffles: int, seed: int, stored: np.ndarray | None
+) -> Reference:
+    """What a user's `reference=` means beside these examples.
+
+    Args:
+        given: a name, a path, an array, a function of one example, or None.
+        examples: what is compared.
+        paired: whether an array as long as the examples has one reference for each of them.
+        shuffles: how many shuffles of each example.
+        seed: what they are drawn from.
+        stored: the reference that the store has already; a mean of all examples isn't taken again.
+    """
+    if given is None:
+        return Reference(None)
+    if callable(given):
+        return _of_function(given, examples)
+    if not isinstance(given, str | Path):
+        return _of_array(ArrayExamples(np.asarray(given), "array"), examples, paired)
+    match given:
+        case "zeros":
+            return Reference({"name": given}, np.zeros(examples.shape, np.float32))
+        case "mean":
+            return Reference({"name": given}, mean_of(examples) if stored is None else stored)
+        case "frequencies":
+            if stored is None:
+                stored = np.asarray(references.frequencies(mean_of(examples)[None]))
+            return Reference({"name": given}, stored)
+        case "dinucleotide_shuffle":
+            return _shuffles(examples, shuffles, seed)
+    try:
+        array = open_array(given)
+    except FileNotFoundError:
+        names = ", ".join(map(repr, NAMES))
+        raise ValueError(
+            f"reference={str(given)!r} must be one of {names}, the path of an array, an array, or a function."
+        ) from None
+    return _of_array(array, examples, paired)
+
+
+def mean_of(examples: Examples) -> np.ndarray:
+    """The mean of all examples that are not bad, in one pass."""
+    if examples.count is None:
+        raise ValueError(
+            "a stream can be read only once: give the reference as an array, not as a mean of all examples."
+        )
+    total, good = np.zeros(examples.shape), 0
+    step = max(1, 2**24 // max(1, total.nbytes))
+    for start in range(0, examples.count, step):
+        records = examples.read(start, start + step)
+        kept = records.values[records.status == Status.SCORED]
+        total, good = total + kept.sum(0, dtype=np.float64), good + len(kept)
+    if not good:
+        raise ValueError(f"{examples.source}: there is no example to take the mean of.")
+    return total / good
+
+
+def _shuffles(examples: Examples, count: int, seed: int) -> Reference:
+    if examples.shape[1:] != (4,):
+        raise ValueError(
+            f"a dinucleotide shuffle takes one-hot sequences (L, 4), got examples of shape {examples.shape}."
+        )
+    if count < 1:
+        raise ValueError(f"shuffles={count} must be at least 1.")
+
+    def checked(records: Records, start: int) -> np.ndarray:
+        x = records.values
+        one_hot = ((x == 0) | (x == 1)).all((1, 2)) & (x.sum(2) <= 1).all(1)
+        for i in np.flatnonzero(~one_hot & (records.status == Status.SCORED)):
+            records.status[i] = Status.NO_REFERENCE
+            records.messages[start + int(i)] = "a sequence that isn't one-hot has no dinucleotide shuffles"
+        return np.zeros((len(x), 0))
+
+    def shuffled(x: Array, numbers: Array) -> Array:
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers)
+        return jax.vmap(lambda x, key: references.dinucleotide_shuffle(x, key, count))(x, keys)
+
+    description = {"name": "dinucleotide_shuffle", "shuffles": count, "seed": seed}
+    return Reference(description, None, count, checked, shuffled)
+
+
+def _of_function(fun: Callable[[np.ndarray], Any], examples: Examples) -> Reference:
+    first = examples.first()
+    shape = np.shape(fun(first))
+    if shape not in (examples.shape, (*shape[:1], *examples.shape)) or 0 in shape[: len(shape) - len(examples.shape)]:
+        raise ValueError(
+            f"reference={_identity.name_of(fun)} must return one reference {examples.shape} or several (R, ...), but it "
+            f"returned an array of shape {shape}."
+        )
+    count = 1 if shape == examples.shape else shape[0]
+
+    def of_records(records: Records, start: int) -> np.ndarray:
+        made = np.zeros((len(records.values), count, *examples.shape), np.float32)
+        for i in np.flatnonzero(records.status == Status.SCORED):
+            try:
+                reference = np.asarray(fun(records.values[i]))
+                if reference.shape != shape:
+                    raise ValueError(f"the reference has shape {reference.shape}, that of the first example {shape}")
+                if not np.isfinite(reference).all():
+                    raise ValueError("the reference has a NaN or an infinity")
+                made[i] = reference
+            except Exception as error:
+                records.status[i] = Status.NO_REFERENCE
+                records.messages[start + int(i)] = f"{type(error).__name__}: {error}"
+        return made
+
+    return Reference({"name": _identity.name_of(fun)}, None, count, of_records)
+
+
+def _of_array(array: Examples, examples: Examples, paired: bool) -> Reference:
+    """Read by its rank, as `attribute` does."""
+    own = array.count is not None and array.count == examples.count
+    one_each, several_each = array.shape == examples.shape, array.shape[1:] == examples.shape
+    if own and ((one_each and paired) or several_each):
+        return _of_each(array, 1 if one_each else array.shape[0], examples)
+    if not one_each and (array.count, *array.shape) != examples.shape:
+        raise ValueError(
+            f"a reference of shape {(array.count, *array.shape)} doesn't fit {examples.count} examples of shape "
+            f"{examples.shape}: expected one (...), or shared ones (R, ...), or several for each example (N, R, ...), or "
+            "one for each (N, ...), and attribute(..., references='paired')."
+        )
+    records = array.read(0, array.count or 0)
+    if records.messages or not len(records.values):
+        raise ValueError(
+            f"{array.source}: the reference can't be used: {next(iter(records.messages.values()), 'it is empty')}."
+        )
+    return Reference({"name": array.source, "checksum": _identity.checksum(records.values)}, records.values)
+
+
+def _of_each(array: Examples, count: int, examples: Examples) -> Reference:
+    def of_records(records: Records, start: int) -> np.ndarray:
+        read = array.read(start, start + len(records.values))
+        for i in np.flatnonzero((read.status != Status.SCORED) & (records.status == Status.SCORED)):
+            records.status[i] = Status.NO_REFERENCE
+            records.messages[start + int(i)] = f"its reference: {read.messages[start + int(i)]}"
+        return read.values.reshape(-1, count, *examples.shape)
+
+    return Reference({"name": array.source, "checksum": array.digest()}, None, count, of_records)

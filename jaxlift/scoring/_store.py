@@ -1,0 +1,210 @@
+"""The store: a Zarr group on disk, of which every finished chunk is valid whatever happens next.
+
+Zarr v3 through zarr-python, because those who read the result have it already: xarray reads with it, it is pure Python,
+and it replaces files in one step (since 3.1.3), which is what resuming needs of it.
+
+A chunk's scores are written first and its ``status`` last. So a chunk whose status is there is finished, and there are
+no other books to keep.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxlift.scoring._extra import extra
+
+FORMAT = 1
+
+
+class StoreError(Exception):
+    """The store can't be used for this run. `exit_code` is what the command ends with."""
+
+    exit_code = 2
+
+
+class BusyError(StoreError):
+    """Another run works on the store."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later
+
+
+@contextlib.contextmanager
+def lock(path: Path, shared: bool = False) -> Iterator[None]:
+    """Keep other runs off a store. The lock ends with the process, however it ends.
+
+    Args:
+        path: of the store; the lock is a file beside it, since Zarr takes no notice of files that aren't its own only
+            outside of its group.
+        shared: for the other processes of a run whose first process has called `share`.
+    """
+    import fcntl
+
+    name = path.with_name(f".{path.name}.lock")
+    with name.open("a") as file:
+        try:
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+            raise BusyError(f"another run works on {path}: wait for it to end, or stop it.") from None
+        _held[path] = file
+        try:
+            yield
+        finally:
+            del _held[path]
+
+
+_held: dict[Path, Any] = {}
+
+
+def share(path: Path) -> None:
+    """Let the other processes of this run in, and still no other run: one of them is enough to keep those off."""
+    import fcntl
+
+    try:
+        fcntl.flock(_held[path], fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        raise BusyError(f"another run has just begun to work on {path}.") from None
+
+
+class Store:
+    """Arrays with one row for each example, in chunks that are written whole.
+
+    Attributes:
+        path: the directory.
+        settings: what made the scores. A run with other settings may not add to them.
+        chunk: how many examples a chunk has.
+    """
+
+    def __init__(self, path: Path, mode: str = "r+") -> None:
+        self.path, self.group = path, extra("zarr").open_group(path, mode=mode, use_consolidated=False)
+        meta = self.group.attrs.get("jaxlift")
+        if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+            raise StoreError(f"{path} is not a store of this version of jaxlift.score: choose another path.")
+        self.settings: dict[str, Any] = meta["settings"]
+        self.chunk: int = meta["chunk"]
+        self.arrays: dict[str, Any] = {name: self.group[name] for name in meta["arrays"]}
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        settings: dict[str, Any],
+        arrays: Mapping[str, tuple[tuple[int, ...], Any]],
+        count: int | None,
+        chunk: int,
+        reference: np.ndarray | None,
+    ) -> Store:
+        """Make an empty store. It appears in one step, complete.
+
+        Args:
+            path: where. Nothing is there yet.
+            settings: what can be written as JSON.
+            arrays: name, shape of one row, and dtype; ``status`` comes by itself.
+            count: how many rows; None if that isn't known yet.
+            chunk: how many of them make a chunk.
+            reference: of all examples, if they have one.
+        """
+        zarr = extra("zarr")
+        draft = path.with_name(f".{path.name}.draft")
+        shutil.rmtree(draft, ignore_errors=True)
+        group = zarr.open_group(draft, mode="w-", zarr_format=3)
+        codec = zarr.codecs.BloscCodec(cname="zstd", clevel=3, shuffle="shuffle")
+        for name, (shape, dtype) in {**arrays, "status": ((), np.uint8)}.items():
+            group.create_array(
+                name,
+                shape=(count or 0, *shape),
+                chunks=(chunk, *(max(size, 1) for size in shape)),
+                dtype=dtype,
+                compressors=codec,
+                fill_value=0 if name == "status" else np.nan,
+                dimension_names=("example", *(f"{name}_{axis}" for axis in range(1, len(shape) + 1))),
+            )
+        if reference is not None:
+            names = [f"reference_{axis}" for axis in range(reference.ndim)]
+            group.create_array("reference", data=reference, compressors=codec, dimension_names=names)
+        meta = {"format": FORMAT, "settings": settings, "chunk": chunk, "arrays": [*arrays, "status"], "runs": []}
+        group.attrs["jaxlift"] = meta
+        draft.rename(path)
+        return cls(path)
+
+    def note(self, run: dict[str, Any] | None = None, **ended: Any) -> None:
+        """Add a run to the record of runs, or to the last one how it ended."""
+        meta = dict(self.group.attrs["jaxlift"])
+        meta["runs"] = [*meta["runs"], run] if run else [*meta["runs"][:-1], {**meta["runs"][-1], **ended}]
+        self.group.attrs["jaxlift"] = meta
+
+    @property
+    def runs(self) -> list[dict[str, Any]]:
+        """What ran, when and how."""
+        return self.group.attrs["jaxlift"]["runs"]
+
+    @property
+    def reference(self) -> np.ndarray | None:
+        """The reference of all examples, if they have one."""
+        return self.group["reference"][...] if "reference" in self.group else None
+
+    @property
+    def count(self) -> int:
+        """The number of rows."""
+        return self.arrays["status"].shape[0]
+
+    def finished(self) -> set[int]:
+        """The numbers of the chunks that need no more work."""
+        status = self.arrays["status"][...]
+        return {c for c in range(-(-len(status) // self.chunk)) if status[c * self.chunk : (c + 1) * self.chunk].all()}
+
+    def write(self, chunk: int, rows: Mapping[str, np.ndarray], status: np.ndarray) -> None:
+        """Write a chunk. It is finished when this returns, and not there before."""
+        start = chunk * self.chunk
+        stop = start + len(status)
+        if stop > self.count:  # of a stream; twice as much each time, for the metadata are rewritten
+            self.resize(max(stop, 2 * self.count))
+        for name, values in rows.items():
+            self.arrays[name][start:stop] = values
+        self.arrays["status"][start:stop] = status
+
+    def resize(self, count: int) -> None:
+        """Set the number of examples."""
+        for array in self.arrays.values():
+            if array.shape[0] != count:
+                array.resize((count, *array.shape[1:]))
+
+    def clean(self) -> None:
+        """Remove what a killed run had half written."""
+        for left in self.path.rglob("*.partial"):
+            left.unlink(missing_ok=True)
+
+
+def exists(path: Path) -> bool:
+    """Whether there is a store already. What else may be there is not to be lost."""
+    if path.exists() and not (path / "zarr.json").exists() and (not path.is_dir() or any(path.iterdir())):
+        raise StoreError(f"{path} is there, and is not a store of scores: choose another path.")
+    return (path / "zarr.json").exists()
+
+
+def remove(path: Path) -> None:
+    """Remove a store, in one step for whoever looks at it."""
+    old = path.with_name(f".{path.name}.old-{os.getpid()}")
+    path.rename(old)
+    shutil.rmtree(old)
+
+
+def differences(stored: Any, wanted: Any, name: str = "") -> list[str]:
+    """What differs between two settings, each with its name and both values."""
+    if isinstance(stored, dict) and isinstance(wanted, dict):
+        names = dict.fromkeys([*stored, *wanted])
+        found = [differences(stored.get(key), wanted.get(key), f"{name}.{key}" if name else key) for key in names]
+        return [line for lines in found for line in lines]
+    if stored == wanted:
+        return []
+    return [f"{name}: the store has {json.dumps(stored)}, this run {json.dumps(wanted)}"]
