@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 __all__ = ["dinucleotide_shuffle", "frequencies", "mean", "zeros"]
@@ -78,7 +79,7 @@ def frequencies(x: ArrayLike) -> Array:
     if x.ndim < 2:
         raise ValueError(f"frequencies need examples (N, ..., C) with an axis of channels, got shape {x.shape}.")
     total = x.mean(tuple(range(x.ndim - 1)))
-    if not isinstance(x, jax.core.Tracer) and ((x < 0).any() or total.sum() == 0):
+    if not isinstance(x, Tracer) and ((x < 0).any() or total.sum() == 0):
         raise ValueError("frequencies need one-hot examples, but some are negative, or all are 0: use mean.")
     return jnp.broadcast_to(total / total.sum(), x.shape[1:])
 

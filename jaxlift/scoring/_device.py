@@ -19,6 +19,7 @@ from jaxlift.scoring._reference import Reference
 
 LARGEST_BATCH = 1024
 PROBE = 8
+CHUNK = 4 * 2**20  # bytes of scores in a chunk: enough for a file, and little to lose
 
 
 class Program:
@@ -34,7 +35,7 @@ class Program:
         options: dict[str, Any],
         examples: Examples,
         reference: Reference,
-        devices: Sequence[jax.Device],
+        devices: Sequence[Any],
     ) -> None:
         self.examples, self.reference = examples, reference
         is_float = jnp.issubdtype(examples.dtype, jnp.floating)
@@ -46,20 +47,9 @@ class Program:
         self.split, self.whole = (
             NamedSharding(self.mesh, spec) for spec in (PartitionSpec("examples"), PartitionSpec())
         )
-        self.attr = attribute(
-            fun,
-            **options
-            | {
-                "convergence_delta": True,
-                "with_outputs": True,
-                "cancellation": False,
-                "references": None
-                if reference.description is None
-                else "shared"
-                if reference.constant is not None
-                else "paired",
-            },
-        )
+        references = "shared" if reference.constant is not None else "paired" if reference.count else None
+        wanted = {"convergence_delta": True, "with_outputs": True, "cancellation": False, "references": references}
+        self.attr = attribute(fun, **options | wanted)
         self.constant = None
         if reference.constant is not None:
             self.constant = jax.device_put(np.asarray(reference.constant, self.dtype), self.whole)
@@ -92,10 +82,20 @@ class Program:
         return [(out.shape[1:], storable(out.dtype)) for out in outputs]
 
     @property
+    def example(self) -> jax.ShapeDtypeStruct:
+        """A batch of one, as the model sees it."""
+        return jax.ShapeDtypeStruct((1, *self.examples.shape), self.dtype)
+
+    @property
+    def row_bytes(self) -> int:
+        """What one example's results take."""
+        return sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.rows())
+
+    @property
     def mapped(self) -> Callable[..., Any]:
         along = PartitionSpec("examples")
         given = PartitionSpec() if self.constant is not None else along
-        # The check would ask of every rule of differentiation that it says which device has what; here each has its own.
+        # Without the check, for it asks of every derivative to say which device has what; here each has its own.
         return jax.shard_map(
             self.scores, mesh=self.mesh, in_specs=(along, along, given), out_specs=along, check_vma=False
         )
@@ -107,13 +107,13 @@ class Program:
 
     def bytes(self) -> int:
         """What the compiled step takes of one device, with a second batch of inputs and outputs on their way."""
-        memory = self.compiled.memory_analysis()
+        memory: Any = self.compiled.memory_analysis()
         moving = memory.argument_size_in_bytes + memory.output_size_in_bytes
         return memory.temp_size_in_bytes + memory.generated_code_size_in_bytes + 2 * moving
 
     def fit(self, budget: int) -> None:
         """Compile with the largest batch that fits in so many bytes on each device."""
-        largest = LARGEST_BATCH
+        largest = min(LARGEST_BATCH, _power_of_two(max(1, CHUNK // self.row_bytes)))
         if self.examples.count is not None:
             largest = min(largest, _power_of_two(max(1, -(-self.examples.count // self.mesh.size)), up=True))
         batch = min(PROBE, largest)
@@ -124,8 +124,8 @@ class Program:
         while self.bytes() > budget:
             if self.batch == 1:
                 raise MemoryError(
-                    f"one example takes {readable(self.bytes())} on a device, and the budget is {readable(budget)}: give more "
-                    "memory, or fewer references."
+                    f"one example takes {readable(self.bytes())} on a device, and the budget is {readable(budget)}: "
+                    "give more memory, or fewer references."
                 )
             self.compile(self.batch // 2)
 
@@ -136,7 +136,7 @@ class Program:
         return self.compiled(*jax.device_put((x, numbers, given), self.split))
 
 
-def default_budget(device: jax.Device) -> int:
+def default_budget(device: Any) -> int:
     """Bytes that one of this process's devices may take: most of what an accelerator has left; of a host, a quarter of
     its memory and at most 2 GiB, because larger batches are no faster there.
     """

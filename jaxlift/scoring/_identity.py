@@ -61,14 +61,14 @@ def of_options(options: dict[str, Any]) -> dict[str, Any]:
 _OWN = {"convergence_delta", "with_outputs", "cancellation", "argnums", "batch_argnums", "references"}
 
 
-def environment(device: jax.Device) -> dict[str, Any]:
+def environment(device: Any) -> dict[str, Any]:
     """What the last bits of the scores depend on."""
     versions = {name: metadata.version(name) for name in ("jax", "jaxlib")}
     try:
         versions["jaxlift"] = metadata.version("jaxlift")
     except metadata.PackageNotFoundError:  # from a source tree that is not installed
         versions["jaxlift"] = "unknown"
-    return {**versions, "device": device.device_kind, "x64": jax.config.jax_enable_x64}
+    return {**versions, "device": device.device_kind, "float": jnp.zeros(()).dtype.name}
 
 
 def machine() -> dict[str, str]:

@@ -124,8 +124,8 @@ def _of_function(fun: Callable[[np.ndarray], Any], examples: Examples) -> Refere
     shape = np.shape(fun(first))
     if shape not in (examples.shape, (*shape[:1], *examples.shape)) or 0 in shape[: len(shape) - len(examples.shape)]:
         raise ValueError(
-            f"reference={_identity.name_of(fun)} must return one reference {examples.shape} or several (R, ...), but it "
-            f"returned an array of shape {shape}."
+            f"reference={_identity.name_of(fun)} must return one reference {examples.shape} or several (R, ...), but "
+            f"it returned an array of shape {shape}."
         )
     count = 1 if shape == examples.shape else shape[0]
 
@@ -156,8 +156,8 @@ def _of_array(array: Examples, examples: Examples, paired: bool) -> Reference:
     if not one_each and (array.count, *array.shape) != examples.shape:
         raise ValueError(
             f"a reference of shape {(array.count, *array.shape)} doesn't fit {examples.count} examples of shape "
-            f"{examples.shape}: expected one (...), or shared ones (R, ...), or several for each example (N, R, ...), or "
-            "one for each (N, ...), and attribute(..., references='paired')."
+            f"{examples.shape}: expected one (...), shared ones (R, ...), several for each example (N, R, ...), or one "
+            "for each (N, ...) and attribute(..., references='paired')."
         )
     records = array.read(0, array.count or 0)
     if records.messages or not len(records.values):

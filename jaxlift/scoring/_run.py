@@ -18,13 +18,12 @@ import jax
 import numpy as np
 
 from jaxlift.scoring import _identity
-from jaxlift.scoring._device import Program, as_bytes, default_budget
+from jaxlift.scoring._device import CHUNK, Program, as_bytes, default_budget
 from jaxlift.scoring._examples import Examples, Records, Status, open_examples
 from jaxlift.scoring._progress import Display, Progress
 from jaxlift.scoring._reference import Given, Reference, read_reference
 from jaxlift.scoring._store import Store, StoreError, differences, exists, lock, remove, share
 
-CHUNK = 4 * 2**20  # bytes of scores: large enough for a file, small enough to lose
 BATCHES = 16  # at most so many in a chunk
 AHEAD = 2  # steps that are read before they are needed, and chunks that wait to be written
 
@@ -75,7 +74,7 @@ def score(
     seed: int = 0,
     batch_size: int | None = None,
     memory: int | str | None = None,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
     overwrite: bool = False,
     progress: Display = "auto",
     command: Sequence[str] | None = None,
@@ -151,9 +150,7 @@ def score(
             compared = read_reference(reference, source, paired=paired, shuffles=shuffles, seed=seed, stored=kept)
             program = Program(fun, options, source, compared, devices)
             settings = {
-                "model": _identity.of_model(
-                    fun, options["target"], jax.ShapeDtypeStruct((1, *source.shape), program.dtype)
-                ),
+                "model": _identity.of_model(fun, options["target"], program.example),
                 "attribution": _identity.of_options(options),
                 "reference": compared.description,
                 "examples": {
@@ -247,8 +244,8 @@ def explained(attr: Callable[..., Any]) -> tuple[Callable[..., Any], dict[str, A
     each = not callable(target) and not isinstance(target, str | int | tuple | None) and np.ndim(target)
     if each and np.issubdtype(np.asarray(target).dtype, np.integer):
         raise ValueError(
-            "score takes one target for all examples. To explain another output of each, give a function of the outputs, "
-            "such as lambda y: y.max(-1)."
+            "score takes one target for all examples. To explain another output of each, give a function of the "
+            "outputs, such as lambda y: y.max(-1)."
         )
     return fun, options | {"argnums": 0}
 
@@ -454,7 +451,7 @@ class Run:
         if self.source.count is None:
             count = self.source.position  # pyright: ignore[reportAttributeAccessIssue]
             if any(chunk * self.store.chunk >= count for chunk in self.finished):
-                raise ValueError(
+                raise StoreError(
                     f"{self.source.source} ended after {count} examples, and more than that are scored already."
                 )
             self.store.resize(count)
@@ -474,8 +471,7 @@ def _ahead(pool: ThreadPoolExecutor, load: Callable[[Any], Any], items: Iterable
 def _new_store(path: Path, settings: dict[str, Any], program: Program, reference: Reference) -> Store:
     scores, delta, y, y_ref = program.rows()
     arrays = {settings["attribution"]["output"]: scores, "delta": delta, "output": y, "output_reference": y_ref}
-    size = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in arrays.values()) * program.batch
-    chunk = program.batch * max(1, min(BATCHES, CHUNK // size))
+    chunk = program.batch * max(1, min(BATCHES, CHUNK // (program.batch * program.row_bytes)))
     return Store.create(path, settings, arrays, program.examples.count, chunk, reference.constant)
 
 

@@ -1,0 +1,8 @@
+"""``python -m jaxlift`` is the command ``jaxlift``."""
+
+import sys
+
+from jaxlift.scoring._cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+"""Models that the tests of scoring name on the command line, and run in processes of their own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxlift
+
+LENGTH = 40
+_RNG = np.random.default_rng(5)
+_KERNEL = jnp.asarray(_RNG.normal(size=(5, 4, 8)), jnp.float32)
+_DENSE = jnp.asarray(_RNG.normal(size=(8, 3)), jnp.float32)
+
+
+def sequences(count, seed=0):
+    """One-hot sequences."""
+    return np.eye(4, dtype=np.float32)[np.random.default_rng(seed).integers(0, 4, (count, LENGTH))]
+
+
+def model(x):
+    """`(N, LENGTH, 4) -> (N, 3)`."""
+    h = jax.lax.conv_general_dilated(x, _KERNEL, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))
+    return jnp.tanh(jax.nn.relu(h).mean(1)) @ _DENSE
+
+
+def factory():
+    return model
+
+
+def explained():
+    return jax.jit(jaxlift.attribute(model, target=1, rule="revealcancel"))
+
+
+def mean_output(y):
+    return y.mean(-1)
+
+
+def reverse_complement(x):
+    return x[::-1, ::-1]
+
+
+def raises(x):
+    raise RuntimeError("the model is broken")

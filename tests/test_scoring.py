@@ -1,0 +1,667 @@
+"""`score`: the same numbers as `attribute` on the whole array, whatever they come from and whatever happens on the way."""
+
+import contextlib
+import gzip
+import itertools
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import h5py
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scored
+import zarr
+
+import jaxlift
+from jaxlift import references
+from jaxlift.scoring import Status, StoreError
+from jaxlift.scoring._device import as_bytes
+from jaxlift.scoring._store import lock
+
+X = scored.sequences(53)
+ONE = jax.local_devices()[:1]
+attr = jaxlift.attribute(scored.model, target=1)
+
+
+def expected(x=X, reference=0.25, **options):
+    """Scores, delta and both outputs, from one call on all examples."""
+    options = {"target": 1, "convergence_delta": True, "with_outputs": True} | options
+    reference = jnp.broadcast_to(jnp.asarray(reference), x.shape[1:]) if np.ndim(reference) < 2 else reference
+    return jax.jit(jaxlift.attribute(scored.model, **options))(jnp.asarray(x), reference=reference)
+
+
+@pytest.fixture(scope="module")
+def against_zeros():
+    return expected(reference=0.0)
+
+
+def score(examples, out, **options):
+    """In small batches and on one device, so that there are many of them, and they compile in no time."""
+    options = {"reference": "zeros", "batch_size": 4, "devices": ONE, "progress": "none"} | options
+    return jaxlift.score(options.pop("attr", attr), examples, out=out, **options)
+
+
+def read(out):
+    return {name: array[...] for name, array in zarr.open_group(out, mode="r").arrays()}
+
+
+def close(out, wanted, rows=slice(None)):
+    for name, values in zip(("contributions", "output", "output_reference"), (wanted[0], *wanted[2:]), strict=True):
+        np.testing.assert_allclose(read(out)[name][rows], values[rows], rtol=1e-5, atol=1e-6)
+    assert np.abs(read(out)["delta"][rows]).max() < 1e-5
+
+
+def same(out, other):
+    one, two = read(out), read(other)
+    assert one.keys() == two.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], two[name])
+
+
+def fasta(path, sequences, lower=()):
+    texts = ["".join("ACGT"[i] for i in x.argmax(1)) for x in sequences]
+    texts = [text.lower() if i in lower else text for i, text in enumerate(texts)]
+    content = "".join(f">peak {i}\n{text[:25]}\n{text[25:]}\n" for i, text in enumerate(texts))
+    if path.suffix == ".gz":
+        path.write_bytes(gzip.compress(content.encode()))
+    else:
+        path.write_text(content)
+    return path
+
+
+def npy(folder):
+    np.save(folder / "x.npy", X)
+    return folder / "x.npy"
+
+
+def npz(folder):
+    np.savez(folder / "x.npz", x=X, y=np.zeros(3))
+    return f"{folder}/x.npz:x"
+
+
+def compressed(folder):
+    np.savez_compressed(folder / "x.npz", X)
+    return folder / "x.npz"
+
+
+def hdf5(folder):
+    with h5py.File(folder / "x.h5", "w") as file:
+        file.create_dataset("peaks/x", data=X.astype(np.int8), chunks=(10, 40, 4), compression="gzip")
+        file["labels"] = np.zeros(3)
+    return f"{folder}/x.h5:peaks/x"
+
+
+def zarr_array(folder):
+    zarr.create_array(folder / "x.zarr", data=X, chunks=(10, 40, 4))
+    return folder / "x.zarr"
+
+
+def zarr_group(folder):
+    zarr.open_group(folder / "x.zarr", mode="w").create_array("x", data=X)
+    return f"{folder}/x.zarr:x"
+
+
+class Source:
+    """A Grain data source has these two, and `repr`."""
+
+    def __len__(self):
+        return len(X)
+
+    def __getitem__(self, number):
+        return X[number]
+
+
+SOURCES = {
+    "array": lambda folder: X,
+    "bytes": lambda folder: X.astype(np.uint8),
+    "truth values": lambda folder: X.astype(bool),
+    "big-endian": lambda folder: X.astype(">f8"),
+    "JAX": lambda folder: jnp.asarray(X),
+    "list": lambda folder: list(X),
+    "data source": lambda folder: Source(),
+    "stream": lambda folder: iter(X),
+    "npy": npy,
+    "npz": npz,
+    "compressed npz": compressed,
+    "HDF5": hdf5,
+    "HDF5 dataset": lambda folder: h5py.File(hdf5(folder).rpartition(":")[0])["peaks/x"],
+    "Zarr": zarr_array,
+    "Zarr group": zarr_group,
+    "FASTA": lambda folder: fasta(folder / "x.fa", X, lower=(0, 3)),
+    "gzipped FASTA": lambda folder: fasta(folder / "x.fa.gz", X),
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_examples_from(source, tmp_path, against_zeros):
+    summary = score(SOURCES[source](tmp_path), tmp_path / "s")
+    assert (summary.examples, summary.scored, summary.computed, summary.bad) == (53, 53, 53, {})
+    close(tmp_path / "s", against_zeros)
+    assert read(tmp_path / "s")["status"].tolist() == [Status.SCORED] * 53
+
+
+def test_grain(tmp_path, against_zeros):
+    grain = pytest.importorskip("grain")
+    score(grain.MapDataset.source(list(X)).map(lambda x: x), tmp_path / "map")
+    score(grain.MapDataset.source(list(X)).to_iter_dataset(), tmp_path / "iter")
+    close(tmp_path / "map", against_zeros)
+    close(tmp_path / "iter", against_zeros)
+
+
+class TestReferences:
+    def test_mean_and_frequencies(self, tmp_path):
+        x = np.concatenate([X, np.zeros((3, 40, 4), np.float32)])  # without a base
+        for name in ("mean", "frequencies"):
+            summary = score(x, tmp_path / name, reference=name)
+            assert summary.scored == 56
+            reference = getattr(references, name)(x)
+            np.testing.assert_allclose(read(tmp_path / name)["reference"], reference, rtol=1e-6)
+            close(tmp_path / name, expected(x, reference))
+
+    def test_dinucleotide_shuffles_do_not_depend_on_batches(self, tmp_path):
+        options = {"reference": "dinucleotide_shuffle", "shuffles": 3, "seed": 7}
+        score(X, tmp_path / "4", **options)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(7), jnp.arange(53))
+        shuffles = jax.vmap(references.dinucleotide_shuffle, (0, 0, None))(jnp.asarray(X), keys, 3)
+        close(tmp_path / "4", expected(reference=shuffles))
+
+    @pytest.mark.parametrize("kind", ["one", "shared", "as many as a batch", "paired", "several of each"])
+    @pytest.mark.parametrize("from_file", [False, True])
+    def test_arrays_by_rank(self, tmp_path, kind, from_file):
+        leading = {"one": (), "shared": (3,), "as many as a batch": (4,), "paired": (53,), "several of each": (53, 2)}
+        reference = np.random.default_rng(1).random((*leading[kind], 40, 4), np.float32)
+        options = {"references": "paired"} if kind == "paired" else {}
+        given = reference
+        if from_file:
+            given = tmp_path / "r.npy"
+            np.save(given, reference)
+        score(X, tmp_path / "s", attr=jaxlift.attribute(scored.model, target=1, **options), reference=given)
+        close(tmp_path / "s", expected(reference=reference, **options))
+
+    @pytest.mark.parametrize("count", [1, 2])
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_function_of_the_example(self, tmp_path, count, stream):
+        def reference(x):
+            return x[::-1] if count == 1 else np.stack([x[::-1], x[:, ::-1]])
+
+        score(iter(X) if stream else X, tmp_path / "s", reference=reference)
+        several = np.stack([reference(x).reshape(count, 40, 4) for x in X])
+        close(tmp_path / "s", expected(reference=several))
+
+    def test_none_for_a_rule_that_needs_none(self, tmp_path):
+        score(X, tmp_path / "s", attr=jaxlift.attribute(scored.model, target=1, rule="gradient"), reference=None)
+        gradient = jax.jacobian(lambda x: scored.model(x[None])[0, 1])
+        wanted = X * jax.vmap(gradient)(jnp.asarray(X))
+        np.testing.assert_allclose(read(tmp_path / "s")["contributions"], wanted, rtol=1e-4, atol=1e-6)
+
+
+class TestResults:
+    @pytest.mark.parametrize("output", ["multipliers", "hypothetical"])
+    def test_other_outputs(self, tmp_path, output):
+        score(X, tmp_path / "s", attr=jaxlift.attribute(scored.model, target=1, output=output))
+        np.testing.assert_allclose(read(tmp_path / "s")[output], expected(reference=0.0, output=output)[0], atol=1e-6)
+
+    def test_all_targets_and_each_reference(self, tmp_path):
+        shared = np.random.default_rng(1).random((2, 40, 4), np.float32)
+        options = {"target": "all", "average": False}
+        score(X, tmp_path / "s", attr=jax.jit(jaxlift.attribute(scored.model, **options)), reference=shared)
+        close(tmp_path / "s", expected(reference=shared, **options))
+        assert read(tmp_path / "s")["delta"].shape == (53, 2, 3)
+
+    def test_scores_add_up(self, tmp_path):
+        score(X, tmp_path / "s")
+        s = read(tmp_path / "s")
+        np.testing.assert_allclose(
+            s["contributions"].sum((1, 2)) + s["delta"], s["output"] - s["output_reference"], atol=1e-6
+        )
+
+    def test_read_in_one_line(self, tmp_path, against_zeros):
+        xarray = pytest.importorskip("xarray")
+        score(X, tmp_path / "s.zarr")
+        by_zarr = zarr.open(tmp_path / "s.zarr")["contributions"][:]
+        by_xarray = xarray.open_zarr(tmp_path / "s.zarr", consolidated=False)["contributions"].values
+        np.testing.assert_array_equal(by_zarr, by_xarray)
+
+    def test_metadata_repeat_the_run(self, tmp_path):
+        summary = score(
+            npy(tmp_path), tmp_path / "s", reference="dinucleotide_shuffle", shuffles=2, seed=3, command=["a", "b"]
+        )
+        meta = zarr.open_group(tmp_path / "s").attrs["jaxlift"]
+        settings, [run] = meta["settings"], meta["runs"]
+        assert settings["model"]["name"] == "scored:model"
+        assert settings["attribution"]["rule"] == "Rescale()"
+        assert settings["attribution"]["target"] == 1
+        assert settings["reference"] == {"name": "dinucleotide_shuffle", "shuffles": 2, "seed": 3}
+        assert settings["environment"]["jax"] == jax.__version__
+        assert (run["command"], run["examples"]) == (["a", "b"], str(tmp_path / "x.npy"))
+        assert run["largest_delta"] == summary.largest_delta == np.abs(read(tmp_path / "s")["delta"]).max()
+
+    def test_checksums_tell_parameters_and_programs_apart(self, tmp_path):
+        def checksums(scale, activation=jax.nn.relu):
+            weights = jnp.full((4, 2), scale)
+            fun = jax.jit(lambda x: activation(x @ weights).sum((1, 2)))
+            score(X[:3], tmp_path / "s", attr=jaxlift.attribute(fun), overwrite=True)
+            return zarr.open_group(tmp_path / "s").attrs["jaxlift"]["settings"]["model"]
+
+        one, again, other, tanh = checksums(1.0), checksums(1.0), checksums(2.0), checksums(1.0, jnp.tanh)
+        assert one == again
+        assert one["parameters"] != other["parameters"]
+        assert one["program"] == other["program"]
+        assert (one["parameters"], one["program"]) != (tanh["parameters"], tanh["program"])
+        assert one["parameters"] == tanh["parameters"]
+
+
+class TestBatches:
+    def test_one_compilation_and_no_padding_in_the_output(self, tmp_path, against_zeros):
+        traces = []
+
+        def counted(x):
+            traces.append(x.shape)
+            return scored.model(x)
+
+        score(X, tmp_path / "7", attr=jaxlift.attribute(counted, target=1), batch_size=7)
+        before = len(traces)
+        score(X[:50], tmp_path / "7b", attr=jaxlift.attribute(counted, target=1), batch_size=7)
+        assert len(traces) == 2 * before  # the same for 7 batches and a ragged one as for 7 and 1 example
+        close(tmp_path / "7", against_zeros)
+        assert read(tmp_path / "7")["contributions"].shape == X.shape
+
+    def test_batch_from_the_compiled_programs_memory(self, tmp_path, against_zeros):
+        sizes = {}
+        for memory in ("120kB", "1MB", "1GB"):
+            score(X, tmp_path / memory, batch_size=None, memory=memory)
+            sizes[memory] = zarr.open_group(tmp_path / memory).attrs["jaxlift"]["settings"]["batch_size"]
+            close(tmp_path / memory, against_zeros)
+        assert sizes["120kB"] < sizes["1MB"] <= sizes["1GB"] == 64
+        with pytest.raises(MemoryError, match=r"one example takes .* budget is 100 bytes"):
+            score(X, tmp_path / "s", batch_size=None, memory=100)
+        assert not (tmp_path / "s").exists()
+
+    def test_devices_give_the_same_bits(self, tmp_path):
+        for count in (1, 3, 8):
+            score(X, tmp_path / str(count), devices=jax.local_devices()[:count])
+        same(tmp_path / "1", tmp_path / "3")
+        same(tmp_path / "1", tmp_path / "8")
+
+    def test_devices_do_not_talk(self):
+        from jaxlift.scoring._device import Program
+        from jaxlift.scoring._examples import open_examples
+        from jaxlift.scoring._reference import read_reference
+
+        source = open_examples(X)
+        shuffles = read_reference("dinucleotide_shuffle", source, paired=False, shuffles=2, seed=0, stored=None)
+        program = Program(scored.model, attr.options, source, shuffles, jax.local_devices())
+        program.compile(1)
+        assert program.mesh.size == 8
+        for collective in ("all-reduce", "all-gather", "all-to-all", "collective-permute"):
+            assert collective not in program.compiled.as_text()
+
+
+class TestBadExamples:
+    def test_each_is_marked_and_none_spoils_another(self, tmp_path, against_zeros):
+        class Broken(Source):
+            def __getitem__(self, number):
+                match number:
+                    case 3:
+                        raise OSError("the disk has a hole")
+                    case 8:
+                        return X[number][:39]
+                    case 9:
+                        return np.array(["A"])
+                    case 20:
+                        return np.where(np.arange(4) == 2, np.nan, X[number])
+                return X[number]
+
+        bad = {3: Status.UNREADABLE, 8: Status.MALFORMED, 9: Status.MALFORMED, 20: Status.NOT_FINITE}
+        summary = score(Broken(), tmp_path / "s")
+        assert summary.bad == bad
+        assert "2 malformed: 8, 9" in str(summary)
+        s = read(tmp_path / "s")
+        good = np.array([i for i in range(53) if i not in bad])
+        close(tmp_path / "s", against_zeros, good)
+        for number, status in bad.items():
+            assert s["status"][number] == status
+            assert np.isnan(s["contributions"][number]).all()
+            assert np.isnan([s[name][number] for name in ("delta", "output", "output_reference")]).all()
+        again = score(Broken(), tmp_path / "s")
+        assert (again.computed, again.bad) == (0, bad)
+
+    def test_in_a_stream(self, tmp_path, against_zeros):
+        items = [*X[:10], X[0][:3], *X[11:]]
+        assert score(iter(items), tmp_path / "s").bad == {10: Status.MALFORMED}
+        close(tmp_path / "s", against_zeros, np.arange(53) != 10)
+
+    def test_in_a_fasta_file(self, tmp_path, against_zeros, capsys):
+        lines = fasta(tmp_path / "x.fa", X).read_text().split(">")
+        lines[5] = lines[5].replace("A", "R", 1)
+        lines[7] = lines[7][:-3] + "\n"
+        lines[9] = f"peak\n{'N' * 40}\n"
+        (tmp_path / "x.fa").write_text(">".join(lines))
+        summary = score(tmp_path / "x.fa", tmp_path / "s", progress="lines")
+        assert summary.bad == {4: Status.MALFORMED, 6: Status.MALFORMED}
+        assert "example 4: MalformedError: letter 'R' at position" in capsys.readouterr().err
+        close(tmp_path / "s", against_zeros, ~np.isin(np.arange(53), [4, 6, 8]))
+        assert (read(tmp_path / "s")["contributions"][8] == 0).all()
+
+    def test_a_damaged_file(self, tmp_path, against_zeros):
+        path = hdf5(tmp_path).rpartition(":")[0]
+        with h5py.File(path) as file:
+            info = file["peaks/x"].id.get_chunk_info(2)
+        with open(path, "r+b") as file:
+            file.seek(info.byte_offset + 10)
+            file.write(b"\xff" * 20)
+        assert score(f"{path}:peaks/x", tmp_path / "s").bad == dict.fromkeys(range(20, 30), Status.UNREADABLE)
+        close(tmp_path / "s", against_zeros, np.r_[:20, 30:53])
+
+    def test_scores_that_are_not_finite(self, tmp_path):
+        fun = jaxlift.attribute(lambda x: jnp.sqrt(x[:, :, 0].sum(1) - 4))
+        x = X.copy()
+        x[12, :, 0] = 0
+        reference = np.ones((40, 4))
+        assert score(x, tmp_path / "s", attr=fun, reference=reference).bad == {12: Status.SCORES_NOT_FINITE}
+
+    def test_references_that_fail(self, tmp_path):
+        def reference(x):
+            if (x == X[5]).all():
+                raise LookupError("no such peak")
+            return x[::-1]
+
+        assert score(X, tmp_path / "f", reference=reference).bad == {5: Status.NO_REFERENCE}
+        x = X.copy()
+        x[4] *= 0.5
+        shuffled = score(x, tmp_path / "s", reference="dinucleotide_shuffle", shuffles=2)
+        assert shuffled.bad == {4: Status.NO_REFERENCE}
+
+
+class TestFaults:
+    def test_goes_on_where_it_stopped(self, tmp_path, monkeypatch):
+        x = scored.sequences(500)
+        score(x, tmp_path / "whole")
+        for broken_at in (70, 300):
+
+            class Breaks(Source):
+                def __len__(self):
+                    return len(x)
+
+                def __getitem__(self, number, at=broken_at):
+                    if number == at:
+                        raise KeyboardInterrupt
+                    return x[number]
+
+            with pytest.raises(KeyboardInterrupt) as raised:
+                score(Breaks(), tmp_path / "s")
+            assert "What is finished is valid" in raised.value.__notes__[0]
+            status = read(tmp_path / "s")["status"]
+            assert 0 < (status == Status.SCORED).sum() <= broken_at
+            np.testing.assert_array_equal(
+                read(tmp_path / "s")["contributions"][status == 1],
+                read(tmp_path / "whole")["contributions"][status == 1],
+            )
+        assert 0 < score(x, tmp_path / "s").computed < 250
+        same(tmp_path / "s", tmp_path / "whole")
+
+    def test_a_stream_goes_on_too(self, tmp_path):
+        x = scored.sequences(300)
+        score(x, tmp_path / "whole")
+
+        def stopping():
+            yield from x[:200]
+            raise ConnectionError("lost")
+
+        with pytest.raises(ConnectionError):
+            score(stopping(), tmp_path / "s")
+        assert score(iter(x), tmp_path / "s").computed == 300 - 128
+        same(tmp_path / "s", tmp_path / "whole")
+        with pytest.raises(StoreError, match="ended after 100 examples, and more than that are scored"):
+            score(iter(x[:100]), tmp_path / "s")
+        same(tmp_path / "s", tmp_path / "whole")
+
+    def test_a_model_that_raises_leaves_nothing_behind(self, tmp_path):
+        with pytest.raises(RuntimeError, match="the model is broken"):
+            score(X, tmp_path / "s", attr=jaxlift.attribute(scored.raises))
+        assert score(X, tmp_path / "s").scored == 53
+
+    @pytest.mark.parametrize(
+        ("change", "difference"),
+        [
+            ({"reference": "mean"}, r'reference.name: the store has "zeros", this run "mean"'),
+            ({"attr": jaxlift.attribute(scored.model, target=2)}, r"attribution.target: the store has 1, this run 2"),
+            (
+                {"attr": jaxlift.attribute(scored.model, target=1, rule="revealcancel")},
+                r'attribution.rule: the store has "Rescale\(\)", this run "RevealCancel\(\)"',
+            ),
+            ({"attr": jaxlift.attribute(lambda x: 2 * scored.model(x), target=1)}, r"model.program: the store has"),
+            ({"examples": X[:50]}, r"examples.count: the store has 53, this run 50"),
+            ({"examples": X[::-1]}, r"examples.checksum: the store has"),
+            ({"batch_size": 5}, r"batch_size: the store has 4, this run 5"),
+        ],
+        ids=["reference", "target", "rule", "program", "count", "examples", "batch size"],
+    )
+    def test_changed_settings_are_refused(self, tmp_path, change, difference):
+        score(X, tmp_path / "s")
+        with pytest.raises(StoreError, match=rf"made with other settings:(?s:.*){difference}(?s:.*)overwrite=True"):
+            score(change.pop("examples", X), tmp_path / "s", **change)
+        score(change.pop("examples", X), tmp_path / "s", overwrite=True, **change)
+
+    def test_what_is_not_a_store_is_not_touched(self, tmp_path):
+        (tmp_path / "s").mkdir()
+        (tmp_path / "s" / "thesis.tex").touch()
+        for overwrite in (False, True):
+            with pytest.raises(StoreError, match="is not a store of scores"):
+                score(X, tmp_path / "s", overwrite=overwrite)
+        zarr.open_group(tmp_path / "other", mode="w")
+        with pytest.raises(StoreError, match="is not a store of this version"):
+            score(X, tmp_path / "other")
+
+    def test_two_runs_exclude_each_other(self, tmp_path):
+        with lock(tmp_path / "s"), pytest.raises(StoreError, match="another run works on"):
+            score(X, tmp_path / "s")
+        assert score(X, tmp_path / "s").scored == 53
+
+    def test_a_full_disk(self, tmp_path):
+        """What a full disk does, a limit on the size of files does: a write stops half-way."""
+        x = scored.sequences(300)
+        x[:150] = x[0]  # compresses well
+        np.save(tmp_path / "x.npy", x)
+        limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))"
+        run = command(
+            "score", "scored:model", "x.npy", "--target", "1", "--batch-size", "4", folder=tmp_path, first=limited
+        )
+        assert run.returncode == 74, run.stderr
+        assert "What is finished is valid" in run.stderr
+        status = read(tmp_path / "scores.zarr")["status"]
+        assert 0 < (status == Status.SCORED).sum() < 300
+        assert not list((tmp_path / "scores.zarr").rglob("*.partial"))
+        assert command("score", "scored:model", "x.npy", "--target", "1", folder=tmp_path).returncode == 0
+        score(x, tmp_path / "whole")
+        same(tmp_path / "scores.zarr", tmp_path / "whole")
+
+
+CASES = {
+    "no attr": ({"attr": scored.model}, TypeError, r"expected what jaxlift.attribute returns, got scored:model"),
+    "several arguments": (
+        {"attr": jaxlift.attribute(scored.model, argnums=1)},
+        ValueError,
+        r"models of one array: .*functools\.partial",
+    ),
+    "targets": ({"attr": jaxlift.attribute(scored.model, target=[0, 1])}, ValueError, r"lambda y: y\.max\(-1\)"),
+    "no such reference": ({"reference": "zeroes"}, ValueError, r"'zeroes' must be one of 'zeros', 'mean'"),
+    "reference shape": (
+        {"reference": np.zeros((3, 4))},
+        ValueError,
+        r"shape \(3, 4\) doesn't fit 53 examples of shape",
+    ),
+    "reference of a function": ({"reference": lambda x: x[:3]}, ValueError, r"it returned an array of shape \(3, 4\)"),
+    "reference is NaN": ({"reference": np.full((40, 4), np.nan)}, ValueError, r"can't be used: .*NaN"),
+    "no reference": ({"reference": None}, TypeError, r"compares the input with a reference"),
+    "shuffled images": (
+        {"examples": np.zeros((3, 8, 8)), "reference": "dinucleotide_shuffle"},
+        ValueError,
+        r"\(L, 4\)",
+    ),
+    "mean of a stream": ({"examples": iter(X), "reference": "mean"}, ValueError, r"read only once"),
+    "no shuffles": ({"reference": "dinucleotide_shuffle", "shuffles": 0}, ValueError, r"shuffles=0 must be at least 1"),
+    "no examples": ({"examples": X[:0]}, ValueError, r"there are no examples"),
+    "empty stream": ({"examples": iter(())}, ValueError, r"there are no examples"),
+    "text": ({"examples": np.array(["ACGT"])}, TypeError, r"expected examples of numbers, got dtype <U4"),
+    "not examples": ({"examples": 3}, TypeError, r"arrays, an iterable of arrays, or the path of a file, got builtins"),
+    "no file": ({"examples": "missing.npy"}, FileNotFoundError, r"there is no file missing\.npy"),
+    "batch size": ({"batch_size": 0}, ValueError, r"batch_size=0 must be at least 1"),
+    "memory": ({"batch_size": None, "memory": "much"}, ValueError, r"memory='much' must be a number of bytes"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_arguments(case, tmp_path):
+    options, error, message = CASES[case]
+    with pytest.raises(error, match=message):
+        score(options.pop("examples", X), tmp_path / "s", **options)
+    assert not (tmp_path / "s").exists()
+
+
+def test_files_that_are_not_clear(tmp_path):
+    np.savez(tmp_path / "x.npz", a=X, b=X)
+    with pytest.raises(ValueError, match=r"say which array: write .*x\.npz:NAME, with one of a, b"):
+        score(tmp_path / "x.npz", tmp_path / "s")
+    with pytest.raises(ValueError, match=r"there is no array 'c'"):
+        score(f"{tmp_path}/x.npz:c", tmp_path / "s")
+    np.savez(tmp_path / "f.npz", np.asfortranarray(X))
+    with pytest.raises(ValueError, match=r"Fortran's order"):
+        score(tmp_path / "f.npz", tmp_path / "s")
+    (tmp_path / "x.txt").touch()
+    with pytest.raises(ValueError, match=r"expected \.npy, \.npz"):
+        score(tmp_path / "x.txt", tmp_path / "s")
+    (tmp_path / "x.fa").write_text("ACGT\n")
+    with pytest.raises(ValueError, match=r"no line that begins with '>'"):
+        score(tmp_path / "x.fa", tmp_path / "s")
+
+
+def test_memory_as_text():
+    assert [as_bytes(text) for text in ("500MB", "4 GB", "2GiB", "1e3", 7)] == [500 * 10**6, 4 * 10**9, 2**31, 1000, 7]
+
+
+def test_missing_extra_is_named():
+    hidden = "import sys; sys.modules['zarr'] = None; import jaxlift, numpy as np; "
+    run = (
+        f"{hidden}jaxlift.score(jaxlift.attribute(lambda x: x.sum(1)), np.ones((2, 2)), reference='zeros', out='never')"
+    )
+    result = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, env=environment(), check=False)
+    assert "this needs zarr, which is not installed: pip install 'jaxlift[scoring]'" in result.stderr
+
+
+def test_import_is_light():
+    code = "import sys, jaxlift; print(*{'zarr', 'tqdm', 'h5py', 'matplotlib', 'xarray'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True)
+    assert result.stdout.strip() == ""
+
+
+def environment(**more):
+    """Of a process that finds the tests' models and the jaxlift that is tested."""
+    folders = [str(Path(__file__).parent), str(Path(jaxlift.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, folders))} | more
+
+
+def started(*arguments, folder, first="", **more):
+    """A process that runs the command."""
+    code = f"{first}\nimport sys; from jaxlift.scoring._cli import main; sys.exit(main({list(arguments)!r}))"
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-c", code], cwd=folder, env=environment(**more), **output)
+
+
+def command(*arguments, folder, first=""):
+    process = started(*arguments, folder=folder, first=first)
+    stdout, stderr = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(arguments, process.returncode, stdout, stderr)
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(tmp_path):
+    """Twenty times, wherever it is; then the same bits as if nothing had happened."""
+    np.save(tmp_path / "x.npy", scored.sequences(3000))
+    arguments = [
+        "score",
+        "scored:model",
+        "x.npy",
+        "--target",
+        "1",
+        "--reference",
+        "dinucleotide_shuffle",
+        "--shuffles",
+        "40",
+    ]
+    arguments += ["--batch-size", "8", "--quiet"]
+    began = time.monotonic()
+    assert command(*arguments, "--out", "whole", folder=tmp_path).returncode == 0
+    duration = time.monotonic() - began
+    whole, kills, moments, shares = tmp_path / "whole", 0, random.Random(0), []
+    for attempt in itertools.count():
+        out, before = tmp_path / f"killed-{attempt}", kills
+        for _ in range(100):
+            process = started(*arguments, "--out", out.name, folder=tmp_path)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(moments.uniform(0, duration) if kills < 20 else 300)
+            if process.poll() is not None:
+                break
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+            if out.exists():  # what there is can be read, and is right
+                status = read(out)["status"]
+                shares.append((status == Status.SCORED).mean())
+                for name, values in read(out).items():
+                    done = status == Status.SCORED
+                    np.testing.assert_array_equal(values[done], read(whole)[name][done])
+        assert process.returncode == 0, process.stderr.read()
+        same(out, whole)
+        if kills >= 20:
+            assert kills > before or attempt
+            break
+    assert len({share for share in shares if 0 < share < 1}) > 3  # some kills did come in the middle
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_store(tmp_path):
+    """Each with four devices. Killed in the middle, both go on; one alone would too."""
+    np.save(tmp_path / "x.npy", scored.sequences(1000))
+    arguments = ["score", "scored:model", "x.npy", "--target", "1", "--reference", "mean", "--batch-size", "4"]
+    score(tmp_path / "x.npy", tmp_path / "whole", reference="mean")
+
+    def pair(out, **options):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            coordinator = f"localhost:{free.getsockname()[1]}"
+        four = "import jax; jax.config.update('jax_num_cpu_devices', 4)"
+        own = ["--distributed", "--coordinator", coordinator, "--processes", "2", "--out", out]
+        return [
+            started(*arguments, *own, "--process", str(i), folder=tmp_path, first=four, **options) for i in range(2)
+        ]
+
+    processes = pair("two")
+    outputs = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert "1000 of 1000 examples scored" in outputs[0][0]
+    same(tmp_path / "two", tmp_path / "whole")
+    [run] = zarr.open_group(tmp_path / "two").attrs["jaxlift"]["runs"]
+    assert (run["processes"], run["devices"]) == (2, 4)
+
+    # A store that the first process can't have: the other is told, and neither waits for ever.
+    with lock(tmp_path / "busy"):
+        processes = pair("busy")
+        outputs = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [75, 2], outputs
+    assert not (tmp_path / "busy").exists()
+
+    assert json.loads(command("info", "two", "--json", folder=tmp_path).stdout)["scored"] == 1000
+
+
+warnings.filterwarnings("error")
