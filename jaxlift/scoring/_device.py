@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -38,11 +39,12 @@ class Program:
         devices: Sequence[Any],
     ) -> None:
         self.examples, self.reference = examples, reference
-        is_float = jnp.issubdtype(examples.dtype, jnp.floating)
-        self.dtype = jnp.zeros((), examples.dtype if is_float else float).dtype
+        native = examples.dtype.newbyteorder("=")
+        is_float = jnp.issubdtype(native, jnp.floating)
+        self.dtype = jax.dtypes.canonicalize_dtype(native if is_float else float)
         # What is small travels small: bytes and half precision become what the model takes on the device.
-        small = not is_float and examples.dtype.itemsize <= 2
-        self.wire = np.dtype(examples.dtype.newbyteorder("=")) if small else self.dtype
+        small = not is_float and native.itemsize <= 2
+        self.wire = native if small else self.dtype
         self.mesh = Mesh(np.array(devices), ("examples",))
         self.split, self.whole = (
             NamedSharding(self.mesh, spec) for spec in (PartitionSpec("examples"), PartitionSpec())
@@ -76,6 +78,7 @@ class Program:
             given,
         )
 
+    @functools.cached_property
     def rows(self) -> list[tuple[tuple[int, ...], np.dtype]]:
         """Shape and dtype of one example's results."""
         outputs = jax.eval_shape(self.mapped, *self.inputs(1))
@@ -89,7 +92,7 @@ class Program:
     @property
     def row_bytes(self) -> int:
         """What one example's results take."""
-        return sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.rows())
+        return sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.rows)
 
     @property
     def mapped(self) -> Callable[..., Any]:

@@ -67,6 +67,9 @@ class Examples:
     source: str
     letters: str | None = None
 
+    def close(self) -> None:
+        """Close the file, if it was opened here."""
+
     def row(self, number: int) -> Any:
         raise NotImplementedError
 
@@ -230,7 +233,8 @@ class NpzExamples(Examples):
     def __init__(self, path: Path, key: str | None) -> None:
         with zipfile.ZipFile(path) as archive:
             key = only_key([name.removesuffix(".npy") for name in archive.namelist()], key, path)
-            self.file = archive.open(f"{key}.npy")  # the file stays open with its archive
+            self.file = archive.open(f"{key}.npy")  # which can be read when the archive is closed
+        self.close = self.file.close
         version = np.lib.format.read_magic(self.file)
         header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         (self.count, *shape), fortran, dtype = header(self.file)
@@ -261,6 +265,7 @@ class FastaExamples(Examples):
     def __init__(self, path: Path) -> None:
         self.source = str(path)
         self.file: Any = (gzip.open if path.suffix == ".gz" else open)(path, "rb")  # for as long as the run
+        self.close = self.file.close
         self.offsets = array("q")  # of the lines after each header
         offset = 0
         for line in self.file:
@@ -269,6 +274,7 @@ class FastaExamples(Examples):
                 self.offsets.append(offset)
         self.count = len(self.offsets)
         if not self.count:
+            self.close()
             raise ValueError(f"{path}: there is no sequence, no line that begins with '>'.")
         self.shape, self.dtype = (len(self._sequence(0)), 4), np.dtype(np.float32)
 
@@ -347,7 +353,9 @@ def _hdf5(path: Path, key: str | None) -> Examples:
     file, names = h5py.File(path, "r"), []
     file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
     key = only_key(names, key.strip("/") if key else None, path)
-    return ArrayExamples(file[key], f"{path}:{key}")
+    examples = ArrayExamples(file[key], f"{path}:{key}")
+    examples.close = file.close
+    return examples
 
 
 def _zarr(path: Path, key: str | None) -> Examples:

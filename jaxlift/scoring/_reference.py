@@ -29,6 +29,7 @@ class Reference:
         count: how many each example has for itself; 0 where all have the same.
         of_records: makes those on the host, `(n, count, ...)`, and marks the examples for which it can't.
         shuffled: makes those on the device instead, of the examples and their numbers.
+        close: what to do when it is no longer needed.
     """
 
     description: dict[str, Any] | None
@@ -36,6 +37,7 @@ class Reference:
     count: int = 0
     of_records: Callable[[Records, int], np.ndarray] | None = None
     shuffled: Callable[[Array, Array], Array] | None = None
+    close: Callable[[], None] = lambda: None
 
 
 def read_reference(
@@ -160,6 +162,7 @@ def _of_array(array: Examples, examples: Examples, paired: bool) -> Reference:
             "for each (N, ...) and attribute(..., references='paired')."
         )
     records = array.read(0, array.count or 0)
+    array.close()
     if records.messages or not len(records.values):
         raise ValueError(
             f"{array.source}: the reference can't be used: {next(iter(records.messages.values()), 'it is empty')}."
@@ -175,4 +178,4 @@ def _of_each(array: Examples, count: int, examples: Examples) -> Reference:
             records.messages[start + int(i)] = f"its reference: {read.messages[start + int(i)]}"
         return read.values.reshape(-1, count, *examples.shape)
 
-    return Reference({"name": array.source, "checksum": array.digest()}, None, count, of_records)
+    return Reference({"name": array.source, "checksum": array.digest()}, None, count, of_records, close=array.close)

@@ -138,6 +138,8 @@ def score(
         raise ValueError(f"batch_size={batch_size} must be at least 1.")
 
     with contextlib.ExitStack() as held:
+        if source is not examples:
+            held.callback(source.close)
 
         def prepare(is_first: bool) -> tuple[Program, Store]:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -148,6 +150,7 @@ def score(
             paired = options["references"] == "paired"
             kept = None if store is None else store.reference
             compared = read_reference(reference, source, paired=paired, shuffles=shuffles, seed=seed, stored=kept)
+            held.callback(compared.close)
             program = Program(fun, options, source, compared, devices)
             settings = {
                 "model": _identity.of_model(fun, options["target"], program.example),
@@ -347,9 +350,9 @@ class Run:
         batches = self.batches()
         steps = iter(lambda: list(itertools.islice(batches, self.program.mesh.size)), [])
         with ThreadPoolExecutor(1, "write") as writer, ThreadPoolExecutor(1, "read") as reader:
+            computing: deque[tuple[Step, Any]] = deque()
+            began = None
             try:
-                computing: deque[tuple[Step, Any]] = deque()
-                began = None
                 for step in _ahead(reader, self.load, steps):
                     if not step.batches:
                         break
@@ -360,10 +363,15 @@ class Run:
                     computing.append((step, self.program(step.x, step.numbers, step.given)))
                     if len(computing) > 1:
                         self.collect(*computing.popleft(), writer)
-                for step, results in computing:
-                    self.collect(step, results, writer)
+                while computing:
+                    self.collect(*computing.popleft(), writer)
                 self.finish(writer)
                 self.seconds = 0.0 if began is None else time.monotonic() - began
+            except BaseException:
+                with contextlib.suppress(Exception):  # whatever comes now, it is the first that counts
+                    while computing:
+                        self.collect(*computing.popleft(), writer)
+                raise
             finally:
                 reader.shutdown(wait=True, cancel_futures=True)
 
@@ -469,7 +477,7 @@ def _ahead(pool: ThreadPoolExecutor, load: Callable[[Any], Any], items: Iterable
 
 
 def _new_store(path: Path, settings: dict[str, Any], program: Program, reference: Reference) -> Store:
-    scores, delta, y, y_ref = program.rows()
+    scores, delta, y, y_ref = program.rows
     arrays = {settings["attribution"]["output"]: scores, "delta": delta, "output": y, "output_reference": y_ref}
     chunk = program.batch * max(1, min(BATCHES, CHUNK // (program.batch * program.row_bytes)))
     return Store.create(path, settings, arrays, program.examples.count, chunk, reference.constant)
