@@ -1,11 +1,14 @@
 """Models that the tests of scoring name on the command line, and run in processes of their own."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import jaxlift
 
+ROOT = Path(__file__).parent.parent
 LENGTH = 40
 _RNG = np.random.default_rng(5)
 _KERNEL = jnp.asarray(_RNG.normal(size=(5, 4, 8)), jnp.float32)
@@ -41,3 +44,11 @@ def reverse_complement(x):
 
 def raises(x):
     raise RuntimeError("the model is broken")
+
+
+def total(x):
+    return jnp.tanh(x).reshape(len(x), -1).sum(1)
+
+
+def no_factory():
+    return np.zeros(3)

@@ -13,10 +13,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
+from jaxlift._attribute import attribute
 from jaxlift.scoring._examples import Status
+from jaxlift.scoring._plot import plot
 from jaxlift.scoring._reference import NAMES
+from jaxlift.scoring._run import KEPT, score, summarize
 from jaxlift.scoring._store import Store, StoreError, exists
 
 EXIT_CODES = """\
@@ -40,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StoreError as error:
         return _failed(error, error.exit_code)
     except (ValueError, TypeError, ModuleNotFoundError, FileNotFoundError, MemoryError) as error:
-        if hasattr(error, "__notes__"):  # it came while the run went on: the model's, to be seen with its traceback
+        if _kept(error):  # it came while the run went on: the model's, to be seen with its traceback
             raise
         return _failed(error, USAGE)
     except OSError as error:
@@ -51,8 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _failed(error: BaseException, code: int) -> int:
     text = str(error) or "stopped"
-    print(f"jaxlift: {text}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
+    print(f"jaxlift: {text}", *_kept(error), sep="\n", file=sys.stderr)
     return code
+
+
+def _kept(error: BaseException) -> list[str]:
+    """What a run says of what it leaves, if it had begun."""
+    return [note for note in getattr(error, "__notes__", ()) if note.startswith(KEPT)]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -139,10 +148,6 @@ def _score_parser(parser: argparse.ArgumentParser) -> None:
 
 
 def _score(given: argparse.Namespace) -> int:
-    import jax
-
-    from jaxlift._attribute import attribute
-    from jaxlift.scoring._run import score
 
     signal.signal(signal.SIGTERM, _terminated)
     sys.path.insert(0, os.getcwd())
@@ -175,8 +180,6 @@ def _score(given: argparse.Namespace) -> int:
 
 
 def _info(given: argparse.Namespace) -> int:
-    from jaxlift.scoring._run import summarize
-
     store, summary = _store(given.store), summarize(given.store)
     if given.json:
         described = {
@@ -211,8 +214,6 @@ def _info(given: argparse.Namespace) -> int:
 
 
 def _plot(given: argparse.Namespace) -> int:
-    from jaxlift.scoring._plot import plot
-
     store = _store(given.store)
     name = store.settings["attribution"]["output"]
     if not 0 <= given.example < store.count:

@@ -25,6 +25,7 @@ from jaxlift.scoring._reference import Given, Reference, read_reference
 from jaxlift.scoring._store import Store, StoreError, differences, exists, lock, remove, share
 
 BATCHES = 16  # at most so many in a chunk
+KEPT = "What is finished is valid,"
 AHEAD = 2  # steps that are read before they are needed, and chunks that wait to be written
 
 
@@ -198,7 +199,7 @@ def score(
         try:
             run.all()
         except BaseException as error:
-            error.add_note(f"What is finished is valid, in {path}. The same call or command goes on from there.")
+            error.add_note(f"{KEPT} in {path}. The same call or command goes on from there.")
             raise
         finally:
             run.progress.close()
