@@ -20,7 +20,7 @@ from jaxlift._attribute import attribute
 from jaxlift.scoring._examples import Status
 from jaxlift.scoring._plot import plot
 from jaxlift.scoring._reference import NAMES
-from jaxlift.scoring._run import KEPT, score, summarize
+from jaxlift.scoring._run import KEPT, is_explained, score, summarize
 from jaxlift.scoring._store import Store, StoreError, exists
 
 EXIT_CODES = """\
@@ -148,7 +148,6 @@ def _score_parser(parser: argparse.ArgumentParser) -> None:
 
 
 def _score(given: argparse.Namespace) -> int:
-
     signal.signal(signal.SIGTERM, _terminated)
     sys.path.insert(0, os.getcwd())
     if given.distributed:
@@ -158,7 +157,7 @@ def _score(given: argparse.Namespace) -> int:
     options = {name: _imported(value) for name, value in options.items() if value is not None}
     if given.paired:
         options["references"] = "paired"
-    if not isinstance(getattr(attr, "options", None), dict):
+    if not is_explained(attr):
         attr = attribute(attr, **options)
     elif options:
         raise ValueError(f"{given.model} says itself what is explained: leave out --{', --'.join(options)}.")

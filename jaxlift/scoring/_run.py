@@ -228,11 +228,16 @@ def summarize(path: Path, computed: int = 0, seconds: float = 0.0) -> Summary:
     return Summary(path, len(status), int((status == Status.SCORED).sum()), bad, computed, seconds, largest, at)
 
 
+def is_explained(attr: Any) -> bool:
+    """Whether this is what `attribute` returns, compiled or not."""
+    return isinstance(getattr(attr, "options", None), dict)
+
+
 def explained(attr: Callable[..., Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
     """The model and the options that `attribute` was given, from what it returned, compiled or not."""
     found, link = None, attr
     while link is not None:
-        if isinstance(getattr(link, "options", None), dict):
+        if is_explained(link):
             found = link
         link = getattr(link, "__wrapped__", None)
     if found is None:

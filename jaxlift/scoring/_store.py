@@ -118,7 +118,9 @@ class Store:
         draft = path.with_name(f".{path.name}.draft")
         shutil.rmtree(draft, ignore_errors=True)
         group = zarr.open_group(draft, mode="w-", zarr_format=3)
-        codec = zarr.codecs.BloscCodec(cname="zstd", clevel=3, shuffle="shuffle")
+        codec = zarr.codecs.BloscCodec(
+            cname="zstd", clevel=1, shuffle="shuffle"
+        )  # higher levels gain nothing on floats
         for name, (shape, dtype) in {**arrays, "status": ((), np.uint8)}.items():
             group.create_array(
                 name,
