@@ -29,7 +29,7 @@ from jaxlift.rules import PerLayer as PerLayer
 from jaxlift.rules import Rescale as Rescale
 from jaxlift.rules import RevealCancel as RevealCancel
 from jaxlift.rules import Rule as Rule
+from jaxlift.scoring import score as score
 from jaxlift.wrappers import mean_over_references as mean_over_references
 from jaxlift.wrappers import smooth as smooth
 from jaxlift.wrappers import sum_channels as sum_channels
-from jaxlift.scoring import score as score

@@ -34,6 +34,7 @@ def attribute(
     channel_axis: int = -1,
     convergence_delta: bool = False,
     cancellation: bool = False,
+    with_outputs: bool = False,
     batch_size: int | None = None,
     reference_batch_size: int | None = None,
     max_pooling: MaxPooling = "complete",
@@ -84,6 +85,7 @@ def attribute(
         cancellation: whether to return also how much contributions cancel, `sum(|contributions|) / |fun(x) - fun(r)|`.
             Where that times the dtype's rounding isn't small, the dtype can't carry the sum; outside of `jax.jit` a
             warning says so.
+        with_outputs: whether to return also what is explained, the target's value at the input and at the reference.
         batch_size, reference_batch_size: how many examples, and how many references, are compared at once; None for
             all. Memory grows with their product, the results don't depend on them, and forward passes remain N + R
             unless both are given: then references are evaluated again for each batch of examples.
@@ -98,8 +100,8 @@ def attribute(
         The scores have the structure, dtype and shape `(N, ...)` of `x`. With ``average=False`` an axis of references
         follows the first, with ``target="all"`` the axes of the outputs follow those. With ``convergence_delta=True``
         the result is `(scores, delta)`, with ``cancellation=True`` `(scores, cancellation)`, with both `(scores, delta,
-        cancellation)`; these have the leading axes only. An example that is not finite has scores of NaN, and so does a
-        comparison with a reference that isn't.
+        cancellation)`; `with_outputs` adds two more. These have the leading axes only. An example that is not finite
+        has scores of NaN, and so does a comparison with a reference that isn't.
 
     Raises:
         ValueError: from `attribute`, if an option has no such value; from `attr`, if shapes, structures or the target
@@ -151,6 +153,7 @@ def attribute(
         explain,
         gives="contributions" if in_parts else "multipliers",
         needs_reference=rule.needs_reference,
+        options={"rule": rule, "max_pooling": max_pooling, "missing_rule": missing_rule},
         explain_layer=explain_layer,
     )
     return Explainer(
@@ -167,6 +170,7 @@ def attribute(
         channel_axis=channel_axis,
         convergence_delta=convergence_delta,
         cancellation=cancellation,
+        with_outputs=with_outputs,
         batch_size=batch_size,
         reference_batch_size=reference_batch_size,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import partial, reduce
 from typing import Any, Literal, NamedTuple, TypedDict
 
@@ -36,6 +36,7 @@ class CommonOptions(TypedDict, total=False):
     channel_axis: int
     convergence_delta: bool
     cancellation: bool
+    with_outputs: bool
     batch_size: int | None
     reference_batch_size: int | None
 
@@ -58,6 +59,7 @@ class Method:
             and has no sum.
         needs_reference: whether the example is compared with a reference. One that isn't given is zeros.
         has_error: whether scores come with their standard error, as a pair.
+        options: what the method was given besides, by name: its rule, its steps.
         explain_layer: the same for the value of a layer, for methods that ask what lies below: takes the function that
             goes on from there, the function of the example that leads there, the example and its reference.
     """
@@ -66,6 +68,7 @@ class Method:
     gives: Literal["multipliers", "contributions", "map"] = "multipliers"
     needs_reference: bool = True
     has_error: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
     explain_layer: Callable[..., Any] | None = None
 
 
@@ -86,6 +89,7 @@ class Explainer:
     channel_axis: int = -1
     convergence_delta: bool = False
     cancellation: bool = False
+    with_outputs: bool = False
     batch_size: int | None = None
     reference_batch_size: int | None = None
 
@@ -102,6 +106,12 @@ class Explainer:
             raise ValueError(
                 "convergence_delta and cancellation are about sums, which this method's scores don't have."
             )
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All that the scores depend on besides the model and the data, by name."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("fun", "method")}
+        return own | self.method.options
 
     def __call__(self, *args: Any, reference: Any = None) -> Any:
         explained = self.argnums if isinstance(self.argnums, tuple) else (self.argnums,)
@@ -136,6 +146,8 @@ class Explainer:
         if self.cancellation:
             results.append(found.size / jnp.abs(found.change))
             warn_of_cancellation(results[-1])
+        if self.with_outputs:
+            results += [found.output, found.output_ref]
         return tuple(results) if len(results) > 1 else found.scores
 
     def _all_pairs(self, pair: Callable[[Any, Any], _Scores], first: Any, reference: Any, kind: str) -> _Scores:
@@ -185,8 +197,9 @@ class Explainer:
         def of_weighted_sum(weights: Array) -> _Scores:
             scores = jax.tree.map(lambda leaf: jnp.where(finite, leaf, jnp.nan), pull(weights))
             scores, error = scores if self.method.has_error else (scores, None)
+            explained = (weights * y).sum(), (weights * y_ref).sum()
             if self.method.gives == "map":
-                return _Scores(scores)
+                return _Scores(scores, error, *explained)
             contributions = scores
             if self.method.gives == "multipliers":
                 contributions = jax.tree.map(lambda m, x, r: m * (x - r), scores, x, reference)
@@ -199,7 +212,7 @@ class Explainer:
                     )
             change = (weights * (y - y_ref)).sum()
             size = summed(jax.tree.map(jnp.abs, contributions))
-            return _Scores(scores, error, change - summed(contributions), size, change)
+            return _Scores(scores, error, *explained, change - summed(contributions), size, change)
 
         for _ in range(weights.ndim - y.ndim):
             of_weighted_sum = jax.vmap(of_weighted_sum)
@@ -210,10 +223,14 @@ class Explainer:
 
 
 class _Scores(NamedTuple):
-    """Scores, their standard error, what is missing from the sum, and what the cancellation is the quotient of."""
+    """Scores, their standard error, what is explained at the input and at the reference, what is missing from the sum,
+    and what the cancellation is the quotient of.
+    """
 
     scores: Any
     error: Any = None
+    output: Any = None
+    output_ref: Any = None
     delta: Any = None
     size: Any = None
     change: Any = None

@@ -313,7 +313,7 @@ class TestBatches:
 
         source = open_examples(X)
         shuffles = read_reference("dinucleotide_shuffle", source, paired=False, shuffles=2, seed=0, stored=None)
-        program = Program(scored.model, attr.options, source, shuffles, jax.local_devices())
+        program = Program(attr, source, shuffles, jax.local_devices())
         program.compile(1)
         assert program.mesh.size == 8
         for collective in ("all-reduce", "all-gather", "all-to-all", "collective-permute"):

@@ -58,7 +58,9 @@ def grad_cam(fun: Callable[..., Any], *, layer: str, **options: Unpack[CommonOpt
 
         return outputs, pull
 
-    return Explainer(fun, Method(explain, gives="map", needs_reference=False), layer=layer, **options)
+    return Explainer(
+        fun, Method(explain, gives="map", needs_reference=False, options={"method": "grad_cam"}), layer=layer, **options
+    )
 
 
 def guided_grad_cam(fun: Callable[..., Any], *, layer: str, **options: Unpack[CommonOptions]) -> Callable[..., Any]:

@@ -55,4 +55,4 @@ def integrated_gradients(fun: Callable[..., Any], *, steps: int = 50, **options:
 
         return (fun(x), fun(reference)), pull
 
-    return Explainer(fun, Method(explain), **options)
+    return Explainer(fun, Method(explain, options={"method": "integrated_gradients", "steps": steps}), **options)

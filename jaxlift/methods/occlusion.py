@@ -77,7 +77,8 @@ def occlusion(
 
         return (y, fun(reference)), pull
 
-    return Explainer(fun, Method(explain, gives="contributions"), **options)
+    own = {"method": "occlusion", "window": window, "strides": strides}
+    return Explainer(fun, Method(explain, gives="contributions", options=own), **options)
 
 
 def _sizes(name: str, sizes: Any, x: Any) -> list[tuple[int, ...]]:
@@ -162,4 +163,6 @@ def mutagenesis(fun: Callable[..., Any], *, chunk: int = 32, **options: Unpack[O
 
         return (y, y), pull
 
-    return Explainer(fun, Method(explain, gives="map", needs_reference=False), **options)
+    return Explainer(
+        fun, Method(explain, gives="map", needs_reference=False, options={"method": "mutagenesis"}), **options
+    )

@@ -95,7 +95,8 @@ def shapley(
 
         return outputs, pull
 
-    return Explainer(fun, Method(explain, gives="contributions", has_error=standard_error), **options)
+    own = {"method": "shapley", "groups": groups, "samples": samples, "key": key}
+    return Explainer(fun, Method(explain, gives="contributions", has_error=standard_error, options=own), **options)
 
 
 def _groups(groups: Any, x: Any) -> tuple[Any, int]:

@@ -6,6 +6,7 @@ import functools
 import math
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxlift._attribute import attribute
+from jaxlift._explainer import Explainer
 from jaxlift.scoring._examples import Examples
 from jaxlift.scoring._reference import Reference
 
@@ -32,8 +33,7 @@ class Program:
 
     def __init__(
         self,
-        fun: Callable[..., Any],
-        options: dict[str, Any],
+        attr: Explainer,
         examples: Examples,
         reference: Reference,
         devices: Sequence[Any],
@@ -50,8 +50,13 @@ class Program:
             NamedSharding(self.mesh, spec) for spec in (PartitionSpec("examples"), PartitionSpec())
         )
         references = "shared" if reference.constant is not None else "paired" if reference.count else None
-        wanted = {"convergence_delta": True, "with_outputs": True, "cancellation": False, "references": references}
-        self.attr = attribute(fun, **options | wanted)
+        wanted: dict[str, Any] = {
+            "convergence_delta": True,
+            "with_outputs": True,
+            "cancellation": False,
+            "references": references,
+        }
+        self.attr = replace(attr, argnums=0, **wanted)
         self.constant = None
         if reference.constant is not None:
             self.constant = jax.device_put(np.asarray(reference.constant, self.dtype), self.whole)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from jaxlift.rules import as_rule
+from jaxlift.rules import Rule
 
 
 def name_of(fun: Any) -> str:
@@ -51,10 +51,7 @@ def of_model(fun: Callable[..., Any], target: Any, example: jax.ShapeDtypeStruct
 
 def of_options(options: dict[str, Any]) -> dict[str, Any]:
     """The options of `attribute` that the scores depend on, as JSON has them."""
-    kept = {name: options[name] for name in sorted(options.keys() - _OWN)}
-    return {name: _described(value) for name, value in kept.items()} | {
-        "rule": _without_addresses(repr(as_rule(options["rule"])))
-    }
+    return {name: _described(options[name]) for name in sorted(options.keys() - _OWN)}
 
 
 # Scoring sets these itself, or refuses them.
@@ -106,6 +103,8 @@ def _without_addresses(text: str) -> str:
 def _described(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, Rule):
+        return _without_addresses(repr(value))
     if callable(value):
         return name_of(value)
     return np.asarray(value).tolist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import inspect
 import itertools
 import sys
 import time
@@ -17,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxlift._explainer import Explainer
 from jaxlift.scoring import _identity
 from jaxlift.scoring._device import CHUNK, Program, as_bytes, default_budget
 from jaxlift.scoring._examples import Examples, Records, Status, open_examples
@@ -97,7 +99,8 @@ def score(
     on all local devices; in a program of several processes (`jax.distributed`) each computes and writes its own chunks.
 
     Args:
-        attr: what `attribute` returns, compiled or not. Its argument is one array; its target is one for all examples.
+        attr: what `attribute` or a method like it returns, compiled or not. Its argument is one array; its target is
+            one for all examples.
         examples: `(N, ...)`, an array, or what can be sliced like one (Zarr, HDF5); a sequence of arrays, such as a
             Grain data source; an iterable of arrays; or the path of an ``.npy``, ``.npz``, HDF5, Zarr or FASTA file,
             with ``:name`` after it where the file has several arrays. Numbers that aren't floating-point are made so.
@@ -127,7 +130,7 @@ def score(
         Exception: what the model, the disk or an iterable raises. What was finished is kept, and is valid.
     """
     path = Path(out).absolute()
-    fun, options = explained(attr)
+    explainer = explained(attr)
     source = open_examples(examples)
     devices = jax.local_devices() if devices is None else list(devices)
     team = Team()
@@ -148,14 +151,14 @@ def score(
             if is_first and overwrite and exists(path):
                 remove(path)
             store = Store(path) if exists(path) else None
-            paired = options["references"] == "paired"
+            paired = explainer.references == "paired"
             kept = None if store is None else store.reference
             compared = read_reference(reference, source, paired=paired, shuffles=shuffles, seed=seed, stored=kept)
             held.callback(compared.close)
-            program = Program(fun, options, source, compared, devices)
+            program = Program(explainer, source, compared, devices)
             settings = {
-                "model": _identity.of_model(fun, options["target"], program.example),
-                "attribution": _identity.of_options(options),
+                "model": _identity.of_model(explainer.fun, explainer.target, program.example),
+                "attribution": _identity.of_options(explainer.options),
                 "reference": compared.description,
                 "examples": {
                     "shape": list(source.shape),
@@ -229,34 +232,30 @@ def summarize(path: Path, computed: int = 0, seconds: float = 0.0) -> Summary:
 
 
 def is_explained(attr: Any) -> bool:
-    """Whether this is what `attribute` returns, compiled or not."""
-    return isinstance(getattr(attr, "options", None), dict)
+    """Whether this is what `attribute` or a method with its signature returns, compiled or not."""
+    return isinstance(inspect.unwrap(attr), Explainer)
 
 
-def explained(attr: Callable[..., Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """The model and the options that `attribute` was given, from what it returned, compiled or not."""
-    found, link = None, attr
-    while link is not None:
-        if is_explained(link):
-            found = link
-        link = getattr(link, "__wrapped__", None)
-    if found is None:
+def explained(attr: Callable[..., Any]) -> Explainer:
+    """What `attribute` or a method with its signature returned, compiled or not."""
+    found: Any = inspect.unwrap(attr)
+    if not isinstance(found, Explainer):
         raise TypeError(
             f"expected what jaxlift.attribute returns, got {_identity.name_of(attr)}: write "
             "jaxlift.score(jaxlift.attribute(model, target=...), ...)."
         )
-    fun: Any = getattr(found, "__wrapped__")  # noqa: B009
-    options: dict[str, Any] = getattr(found, "options")  # noqa: B009
-    if options["argnums"] not in (0, (0,)) or options["batch_argnums"]:
+    if found.argnums not in (0, (0,)) or found.batch_argnums:
         raise ValueError("score takes models of one array: give the others with a lambda or functools.partial.")
-    target = options["target"]
+    if found.method.has_error or found.method.gives == "map":
+        raise ValueError("score takes methods whose scores sum to something, and without their standard error.")
+    target = found.target
     each = not callable(target) and not isinstance(target, str | int | tuple | None) and np.ndim(target)
     if each and np.issubdtype(np.asarray(target).dtype, np.integer):
         raise ValueError(
             "score takes one target for all examples. To explain another output of each, give a function of the "
             "outputs, such as lambda y: y.max(-1)."
         )
-    return fun, options | {"argnums": 0}
+    return found
 
 
 class Team:
