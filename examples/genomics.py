@@ -291,7 +291,7 @@ def main() -> None:
     explained = scores, sequences, labels, places
     for motif in MOTIFS:
         scatter(*explained, motif, [0, 1, 2], columns=6).savefig(options.output / f"{motif.lower()}.png", dpi=150)
-    scatter(*explained, "TAL1", [BOTH], columns=3).savefig(options.output / "joint.png", dpi=150)
+    scatter(*explained, "TAL1", [BOTH], columns=3).savefig(options.output / "joint.png", dpi=130)
     summary(methods, references, METHODS).savefig(options.output / "summary.png", dpi=150)
     # Where Rescale misses TAL1 most, and a typical one.
     lowest = [

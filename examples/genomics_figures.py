@@ -119,7 +119,10 @@ def summary(
         label="error of sampled Shapley values",
     )
     left.set(
-        xscale="log", yscale="log", xlabel="ms per example", ylabel="distance to Shapley values\n(relative, joint task)"
+        xscale="log",
+        ylim=(0, None),
+        xlabel="ms per example",
+        ylabel="distance to Shapley values\n(relative, joint task)",
     )
     for name, by_count in references.items():
         counts = [count for count in by_count if count.isdigit()]
