@@ -40,7 +40,7 @@ class Summary:
         examples: how many there are.
         scored: how many have scores.
         bad: the others by number, and what is the matter with each, of `Status`.
-        computed: how many examples this run computed.
+        computed: how many examples this run computed; None if there was no run.
         seconds: how long that took, without compiling.
         largest_delta: the largest convergence delta, in size.
         largest_at: the example that has it; None if there is none.
@@ -50,14 +50,15 @@ class Summary:
     examples: int
     scored: int
     bad: Mapping[int, Status]
-    computed: int
+    computed: int | None
     seconds: float
     largest_delta: float
     largest_at: int | None
 
     def __str__(self) -> str:
-        rate = f", {self.computed / self.seconds:.4g}/s" if self.seconds and self.computed else ""
-        lines = [f"{self.scored} of {self.examples} examples scored, {self.computed} by this run{rate}"]
+        by_run = "" if self.computed is None else f", {self.computed} by this run"
+        by_run += f", {self.computed / self.seconds:.4g}/s" if self.computed and self.seconds else ""
+        lines = [f"{self.scored} of {self.examples} examples scored{by_run}"]
         if self.largest_at is not None:
             lines.append(f"largest convergence delta {self.largest_delta:.2g}, of example {self.largest_at}")
         for status in dict.fromkeys(self.bad.values()):
@@ -216,7 +217,7 @@ def score(
     return summary
 
 
-def summarize(path: Path, computed: int = 0, seconds: float = 0.0) -> Summary:
+def summarize(path: Path, computed: int | None = None, seconds: float = 0.0) -> Summary:
     """What a store has."""
     store = Store(path, mode="r")
     status = store.arrays["status"][...]
