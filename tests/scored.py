@@ -31,7 +31,7 @@ def factory():
 
 
 def explained():
-    return jax.jit(jaxlift.attribute(model, target=1, rule="revealcancel"))
+    return jax.jit(jaxlift.attribute(model, target=1, rule="gradient"))
 
 
 def mean_output(y):

@@ -66,11 +66,11 @@ def test_score_and_info(run):
 @pytest.mark.parametrize(
     ("given", "options"),
     [
-        ("scored:model --target 2 --rule revealcancel", {"target": 2, "rule": "revealcancel"}),
+        ("scored:model --target 2 --rule gradient", {"target": 2, "rule": "gradient"}),
         ("scored:factory --target 0 --output hypothetical", {"target": 0, "output": "hypothetical"}),
         ("scored:factory --target scored:mean_output", {"target": scored.mean_output}),
         ("scored:model --target 1 --normalize-target", {"normalize_target": True}),
-        ("scored:explained", {"rule": "revealcancel"}),
+        ("scored:explained", {"rule": "gradient"}),
         ("scored:model --target all", {"target": "all"}),
     ],
 )
