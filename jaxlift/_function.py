@@ -153,16 +153,26 @@ class PointwiseFunction:
             middle = (r.at + difference(x.at, r.at) / 2).astype(self.dtype)
             return x.sixth_of_slope + r.sixth_of_slope + self.derivative(middle) * (2 / 3)
 
-        d = summed(lambda x, r: difference(x.at, r.at))
-        rise = summed(lambda x, r: x.value - r.value if self.is_total else difference(x.value, r.value))
-        if self.primitives <= WITHOUT_ROUNDING:  # as ReLU: the quotient is right to the last bit
-            at_the_reference = summed(lambda x, r: r.sixth_of_slope) * (6 / len(ends))
-            return jnp.where(d == 0, at_the_reference * times, rise * times / jnp.where(d == 0, 1, d))
+        def run(x: Sample, r: Sample) -> Array:
+            return difference(x.at, r.at)
+
+        def rise(x: Sample, r: Sample) -> Array:
+            return x.value - r.value if self.is_total else difference(x.value, r.value)
+
+        def quotient(x: Sample, r: Sample) -> Array:
+            d = run(x, r)
+            same = d == 0
+            return jnp.where(same, r.sixth_of_slope * 6, rise(x, r)) * share / jnp.where(same, 1, d)
+
+        if self.primitives <= WITHOUT_ROUNDING:  # as ReLU: quotients are right to the last bit
+            share = times / len(ends)
+            return summed(quotient)
+        d, total = summed(run), summed(rise)
         mean = summed(slope) / len(ends)
-        smooth = jnp.abs(rise - mean * d) <= summed(lambda x, r: x.rounding + r.rounding)
+        smooth = jnp.abs(total - mean * d) <= summed(lambda x, r: x.rounding + r.rounding)
         # One select: for a parabola Simpson's rule is exact, `smooth` a matter of the last bit, and XLA may work it out
         # twice with different results. Where `f'` is not finite and `d` is 0, the multiplier is 0 / 1.
-        return jnp.where(smooth, mean * times, rise * times / jnp.where(d == 0, 1, d))
+        return jnp.where(smooth, mean * times, total * times / jnp.where(d == 0, 1, d))
 
     @cached_property
     def equations(self) -> tuple[JaxprEqn, ...]:
@@ -228,7 +238,12 @@ class Form:
     def key(self) -> Any:
         f = self.of_no_constants
         steps = tuple((eqn.primitive, tuple(eqn.params.items()), operands) for eqn, operands in f.steps)
-        key = steps, tuple((str(np.asarray(literal).dtype), repr(np.asarray(literal).item())) for literal in f.literals)
+        dtypes = tuple(str(_compat.dtype(atom)) for eqn, _ in f.steps for atom in (*eqn.invars, *eqn.outvars))
+        key = (
+            steps,
+            dtypes,
+            tuple((str(np.asarray(literal).dtype), repr(np.asarray(literal).item())) for literal in f.literals),
+        )
         try:
             hash(key)
         except TypeError:  # a parameter that can't be compared

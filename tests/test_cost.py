@@ -175,6 +175,7 @@ def test_batches_bound_memory(rule):
     assert memory(100, reference_batch_size=10) <= 1.2 * memory(10)
 
 
+@pytest.mark.slow
 def test_within_memory():
     model, params = dilated_network()
     attr = jaxlift.attribute(model, argnums=1)

@@ -190,10 +190,16 @@ def is_zero(oracle, key, rule):
     return not np.any(oracle.arrays[f"hidden/{key}/{rule}"])
 
 
+def small(oracle):
+    return oracle.name.startswith(("mlp", "cancel", "near_zero", "concat"))
+
+
 @pytest.mark.parametrize(
     ("oracle", "key", "name", "rule"),
     [
-        pytest.param(oracle, key, name, rule, id=f"{oracle.name}-{name}-{rule}")
+        pytest.param(
+            oracle, key, name, rule, id=f"{oracle.name}-{name}-{rule}", marks=[] if small(oracle) else pytest.mark.slow
+        )
         for oracle in ORACLES
         for key, name in oracle.hidden_layers().items()
         for rule in ("rescale", "revealcancel", "genomics_default", "gradient")
