@@ -207,9 +207,7 @@ class Explainer:
                 case "contributions":
                     scores = contributions
                 case "hypothetical":
-                    scores = jax.tree.map(
-                        lambda m, r: m - (m * r).sum(self.channel_axis, keepdims=True), scores, reference
-                    )
+                    scores = jax.tree.map(self._hypothetical, scores, reference)
             change = (weights * (y - y_ref)).sum()
             size = summed(jax.tree.map(jnp.abs, contributions))
             return _Scores(scores, error, *explained, change - summed(contributions), size, change)
