@@ -1,0 +1,129 @@
+"""The competitors that run on JAX: `python -m tests.benchmarks.competitors COMPETITOR NETWORK N R`."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.extend.core import Literal, jaxprs_in_params
+
+import jaxlift
+
+from . import floors, in_jax
+from .networks import Weights, data, weights_of
+from .protocol import serve
+
+Attribution = Callable[[Weights, Array, Array], Array]
+
+
+def attribution(rule: str, name: str) -> Attribution:
+    attr = jaxlift.attribute(in_jax.MODELS[name], argnums=1, rule=rule, references="shared")
+    return lambda w, x, r: attr(w, x, reference=r)
+
+
+def gradient(name: str) -> Attribution:
+    """Gradient times difference, the mean over references: a forward and a backward pass of N * R rows."""
+
+    def of_pairs(w: Weights, x: Array, r: Array) -> Array:
+        rows = jnp.repeat(x, len(r), 0)
+        gradients = jax.grad(lambda rows: in_jax.MODELS[name](w, rows).sum())(rows)
+        return (gradients.reshape(len(x), len(r), *x.shape[1:]) * (x[:, None] - r)).mean(1)
+
+    return of_pairs
+
+
+COMPETITORS: dict[str, Callable[[str], Attribution]] = {
+    "rescale": functools.partial(attribution, "rescale"),
+    "revealcancel": functools.partial(attribution, "revealcancel"),
+    "gradient": gradient,
+    "bare": lambda name: functools.partial(floors.bare, name),
+    "floor": lambda name: functools.partial(floors.rescale, name),
+}
+
+
+def matrix_flops(jaxpr: Any) -> int:
+    """FLOPs of all matrix products and convolutions that the outputs of a jaxpr need, padding included."""
+    needed = {var for var in jaxpr.outvars if not isinstance(var, Literal)}
+    flops = 0
+    for eqn in reversed(jaxpr.eqns):
+        if not eqn.effects and needed.isdisjoint(eqn.outvars):
+            continue
+        needed.update(atom for atom in eqn.invars if not isinstance(atom, Literal))
+        out = eqn.outvars[0].aval
+        match eqn.primitive.name:
+            case "dot_general":
+                (contracted, _), _ = eqn.params["dimension_numbers"]
+                flops += 2 * prod(out.shape) * prod(eqn.invars[0].aval.shape[i] for i in contracted)
+            case "conv_general_dilated":
+                kernel = eqn.invars[1].aval.shape
+                features = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
+                flops += 2 * prod(out.shape) * prod(kernel) // features
+            case name:
+                inner = sum(matrix_flops(getattr(each, "jaxpr", each)) for each in jaxprs_in_params(eqn.params))
+                flops += inner * (eqn.params["length"] if name == "scan" else 1)
+    return flops
+
+
+def stages(fun: Callable[..., Any], *args: Any) -> tuple[Any, dict[str, Any]]:
+    """A compiled function, and what it costs."""
+    # A new function each time: nothing that JAX remembers of it is found again.
+    start = time.perf_counter()
+    traced = jax.jit(lambda *args: fun(*args)).trace(*args)
+    lowered = traced.lower()
+    middle = time.perf_counter()
+    compiled = lowered.compile()
+    end = time.perf_counter()
+    costs = {
+        "trace_seconds": middle - start,
+        "compile_seconds": end - middle,
+        "flops": compiled.cost_analysis()["flops"],
+        "matrix_flops": matrix_flops(traced.jaxpr.jaxpr),
+        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+        "equations": len(traced.jaxpr.jaxpr.eqns),
+    }
+    return compiled, costs
+
+
+class Compiled:
+    """A competitor that is a compiled function."""
+
+    def __init__(self, competitor: str, name: str, n: int, r: int) -> None:
+        self.competitor, self.model = competitor, in_jax.MODELS[name]
+        self.fun = COMPETITORS[competitor](name)
+        self.args = jax.tree.map(jnp.asarray, (weights_of(name), *data(name, n, r)))
+
+    def prepare(self) -> dict[str, Any]:
+        self.compiled, costs = stages(self.fun, *self.args)
+        if self.competitor == "bare":
+            costs |= self.revealcancel_floor(costs)
+        return costs
+
+    def revealcancel_floor(self, bare: dict[str, Any]) -> dict[str, Any]:
+        """FLOPs of what RevealCancel has besides: a forward and a backward pass of N * R variations."""
+        w, x, r = self.args
+        pairs = jnp.repeat(x, len(r), 0)
+        on_x, on_r, on_pairs = (stages(self.model, w, rows)[1] for rows in (x, r, pairs))
+        return {
+            f"revealcancel_{key}": 2 * bare[key] - on_x[key] - on_r[key] + on_pairs[key]
+            for key in ("flops", "matrix_flops")
+        }
+
+    def call(self) -> Array:
+        return jax.block_until_ready(self.compiled(*self.args))
+
+    def outputs(self) -> tuple[np.ndarray, np.ndarray]:
+        w, x, r = self.args
+        return np.asarray(self.model(w, x)), np.asarray(self.model(w, r))
+
+
+if __name__ == "__main__":
+    competitor, name, n, r = sys.argv[1:]
+    serve(Compiled(competitor, name, int(n), int(r)))

@@ -1,0 +1,110 @@
+"""How long tracing and compiling take, beside `jax.grad` of the same function: `python -m tests.benchmarks.compiling
+ROUNDS NETWORK...`. Prints JSON.
+
+One process measures both, in turn, on functions that JAX has not seen before.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+import jaxlift
+
+from . import in_jax
+from .competitors import COMPETITORS, Attribution, stages
+from .networks import NETWORKS, data, weights_of
+
+N, R = 4, 10
+WIDTH = 16
+
+
+def layers(count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    return [(rng.normal(size=(WIDTH, WIDTH)) / 4, rng.normal(size=WIDTH)) for _ in range(count)]
+
+
+def long(w: Any, x: Array) -> Array:
+    """A thousand equations: 200 layers of a product, a bias with its broadcast, an activation and a residual."""
+    for kernel, bias in w:
+        x = x + jnp.tanh(x @ kernel + bias)
+    return x.sum(1)
+
+
+@jax.jit
+def block(layer: Any, x: Array) -> Array:
+    kernel, bias = layer
+    for _ in range(4):
+        x = x + jnp.tanh(x @ kernel + bias)
+    return x
+
+
+def repeated(w: Any, x: Array) -> Array:
+    """The same thousand equations, as 50 calls of one jitted block."""
+    for layer in w:
+        x = block(layer, x)
+    return x.sum(1)
+
+
+def cases(names: list[str]) -> dict[str, tuple[dict[str, Attribution], tuple[Any, ...]]]:
+    """The functions that are compared, and their arguments."""
+    kinds = ("gradient", "rescale", "revealcancel")
+    found = {
+        name: ({kind: COMPETITORS[kind](name) for kind in kinds}, (weights_of(name), *data(name, N, R)))
+        for name in names
+    }
+    rows = np.random.default_rng(0).normal(size=(N + R, WIDTH)).astype(np.float32)
+    for name, fun, count in (("1000 equations", long, 200), ("block called 50 times", repeated, 50)):
+        found[name] = ({kind: made(kind, fun) for kind in kinds}, (layers(count), rows[:N], rows[N:]))
+    return found
+
+
+def made(kind: str, fun: Callable[[Any, Array], Array]) -> Attribution:
+    if kind == "gradient":
+        return lambda w, x, r: jax.grad(lambda rows: fun(w, rows).sum())(jnp.repeat(x, len(r), 0))
+    attr = jaxlift.attribute(fun, argnums=1, rule=kind, references="shared")
+    return lambda w, x, r: attr(w, x, reference=r)
+
+
+def measured(rounds: int, names: list[str]) -> list[dict[str, Any]]:
+    results = []
+    for name, (functions, args) in cases(names).items():
+        args = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), args)
+        for fun in functions.values():  # jnp's own functions are traced once in a process, whoever calls them first
+            stages(fun, *args)
+        costs: dict[str, list[dict[str, Any]]] = {kind: [] for kind in functions}
+        for _ in range(rounds):
+            for kind, fun in functions.items():
+                costs[kind].append(stages(fun, *args)[1])
+        results.append(
+            {"network": name}
+            | {kind: {key: median(each[key] for each in own) for key in own[0]} for kind, own in costs.items()}
+        )
+    return results
+
+
+def growth(names: list[str]) -> list[dict[str, Any]]:
+    """Temporary bytes of Rescale with R = 10 and with R = 100."""
+    results = []
+    for name in names:
+        sizes = {}
+        for r in (10, 100):
+            args = jax.tree.map(jnp.asarray, (weights_of(name), *data(name, N, r)))
+            sizes[str(r)] = stages(COMPETITORS["rescale"](name), *args)[1]["temporary_bytes"]
+        results.append({"network": name, "temporary_bytes": sizes})
+    return results
+
+
+if __name__ == "__main__":
+    rounds, *chosen = sys.argv[1:]
+    assert set(chosen) <= set(NETWORKS)
+    assert set(in_jax.MODELS) == set(NETWORKS)
+    print(json.dumps({"compile": measured(int(rounds), chosen), "growth": growth(chosen)}))

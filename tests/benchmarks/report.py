@@ -1,0 +1,186 @@
+"""The table, the targets and the plot of a run's results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from .measure import ON_JAX, PEERS
+
+TITLES = {
+    "rescale": "jaxlift, Rescale",
+    "revealcancel": "jaxlift, RevealCancel",
+    "gradient": "jax.grad, N R rows",
+    "bare": "N + R forward, N R backward",
+    "floor": "the same, Rescale by hand",
+    "captum": "Captum",
+    "shap": "SHAP",
+    "tangermeme": "tangermeme",
+}
+RIGHT = ("right", "complete, by another rule")
+
+
+def right_peers(competitors: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: competitors[name]
+        for name in PEERS
+        if competitors[name]["state"] in RIGHT and "median" in competitors[name]
+    }
+
+
+def targets(results: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Each target at each place: the ratio, its bound, and whether it is met (None where nothing can be compared)."""
+
+    def target(what: str, where: str, value: float | None, bound: float, at_least: bool = False) -> dict[str, Any]:
+        met = None if value is None else value >= bound if at_least else value <= bound
+        return {
+            "target": what,
+            "where": where,
+            "value": value,
+            "bound": ("≥ " if at_least else "≤ ") + f"{bound:g}",
+            "met": met,
+        }
+
+    for cell in results["cells"]:
+        name, n, r, by = cell["network"], cell["n"], cell["r"], cell["competitors"]
+        where = f"{name} {n} x {r}"
+        own, parts, bare = by["rescale"], by["revealcancel"], by["bare"]
+        floor = by["floor"] if "median" in by["floor"] else bare
+        if not all("median" in each for each in (own, parts, bare)):
+            yield {"target": "a result", "where": where, "value": None, "bound": "", "met": False}
+            continue
+        peers = right_peers(by)
+        fastest = min((peer["median"] for peer in peers.values()), default=None)
+        times = 3 if r == 1 or cell["pool"] else 6 if name == "bpnet" and (n, r) == (8, 20) else 4
+        yield target(
+            "times faster than the fastest right peer", where, fastest and fastest / own["median"], times, True
+        )
+        yield target("time, of the floor's", where, own["median"] / floor["median"], 1.15)
+        yield target("RevealCancel's time, of Rescale's", where, parts["median"] / own["median"], 3.3)
+        yield target("matrix FLOPs, of the floor's", where, own["matrix_flops"] / bare["matrix_flops"], 1)
+        yield target(
+            "matrix FLOPs of RevealCancel", where, parts["matrix_flops"] / bare["revealcancel_matrix_flops"], 1
+        )
+        if name == "bpnet":
+            yield target("FLOPs, of the floor's", where, own["flops"] / bare["flops"], 1.05)
+            yield target("FLOPs of RevealCancel", where, parts["flops"] / bare["revealcancel_flops"], 1.15)
+        smallest = min((added(peer) for peer in peers.values()), default=None)
+        yield target(
+            "temporary memory, of the leanest right peer's",
+            where,
+            smallest and own["temporary_bytes"] / smallest,
+            1 / 3,
+        )
+    for row in results.get("compile", ()):
+        for rule in ("rescale", "revealcancel"):
+            spent = [row[kind]["trace_seconds"] + row[kind]["compile_seconds"] for kind in (rule, "gradient")]
+            yield target(f"trace and compile, {rule}, of jax.grad's", row["network"], spent[0] / spent[1], 2.5)
+    for row in results.get("growth", ()):
+        small, large = (row["temporary_bytes"][r] for r in ("10", "100"))
+        yield target("temporary memory at R = 100, of R = 10", row["network"], large / small, 1.2)
+
+
+def added(result: dict[str, Any]) -> int:
+    """By how much calls raise the peak of resident memory."""
+    return result["resident_peak"] - result["resident_before"]
+
+
+def show(results: dict[str, Any], console: Console) -> None:
+    """Print the tables."""
+    for cell in results["cells"]:
+        console.print(_cell_table(cell))
+    for row in results.get("compile", ()):
+        console.print(_compile_table(row))
+    table = Table(title="Targets", title_justify="left")
+    for title in ("target", "where", "value", "bound", ""):
+        table.add_column(title)
+    for each in results["targets"]:
+        value = "-" if each["value"] is None else f"{each['value']:.2f}"
+        table.add_row(
+            each["target"], each["where"], value, each["bound"], {True: "met", False: "MISSED", None: "-"}[each["met"]]
+        )
+    console.print(table)
+
+
+def _cell_table(cell: dict[str, Any]) -> Table:
+    table = Table(title=f"{cell['network']}, {cell['n']} x {cell['r']}", title_justify="left")
+    titles = (
+        "",
+        "ms",
+        "spread",
+        "x Rescale",
+        "GFLOP",
+        "matrix",
+        "temp MB",
+        "added MB",
+        "trace s",
+        "compile s",
+        "difference",
+        "sum off",
+        "",
+    )
+    for title in titles:
+        table.add_column(title, justify="left" if not title else "right")
+    own = cell["competitors"]["rescale"].get("median")
+    for name in (*ON_JAX, *PEERS):
+        result = cell["competitors"][name]
+        scaled = {
+            "ms": (result.get("median"), 1e-3, ".2f"),
+            "spread": (result.get("spread"), 1, ".0%"),
+            "x": (result.get("median") and own and result["median"] / own, 1, ".2f"),
+            "flops": (result.get("flops"), 1e9, ".3f"),
+            "matrix": (result.get("matrix_flops"), 1e9, ".3f"),
+            "temporary": (result.get("temporary_bytes"), 1e6, ".1f"),
+            "added": (added(result) if "resident_peak" in result else None, 1e6, ".0f"),
+            "trace": (result.get("trace_seconds"), 1, ".2f"),
+            "compile": (result.get("compile_seconds"), 1, ".2f"),
+            "difference": (result.get("difference"), 1, ".0e"),
+            "sum": (result.get("incompleteness"), 1, ".0e"),
+        }
+        cells = ["" if value is None else format(value / unit, style) for value, unit, style in scaled.values()]
+        table.add_row(TITLES[name], *cells, result["state"])
+    return table
+
+
+def _compile_table(row: dict[str, Any]) -> Table:
+    table = Table(title=f"Tracing and compiling: {row['network']}", title_justify="left")
+    for title in ("", "trace s", "compile s", "x jax.grad", "equations"):
+        table.add_column(title, justify="left" if not title else "right")
+    spent = {kind: row[kind]["trace_seconds"] + row[kind]["compile_seconds"] for kind in row if kind != "network"}
+    for kind, total in spent.items():
+        own = row[kind]
+        table.add_row(
+            TITLES[kind],
+            f"{own['trace_seconds']:.3f}",
+            f"{own['compile_seconds']:.3f}",
+            f"{total / spent['gradient']:.2f}",
+            f"{own['equations']:.0f}",
+        )
+    return table
+
+
+def plot(curves: dict[str, Any], network: str, path: Path) -> None:
+    """Time against the number of references, log-log."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(5, 3.5), layout="constrained")
+    for name in ("rescale", "revealcancel", *PEERS):
+        points = [
+            (cell["r"], cell["competitors"][name]["median"])
+            for cell in curves["cells"]
+            if cell["network"] == network and "median" in cell["competitors"][name]
+        ]
+        if points:
+            states = {cell["competitors"][name]["state"] for cell in curves["cells"]}
+            label = TITLES[name] + (" (incomplete)" if "incomplete" in states else "")
+            axes.plot(*zip(*sorted(points), strict=True), marker="o", label=label)
+    axes.set(xscale="log", yscale="log", xlabel="references", ylabel="seconds", title=f"{network}, 8 examples")
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
