@@ -60,7 +60,7 @@ def main() -> None:
                 results["cells"].append(measure.cell(name, n, r, python, reason, settings))
                 options.out.write_text(json.dumps(results, indent=1))
     if options.compile or options.only_compile:
-        results |= measure.compiling(options.networks, 2 if options.quick else 5)
+        results |= measure.compiling(options.networks, *((1, 8) if options.quick else (5, 200)))
     results["targets"] = list(report.targets(results))
     options.out.write_text(json.dumps(results, indent=1))
     report.show(results, console)

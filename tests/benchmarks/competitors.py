@@ -73,14 +73,14 @@ def matrix_flops(jaxpr: Any) -> int:
 
 
 def stages(fun: Callable[..., Any], *args: Any) -> tuple[Any, dict[str, Any]]:
-    """A compiled function, and what it costs."""
+    """A compiled function, and what it costs. Seconds are those of the processor, which others disturb least."""
     # A new function each time: nothing that JAX remembers of it is found again.
-    start = time.perf_counter()
+    start = time.process_time()
     traced = jax.jit(lambda *args: fun(*args)).trace(*args)
     lowered = traced.lower()
-    middle = time.perf_counter()
+    middle = time.process_time()
     compiled = lowered.compile()
-    end = time.perf_counter()
+    end = time.process_time()
     costs = {
         "trace_seconds": middle - start,
         "compile_seconds": end - middle,

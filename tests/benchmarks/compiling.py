@@ -1,5 +1,5 @@
 """How long tracing and compiling take, beside `jax.grad` of the same function: `python -m tests.benchmarks.compiling
-ROUNDS NETWORK...`. Prints JSON.
+ROUNDS LAYERS NETWORK...`. Prints JSON.
 
 One process measures both, in turn, on functions that JAX has not seen before.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable
 from statistics import median
 from typing import Any
@@ -25,6 +26,8 @@ from .networks import NETWORKS, data, weights_of
 
 N, R = 4, 10
 WIDTH = 16
+IN_BLOCK = 4
+BUDGET = 120  # seconds for the rounds of one network; one round is always made
 
 
 def layers(count: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -33,7 +36,7 @@ def layers(count: int) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def long(w: Any, x: Array) -> Array:
-    """A thousand equations: 200 layers of a product, a bias with its broadcast, an activation and a residual."""
+    """Layers of five equations: a product, a bias with its broadcast, an activation and a residual."""
     for kernel, bias in w:
         x = x + jnp.tanh(x @ kernel + bias)
     return x.sum(1)
@@ -42,19 +45,19 @@ def long(w: Any, x: Array) -> Array:
 @jax.jit
 def block(layer: Any, x: Array) -> Array:
     kernel, bias = layer
-    for _ in range(4):
+    for _ in range(IN_BLOCK):
         x = x + jnp.tanh(x @ kernel + bias)
     return x
 
 
 def repeated(w: Any, x: Array) -> Array:
-    """The same thousand equations, as 50 calls of one jitted block."""
+    """As many layers, in blocks of four that are one jitted function."""
     for layer in w:
         x = block(layer, x)
     return x.sum(1)
 
 
-def cases(names: list[str]) -> dict[str, tuple[dict[str, Attribution], tuple[Any, ...]]]:
+def cases(depth: int, names: list[str]) -> dict[str, tuple[dict[str, Attribution], tuple[Any, ...]]]:
     """The functions that are compared, and their arguments."""
     kinds = ("gradient", "rescale", "revealcancel")
     found = {
@@ -62,7 +65,10 @@ def cases(names: list[str]) -> dict[str, tuple[dict[str, Attribution], tuple[Any
         for name in names
     }
     rows = np.random.default_rng(0).normal(size=(N + R, WIDTH)).astype(np.float32)
-    for name, fun, count in (("1000 equations", long, 200), ("block called 50 times", repeated, 50)):
+    for name, fun, count in (
+        (f"{5 * depth} equations", long, depth),
+        (f"block called {depth // IN_BLOCK} times", repeated, depth // IN_BLOCK),
+    ):
         found[name] = ({kind: made(kind, fun) for kind in kinds}, (layers(count), rows[:N], rows[N:]))
     return found
 
@@ -74,16 +80,17 @@ def made(kind: str, fun: Callable[[Any, Array], Array]) -> Attribution:
     return lambda w, x, r: attr(w, x, reference=r)
 
 
-def measured(rounds: int, names: list[str]) -> list[dict[str, Any]]:
+def measured(rounds: int, depth: int, names: list[str]) -> list[dict[str, Any]]:
     results = []
-    for name, (functions, args) in cases(names).items():
+    for name, (functions, args) in cases(depth, names).items():
         args = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), args)
-        for fun in functions.values():  # jnp's own functions are traced once in a process, whoever calls them first
-            stages(fun, *args)
         costs: dict[str, list[dict[str, Any]]] = {kind: [] for kind in functions}
+        start = time.monotonic()
         for _ in range(rounds):
             for kind, fun in functions.items():
                 costs[kind].append(stages(fun, *args)[1])
+            if time.monotonic() - start > BUDGET:
+                break
         results.append(
             {"network": name}
             | {kind: {key: median(each[key] for each in own) for key in own[0]} for kind, own in costs.items()}
@@ -104,7 +111,7 @@ def growth(names: list[str]) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    rounds, *chosen = sys.argv[1:]
+    rounds, depth, *chosen = sys.argv[1:]
     assert set(chosen) <= set(NETWORKS)
     assert set(in_jax.MODELS) == set(NETWORKS)
-    print(json.dumps({"compile": measured(int(rounds), chosen), "growth": growth(chosen)}))
+    print(json.dumps({"compile": measured(int(rounds), int(depth), chosen), "growth": growth(chosen)}))

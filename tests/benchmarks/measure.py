@@ -156,8 +156,8 @@ def relative(error: np.ndarray, scale: np.ndarray) -> float:
     return float(np.abs(error).max() / np.abs(scale).max())
 
 
-def compiling(names: Sequence[str], rounds: int) -> dict[str, Any]:
+def compiling(names: Sequence[str], rounds: int, depth: int) -> dict[str, Any]:
     """What `compiling.py` measures, in a process of its own."""
-    command = [sys.executable, "-m", "tests.benchmarks.compiling", str(rounds), *names]
+    command = [sys.executable, "-m", "tests.benchmarks.compiling", str(rounds), str(depth), *names]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout)

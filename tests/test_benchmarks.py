@@ -1,0 +1,69 @@
+"""The benchmarks run, agree in what they compute, and write down all that they promise. No figure is tested."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+EVERY = {"state", "seconds", "median", "spread", "first_seconds", "resident_before", "resident_peak"}
+JUDGED = {"outputs_differ", "difference", "incompleteness"}
+COMPILED = {"trace_seconds", "compile_seconds", "flops", "matrix_flops", "temporary_bytes", "equations"}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    out = tmp_path_factory.mktemp("benchmarks") / "results.json"
+    options = ["--quick", "--no-peers", "--compile", "--networks", "mlp", "max_pooling", "--out", str(out)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
+    subprocess.run([sys.executable, "-m", "tests.benchmarks", *options], cwd=ROOT, env=environment, check=True)
+    return json.loads(out.read_text())
+
+
+@pytest.mark.slow
+def test_every_figure_is_there(results):
+    assert results.keys() == {"machine", "settings", "cells", "compile", "growth", "targets"}
+    assert [cell["network"] for cell in results["cells"]] == ["mlp", "max_pooling"]
+    for cell in results["cells"]:
+        by = cell["competitors"]
+        for name in ("rescale", "revealcancel", "gradient", "bare", "floor"):
+            assert by[name].keys() >= EVERY | JUDGED | COMPILED, name
+            assert len(by[name]["seconds"]) >= 1
+        assert by["bare"].keys() >= {"revealcancel_flops", "revealcancel_matrix_flops"}
+        for name in ("captum", "shap", "tangermeme"):
+            assert by[name] == {"state": "not installed: --no-peers", "seconds": []}
+    measured = {"mlp", "max_pooling", "40 equations", "block called 2 times"}
+    assert {row["network"] for row in results["compile"]} == measured
+    assert all(target["met"] in (True, False, None) for target in results["targets"])
+    assert {target["target"] for target in results["targets"]} >= {
+        "times faster than the fastest right peer",
+        "time, of the floor's",
+        "matrix FLOPs, of the floor's",
+        "RevealCancel's time, of Rescale's",
+        "temporary memory, of the leanest right peer's",
+    }
+
+
+@pytest.mark.slow
+def test_the_floor_computes_what_jaxlift_computes(results):
+    for cell in results["cells"]:
+        by = cell["competitors"]
+        for name in ("rescale", "revealcancel", "floor"):
+            assert by[name]["state"] == "right"
+            assert by[name]["outputs_differ"] == 0
+            assert by[name]["incompleteness"] < 1e-5
+        assert by["floor"]["difference"] < 1e-5
+        assert by["revealcancel"]["difference"] > 1e-2
+        assert by["gradient"]["state"] == "no DeepLIFT"
+
+
+@pytest.mark.slow
+def test_products_are_the_floors(results):
+    """The targets that don't depend on the machine, for networks that reach them."""
+    for cell in results["cells"]:
+        by = cell["competitors"]
+        assert by["rescale"]["matrix_flops"] == by["floor"]["matrix_flops"] == by["bare"]["matrix_flops"]
+        assert by["revealcancel"]["matrix_flops"] == by["bare"]["revealcancel_matrix_flops"]
