@@ -19,7 +19,7 @@ def test_code_of_the_readme_runs(code):
 
 
 def test_ci_runs_the_readmes_test_command():
-    _, tests = blocks("bash")
+    _, tests, _ = blocks("bash")
     assert tests in (ROOT / ".ci" / "run").read_text()
 
 
