@@ -62,8 +62,12 @@ def test_the_floor_computes_what_jaxlift_computes(results):
 
 @pytest.mark.slow
 def test_products_are_the_floors(results):
-    """The targets that don't depend on the machine, for networks that reach them."""
+    """No more than the floor's; less by the products with the single output, which may be spared."""
     for cell in results["cells"]:
         by = cell["competitors"]
-        assert by["rescale"]["matrix_flops"] == by["floor"]["matrix_flops"] == by["bare"]["matrix_flops"]
-        assert by["revealcancel"]["matrix_flops"] == by["bare"]["revealcancel_matrix_flops"]
+        for flops, floor in (
+            (by["rescale"]["matrix_flops"], by["floor"]["matrix_flops"]),
+            (by["rescale"]["matrix_flops"], by["bare"]["matrix_flops"]),
+            (by["revealcancel"]["matrix_flops"], by["bare"]["revealcancel_matrix_flops"]),
+        ):
+            assert 0.99 * floor <= flops <= floor
