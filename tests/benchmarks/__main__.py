@@ -64,6 +64,7 @@ def main() -> None:
     results["targets"] = list(report.targets(results))
     options.out.write_text(json.dumps(results, indent=1))
     report.show(results, console)
+    print(report.markdown(results))
     if options.plot:
         report.plot(results, options.networks[0], options.plot)
 

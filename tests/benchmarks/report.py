@@ -66,7 +66,7 @@ def targets(results: dict[str, Any]) -> Iterator[dict[str, Any]]:
             "matrix FLOPs of RevealCancel", where, parts["matrix_flops"] / bare["revealcancel_matrix_flops"], 1
         )
         if name == "bpnet":
-            yield target("FLOPs, of the floor's", where, own["flops"] / bare["flops"], 1.05)
+            yield target("FLOPs, of the floor's", where, own["flops"] / floor["flops"], 1.05)
             yield target("FLOPs of RevealCancel", where, parts["flops"] / bare["revealcancel_flops"], 1.15)
         smallest = min((added(peer) for peer in peers.values()), default=None)
         yield target(
@@ -163,7 +163,25 @@ def _compile_table(row: dict[str, Any]) -> Table:
     return table
 
 
-def plot(curves: dict[str, Any], network: str, path: Path) -> None:
+def markdown(results: dict[str, Any]) -> str:
+    """The small table of the README: seconds of jaxlift, and how many times those each peer takes."""
+    lines = ["| network, N x R | jaxlift | " + " | ".join(TITLES[name] for name in PEERS) + " |", "|---|" + "---|" * 4]
+    for cell in results["cells"]:
+        by = cell["competitors"]
+        own = by["rescale"].get("median")
+        of_peers = [
+            f"{by[name]['median'] / own:.1f}"
+            if by[name]["state"] in RIGHT and "median" in by[name]
+            else by[name]["state"]
+            for name in PEERS
+        ]
+        if own:
+            where = f"{cell['network']}, {cell['n']} x {cell['r']}"
+            lines.append(f"| {where} | {own:.3g} s | " + " | ".join(of_peers) + " |")
+    return "\n".join(lines)
+
+
+def plot(results: dict[str, Any], network: str, path: Path) -> None:
     """Time against the number of references, log-log."""
     import matplotlib
 
@@ -174,11 +192,11 @@ def plot(curves: dict[str, Any], network: str, path: Path) -> None:
     for name in ("rescale", "revealcancel", *PEERS):
         points = [
             (cell["r"], cell["competitors"][name]["median"])
-            for cell in curves["cells"]
+            for cell in results["cells"]
             if cell["network"] == network and "median" in cell["competitors"][name]
         ]
         if points:
-            states = {cell["competitors"][name]["state"] for cell in curves["cells"]}
+            states = {cell["competitors"][name]["state"] for cell in results["cells"]}
             label = TITLES[name] + (" (incomplete)" if "incomplete" in states else "")
             axes.plot(*zip(*sorted(points), strict=True), marker="o", label=label)
     axes.set(xscale="log", yscale="log", xlabel="references", ylabel="seconds", title=f"{network}, 8 examples")
