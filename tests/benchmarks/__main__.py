@@ -44,7 +44,7 @@ def main() -> None:
     settings = measure.Settings(
         rounds=options.rounds or (3 if options.quick else 9),
         budget=5 if options.quick else 120,
-        limit=options.limit or (30 if options.quick else 180),
+        limit=options.limit or 180,
         gigabytes=options.gigabytes or memory / 2,
     )
     sizes = options.sizes or (QUICK_SIZES if options.quick else SIZES)

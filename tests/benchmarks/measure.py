@@ -36,7 +36,7 @@ class Settings:
     Attributes:
         rounds: how often each competitor is called, after a first call that isn't counted.
         budget: seconds for these rounds in one cell of the table. After that no round begins, but one is always made.
-        limit: seconds that one competitor may take for one call.
+        limit: seconds that one competitor may take for one call, or to trace and compile.
         gigabytes: how large one competitor may grow.
     """
 
@@ -84,7 +84,7 @@ def cell(name: str, n: int, r: int, peers: Path | None, reason: str, settings: S
     results: dict[str, dict[str, Any]] = {}
     processes: dict[str, Process] = {}
     for competitor in (*ON_JAX, *PEERS):
-        results[competitor] = {"state": "right", "seconds": []}
+        results[competitor] = {"state": "nothing to compare with", "seconds": []}
         if competitor == "floor" and name in WITHOUT_FLOOR:
             results[competitor]["state"] = "not written"
         elif competitor in PEERS and peers is None:
@@ -142,7 +142,8 @@ def judge(results: dict[str, dict[str, Any]], arrays: dict[str, dict[str, np.nda
         result["difference"] = relative(scores - own["contributions"], own["contributions"])
         change = (found["y"][:, None] - found["y_ref"]).mean(1)
         result["incompleteness"] = relative(scores.reshape(len(scores), -1).sum(1) - change, change)
-        if competitor == "bare" or competitor == "gradient":
+        result["state"] = "right"
+        if competitor in ("bare", "gradient"):
             result["state"] = "no DeepLIFT"
         elif result["outputs_differ"] > 1e-5:
             result["state"] = "another network"
