@@ -191,7 +191,7 @@ def is_zero(oracle, key, rule):
 
 
 def small(oracle):
-    return oracle.name.startswith(("mlp", "cancel", "near_zero", "concat"))
+    return oracle.name.startswith(("mlp", "cancel", "near_zero"))
 
 
 @pytest.mark.parametrize(

@@ -331,6 +331,7 @@ class TestGradCam:
             jaxlift.guided_grad_cam(flat, layer="flat")(IMAGES)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", METHODS)
 class TestOneSignature:
@@ -349,7 +350,6 @@ class TestOneSignature:
         contrast = method(model, target=np.array([1.0, -1.0, 0.0]))(X, reference=R[0])
         np.testing.assert_allclose(contrast, every[:, 0] - every[:, 1], rtol=1e-9, atol=1e-12)
 
-    @pytest.mark.slow
     def test_transformations(self, name):
         attr = METHODS[name](model, target=1)
         expected = attr(X, reference=R[0])

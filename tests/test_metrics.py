@@ -339,6 +339,7 @@ METRICS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METRICS)
 class TestTransformations:
     def test_jit_and_float32(self, name):

@@ -148,6 +148,7 @@ def test_low_precision_is_summed_in_more():
     assert (mean == 1).all()
 
 
+@pytest.mark.slow
 class TestTransformations:
     x, references = np.float32(X), np.float32(REFERENCES)
 
