@@ -39,7 +39,7 @@ def attribute(
     reference_batch_size: int | None = None,
     max_pooling: MaxPooling = "complete",
     missing_rule: MissingRule = "raise",
-) -> Callable[..., Any]:
+) -> Explainer:
     """Make the function that explains a batched model's outputs by DeepLIFT, as `jax.grad` makes that of its gradients.
 
     >>> import jax, jax.numpy as jnp, jaxlift
