@@ -161,8 +161,7 @@ class PointwiseFunction:
 
         def quotient(x: Sample, r: Sample) -> Array:
             d = run(x, r)
-            same = d == 0
-            return jnp.where(same, r.sixth_of_slope * 6, rise(x, r)) * share / jnp.where(same, 1, d)
+            return jnp.where(d == 0, r.sixth_of_slope * 6 * share, rise(x, r) * share / jnp.where(d == 0, 1, d))
 
         if self.primitives <= WITHOUT_ROUNDING:  # as ReLU: quotients are right to the last bit
             share = times / len(ends)

@@ -615,6 +615,6 @@ def test_some_programs(name, count):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "count"), [("complete", 40), ("linear", 12), ("limit", 16)])
+@pytest.mark.parametrize(("name", "count"), [("complete", 24), ("linear", 8), ("limit", 8)])
 def test_more_programs(name, count):
     by_many(name, count, 8)
