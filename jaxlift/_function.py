@@ -30,10 +30,6 @@ PIECEWISE_OR_SATURATING = frozenset((
     "max", "min", "abs", "sign", "select_n", "clamp", "floor", "ceil", "round", "rem", "tanh", "logistic", "erf",
     "erfc", "atan", "sin", "cos", "bessel_i0e", "bessel_i1e",
 ))
-WITHOUT_ROUNDING = frozenset((
-    "max", "min", "abs", "sign", "neg", "select_n", "clamp", "floor", "ceil", "round", "copy", "eq", "ne", "lt", "le",
-    "gt", "ge", "and", "or", "xor", "not", "is_finite", "jit", "custom_jvp_call", "custom_vjp_call", "broadcast_in_dim",
-))
 TOTAL = PIECEWISE_OR_SATURATING - {"rem"} | {
     "add", "sub", "mul", "neg", "square", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "xor", "not", "is_finite",
     "convert_element_type", "copy", "reduce_precision", "jit", "custom_jvp_call", "custom_vjp_call", "broadcast_in_dim",
@@ -159,13 +155,6 @@ class PointwiseFunction:
         def rise(x: Sample, r: Sample) -> Array:
             return x.value - r.value if self.is_total else difference(x.value, r.value)
 
-        def quotient(x: Sample, r: Sample) -> Array:
-            d = run(x, r)
-            return jnp.where(d == 0, r.sixth_of_slope * 6 * share, rise(x, r) * share / jnp.where(d == 0, 1, d))
-
-        if self.primitives <= WITHOUT_ROUNDING:  # as ReLU: quotients are right to the last bit
-            share = times / len(ends)
-            return summed(quotient)
         d, total = summed(run), summed(rise)
         mean = summed(slope) / len(ends)
         smooth = jnp.abs(total - mean * d) <= summed(lambda x, r: x.rounding + r.rounding)
