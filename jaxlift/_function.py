@@ -9,14 +9,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jax.extend.core import jaxprs_in_params
 
 from jaxlift import _compat
 from jaxlift._compat import JaxprEqn, primitives
 from jaxlift._multipliers import difference
-from jaxlift._values import Node, postorder
+from jaxlift._values import Node, is_hashable, key_of, postorder
 
 # By how much the last bit of a primitive's result may be off, in units of the dtype's epsilon. Elementary functions are
 # taken to be good to two units, as XLA's are.
@@ -227,16 +226,8 @@ class Form:
         f = self.of_no_constants
         steps = tuple((eqn.primitive, tuple(eqn.params.items()), operands) for eqn, operands in f.steps)
         dtypes = tuple(str(_compat.dtype(atom)) for eqn, _ in f.steps for atom in (*eqn.invars, *eqn.outvars))
-        key = (
-            steps,
-            dtypes,
-            tuple((str(np.asarray(literal).dtype), repr(np.asarray(literal).item())) for literal in f.literals),
-        )
-        try:
-            hash(key)
-        except TypeError:  # a parameter that can't be compared
-            return id(self)
-        return key
+        key = steps, dtypes, tuple(map(key_of, f.literals))
+        return key if is_hashable(key) else id(self)
 
     def __hash__(self) -> int:
         return hash(self.key)

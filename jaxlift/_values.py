@@ -14,6 +14,7 @@ from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxlift._compat import JaxprEqn
@@ -114,6 +115,23 @@ Value = Settled | Pending
 def is_varying(value: Any) -> TypeGuard[Varying | Pending]:
     """Whether a value of the program depends on the explained input."""
     return isinstance(value, Varying | Pending)
+
+
+def key_of(value: Any) -> Any:
+    """What equal literals of a program have in common: dtype and number, which tells 0.0 from -0.0; of other values,
+    which one it is, as long as it lives.
+    """
+    if isinstance(value, np.ndarray) and value.size == 1:
+        return str(value.dtype), repr(value.item())
+    return id(value)
+
+
+def is_hashable(key: Any) -> bool:
+    try:
+        hash(key)
+    except TypeError:
+        return False
+    return True
 
 
 def postorder(roots: Iterable[Any], children: Callable[[Any], Iterable[Any]]) -> list[Any]:

@@ -1,5 +1,7 @@
 """The rules, against the paper's formulas written out (`oracles.py`), on random networks in float64."""
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -206,3 +208,38 @@ def test_a_users_own_rule_of_parts():
     _, pullback = jaxlift.vjp(lambda x: jnp.tanh(x @ w), x, r, rule=PositiveFirst())
     expected = [np.tanh(2.0), np.tanh(1.5) - np.tanh(2.0)]
     np.testing.assert_allclose(pullback(jnp.ones(())) * (x - r), expected, rtol=1e-12)
+
+
+class Plain(jaxlift.Rule):
+    def __init__(self, by):
+        self.by = by
+
+    def multiplier(self, f, x, r):
+        return self.by * f.secant(x, r)
+
+
+@dataclass
+class NotHashable(jaxlift.Rule):
+    by: float
+    multiplier = Plain.multiplier
+
+
+class Derived(jaxlift.Rescale):
+    def __init__(self, by):
+        object.__setattr__(self, "by", by)
+
+    def pull(self, f, x, r, cotangent):
+        return cotangent * Plain.multiplier(self, f, x, r)
+
+
+@pytest.mark.parametrize("kind", [Plain, NotHashable, Derived])
+def test_a_users_own_rule_may_be_any_object(kind):
+    """Equal to another that differs, or changed after its use: what was traced for one is not taken for the other."""
+    rules = [kind(2.0), kind(3.0), kind(2.0)]
+    object.__setattr__(rules[2], "by", 4.0)
+    for rule in rules:
+        _, pullback = jaxlift.vjp(jnp.tanh, jnp.float32(1.0), jnp.float32(0.0), rule=rule)
+        np.testing.assert_allclose(pullback(jnp.float32(1.0)), rule.by * np.tanh(1.0), rtol=1e-6)
+    object.__setattr__(rules[0], "by", 5.0)
+    _, pullback = jaxlift.vjp(jnp.tanh, jnp.float32(1.0), jnp.float32(0.0), rule=rules[0])
+    np.testing.assert_allclose(pullback(jnp.float32(1.0)), 5 * np.tanh(1.0), rtol=1e-6)

@@ -15,7 +15,7 @@ from jaxlift._compat import JaxprEqn, primitives
 from jaxlift._function import Form, PointwiseFunction, affine_ends
 from jaxlift._multipliers import operation, slope_between, with_multipliers
 from jaxlift._registry import family
-from jaxlift._values import Node, Pending, Value, Varying, is_varying
+from jaxlift._values import Node, Pending, Value, Varying, is_hashable, is_varying
 from jaxlift.primitives.linear import broadcast, carrier_dtype, is_inexact, with_carrier
 from jaxlift.primitives.operands import several
 from jaxlift.rules import Place, Rescale, Rule
@@ -125,9 +125,24 @@ def _by_parts(rule: Rule, f: PointwiseFunction, of: Varying) -> tuple[Array, Cal
 Operation = Callable[[Any, Any], Array]
 
 
-# Networks have the same few activations again and again: each is traced once for a shape. (jax.jit keeps what it has
-# traced, and what was derived from that, as long as it is the same function.)
-@lru_cache(maxsize=1024)
+def traced_once(make: Callable[[Rule, Form], Any]) -> Callable[[Rule, Form], Any]:
+    """The same operations for equal arguments, if the rule is a frozen dataclass: others may be equal and differ, or be
+    changed.
+
+    Networks have the same few activations again and again: each is traced once for a shape. (`jax.jit` keeps what it
+    has traced, and what was derived from that, as long as it is the same function.)
+    """
+    known = lru_cache(maxsize=1024)(make)
+
+    def of(rule: Rule, form: Form) -> Any:
+        own = vars(type(rule)).get("__dataclass_params__")  # a subclass may have attributes that nothing compares
+        is_value = own is not None and own.frozen and is_hashable(rule)
+        return (known if is_value else make)(rule, form)
+
+    return of
+
+
+@traced_once
 def _operations_whole(rule: Rule, form: Form) -> tuple[Operation, Operation]:
     def forward(explained: Any, held: Any) -> Array:
         return form.with_constants(held[-1])(*explained)
@@ -150,7 +165,7 @@ def _operations_whole(rule: Rule, form: Form) -> tuple[Operation, Operation]:
     return jax.jit(operation(forward, pull)), jax.jit(operation(scale, pull_scale))
 
 
-@lru_cache(maxsize=1024)
+@traced_once
 def _operation_by_parts(rule: Rule, form: Form) -> Callable[[Any, Any], tuple[Array, Array]]:
     """With `D+ = (D + a) / 2`, `D- = (D - a) / 2` and the parts' multipliers `m+`, `m-`,
 
