@@ -6,9 +6,7 @@ that contributions sum to the difference of the outputs, and saves a picture.
 
 import argparse
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +17,7 @@ from flax import nnx
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+from timing import seconds
 
 import jaxlift
 
@@ -56,16 +55,6 @@ def train(images: np.ndarray, labels: np.ndarray, epochs: int) -> Network:
         for rows in np.array_split(rng.permutation(len(images)), len(images) // 64):
             step(model, optimizer, jnp.asarray(images[rows]), jnp.asarray(labels[rows]))
     return model
-
-
-def seconds(fun: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
-    """The time of one call, the fastest of three."""
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        jax.block_until_ready(fun(*args, **kwargs))
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 def picture(digits: np.ndarray, classes: np.ndarray, scores: dict[str, np.ndarray]) -> Figure:

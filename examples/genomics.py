@@ -20,7 +20,9 @@ import optax
 from flax import nnx
 from genomics_figures import logos, scatter, summary
 from motifs import BACKGROUND, BOTH, LENGTH, MOTIFS, STRONG, TASKS, in_windows, log_odds, posterior, simulate
+from network_files import read, write
 from sklearn.metrics import roc_auc_score
+from timing import seconds
 
 import jaxlift
 from jaxlift.references import dinucleotide_shuffle
@@ -80,10 +82,8 @@ class Network(nnx.Module):
 def train(steps: int, saved: Path, again: bool) -> Network:
     """A network that has seen new sequences in each step; from a file, if it was trained before."""
     model = Network(nnx.Rngs(0))
-    structure = jax.tree.structure(nnx.state(model))
     if saved.exists() and not again:
-        with np.load(saved) as arrays:
-            nnx.update(model, jax.tree.unflatten(structure, [jnp.asarray(arrays[name]) for name in arrays.files]))
+        read(saved, model)
         return model
     schedule = optax.warmup_cosine_decay_schedule(0.0, 3e-3, steps // 15, steps)
     optimizer = nnx.Optimizer(model, optax.adam(schedule), wrt=nnx.Param)
@@ -99,7 +99,7 @@ def train(steps: int, saved: Path, again: bool) -> Network:
     for _ in range(steps):
         sequences, labels, _ = simulate(rng, 64)
         step(model, optimizer, jnp.asarray(sequences), jnp.asarray(labels))
-    np.savez(saved, *map(np.asarray, jax.tree.leaves(nnx.state(model))))
+    write(saved, model)
     print(f"trained on {64 * steps} sequences in {time.perf_counter() - start:.0f} s")
     return model
 
@@ -108,16 +108,6 @@ def in_chunks(fun: Callable[..., Any], *arrays: Any, size: int = 20) -> Any:
     """What a function makes of the rows of arrays, some at a time."""
     parts = [fun(*(a[i : i + size] for a in arrays)) for i in range(0, len(arrays[0]), size)]
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *map(jax.device_get, parts))
-
-
-def seconds(fun: Callable[..., Any], *args: Any) -> float:
-    """The time of one call, the fastest of three, once it is compiled."""
-    times = []
-    for _ in range(4):
-        start = time.perf_counter()
-        jax.block_until_ready(fun(*args))
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
 
 
 def explain(name: str, model: Network, **options: Any) -> Callable[..., Any]:

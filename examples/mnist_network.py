@@ -16,6 +16,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from network_files import read, write
 from packages import wheel
 
 EPOCHS = 16
@@ -149,11 +150,9 @@ def trained(digits: Digits, epochs: int, folder: Path, retrain: bool = False) ->
     if retrain or not file.exists():
         model = train(digits, epochs)
         folder.mkdir(parents=True, exist_ok=True)
-        np.savez(file, *jax.tree.leaves(nnx.state(model, nnx.Param)))
+        write(file, model)
     model = Network(nnx.Rngs(0))
-    structure = jax.tree.structure(nnx.state(model, nnx.Param))
-    with np.load(file) as saved:
-        nnx.update(model, jax.tree.unflatten(structure, map(jnp.asarray, saved.values())))
+    read(file, model)
     return model
 
 

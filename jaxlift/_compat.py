@@ -1,6 +1,6 @@
 """Every difference between the supported JAX versions, and the public names that the rest is built on."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -26,6 +26,7 @@ __all__ = [
     "primitives",
     "scan_lengths",
     "shape",
+    "variables",
 ]
 
 
@@ -70,6 +71,11 @@ def scan_lengths(eqn: JaxprEqn) -> tuple[int, int]:
         consts, carry, _ = eqn.params["ft_in"].unpack()
         return len(consts), len(carry)
     return eqn.params["num_consts"], eqn.params["num_carry"]
+
+
+def variables(atoms: Iterable[Any]) -> list[Var]:
+    """The variables among a jaxpr's atoms, the others of which are literals."""
+    return [atom for atom in atoms if not isinstance(atom, Literal)]
 
 
 def shape(atom: Any) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from jax import Array
 
 from jaxlift._check import warn_of_cancellation
 from jaxlift._layers import Names, above, below
-from jaxlift._lift import check_option, checked_input, summed
+from jaxlift._lift import check_option, check_structure, checked_input, summed
 from jaxlift._stages import Stages, map_over, mean_over, shape_of_one, staged
 from jaxlift._targets import Target, aim_of_each, check_target, weights_of
 
@@ -282,9 +282,7 @@ def _read_reference(x: Any, reference: Any, references: References | None) -> tu
     """The reference as arrays, and what it is: "one", "shared", "paired" (one for each example), or "each" (R for
     each).
     """
-    structure, other = jax.tree.structure(x), jax.tree.structure(reference)
-    if structure != other:
-        raise ValueError(f"the reference must have the structure of the input: expected {structure}, got {other}.")
+    check_structure(x, reference)
     reference = jax.tree.map(lambda leaf, ref: jnp.asarray(ref, leaf.dtype), x, reference)
     pairs = list(zip(jax.tree.leaves(x), jax.tree.leaves(reference), strict=True))
     kinds = {_kind_of(leaf.shape, ref.shape) for leaf, ref in pairs}

@@ -150,7 +150,7 @@ def _opened(jaxpr: Jaxpr, consts: Sequence[Any], wanted: set[str], inputs: Seque
     for eqn in jaxpr.eqns:
         held = wanted.intersection(_names_in(eqn))
         if eqn.primitive in _NAME or not held:
-            operands = [atom for atom in eqn.invars if not isinstance(atom, _compat.Literal)]
+            operands = _compat.variables(eqn.invars)
             alone = jaxpr.replace(constvars=[], invars=operands, eqns=[eqn], outvars=eqn.outvars)
             outputs = jax.core.eval_jaxpr(alone, [], *map(read, operands))
         elif rule_or_none(eqn.primitive) in (inlined, checkpoint):

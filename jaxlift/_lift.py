@@ -15,7 +15,7 @@ from jax import Array
 
 from jaxlift import _compat, _registry
 from jaxlift._compat import Jaxpr, JaxprEqn
-from jaxlift._values import Pending, Settled, Value, Varying, is_varying
+from jaxlift._values import Pending, Settled, Value, Varying, is_hashable, is_varying, key_of
 from jaxlift.primitives import settle
 from jaxlift.primitives.linear import both_sides, carrier_dtype, is_inexact, on_each_side
 from jaxlift.rules import Rule, as_rule
@@ -79,16 +79,8 @@ class Interpreter:
         """What two equations have in common that have the same outputs."""
         if eqn.effects:
             return object()
-        of_inputs = [
-            (str(value.dtype), repr(value.item())) if isinstance(value, np.ndarray) and value.size == 1 else id(value)
-            for value in inputs
-        ]
-        key = (eqn.primitive, tuple(eqn.params.items()), self.scope_of(eqn), tuple(of_inputs))
-        try:
-            hash(key)
-        except TypeError:
-            return object()
-        return key
+        key = (eqn.primitive, tuple(eqn.params.items()), self.scope_of(eqn), tuple(map(key_of, inputs)))
+        return key if is_hashable(key) else object()
 
     def inside(self, eqn: JaxprEqn) -> Interpreter:
         """The interpreter for the jaxpr that an equation holds."""
@@ -126,12 +118,12 @@ def needed(
 ) -> list[JaxprEqn]:
     """The equations of a jaxpr that some of its values need, beyond those that are given; and those with effects."""
     held = set(given)
-    wanted = {atom for atom in outputs if not isinstance(atom, _compat.Literal)} - held
+    wanted = set(_compat.variables(outputs)) - held
     found: list[JaxprEqn] = []
     for eqn in reversed(jaxpr.eqns):
         if not wanted.isdisjoint(eqn.outvars) or (effects and eqn.effects):
             found.append(eqn)
-            wanted.update(atom for atom in eqn.invars if not isinstance(atom, _compat.Literal) and atom not in held)
+            wanted.update(var for var in _compat.variables(eqn.invars) if var not in held)
     return found[::-1]
 
 
@@ -257,9 +249,7 @@ def check_option(name: str, value: Any, options: Any, *more: Any) -> None:
 def checked_pair(x: Any, reference: Any) -> tuple[Any, Any]:
     """The input and its reference as arrays of equal shapes and dtypes, or the error that says how they don't fit."""
     x = checked_input(x)
-    structure, other = jax.tree.structure(x), jax.tree.structure(reference)
-    if structure != other:
-        raise ValueError(f"the reference must have the structure of the input: expected {structure}, got {other}.")
+    check_structure(x, reference)
     reference = jax.tree.map(lambda value, ref: jnp.asarray(ref, value.dtype), x, reference)
     for (path, value), ref in zip(jax.tree.leaves_with_path(x), jax.tree.leaves(reference), strict=True):
         if value.shape != ref.shape:
@@ -268,6 +258,13 @@ def checked_pair(x: Any, reference: Any) -> tuple[Any, Any]:
                 f"got {ref.shape}. Broadcast it, as in jnp.broadcast_to(reference, x.shape)."
             )
     return x, reference
+
+
+def check_structure(x: Any, reference: Any) -> None:
+    """Raise the error for a reference that isn't a pytree as the input is."""
+    structure, other = jax.tree.structure(x), jax.tree.structure(reference)
+    if structure != other:
+        raise ValueError(f"the reference must have the structure of the input: expected {structure}, got {other}.")
 
 
 def checked_input(x: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -42,7 +43,7 @@ def staged(fun: Callable[[Any, Any], Any], first: Any, second: Any) -> Stages:
     eqns: dict[int, list[JaxprEqn]] = {stage: [] for stage in range(4)}
     for eqn in jaxpr.eqns:
         stage = BOTH if eqn.effects else NEITHER
-        for var in _variables(eqn.invars):
+        for var in _compat.variables(eqn.invars):
             stage |= needs[var]
         eqns[stage].append(eqn)
         needs |= dict.fromkeys(eqn.outvars, stage)
@@ -70,13 +71,9 @@ def staged(fun: Callable[[Any, Any], Any], first: Any, second: Any) -> Stages:
     )
 
 
-def _variables(atoms: Sequence[Any]) -> list[Var]:
-    return [atom for atom in atoms if not isinstance(atom, _compat.Literal)]
-
-
 def _used(needs: dict[Var, int], stage: int, by: Sequence[Sequence[JaxprEqn]], outputs: Sequence[Any]) -> list[Var]:
     """The variables of a stage that later stages use, or that are outputs."""
-    used = [var for eqns in by for eqn in eqns for var in _variables(eqn.invars)] + _variables(outputs)
+    used = [var for eqns in by for eqn in eqns for var in _compat.variables(eqn.invars)] + _compat.variables(outputs)
     return list(dict.fromkeys(var for var in used if needs[var] == stage))
 
 
@@ -99,16 +96,36 @@ def mean_over(fun: Callable[[Any], Any], xs: Any, size: int | None) -> Any:
     if size is None:
         return jax.tree.map(lambda leaf: leaf.mean(0), jax.vmap(fun)(xs))
 
-    def add(total: Any, chunk: Any) -> tuple[Any, None]:
-        return jax.tree.map(lambda a, b: a + b.sum(0), total, jax.vmap(fun)(chunk)), None
+    def summed(chunk: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf.sum(0, dtype=_wide(leaf.dtype)), jax.vmap(fun)(chunk))
 
+    one = jax.eval_shape(fun, shape_of_one(xs))
     chunks, rest = _chunks(xs, size)
-    total = jax.tree.map(lambda out: jnp.zeros(out.shape, out.dtype), jax.eval_shape(fun, shape_of_one(xs)))
-    if chunks is not None:
-        total, _ = lax.scan(add, total, chunks)
-    if rest is not None:
-        total, _ = add(total, rest)
-    return jax.tree.map(lambda leaf: leaf / len(jax.tree.leaves(xs)[0]), total)
+    totals = [] if chunks is None else [sum_in_turn(summed, chunks, one)]
+    totals += [] if rest is None else [summed(rest)]
+    count = len(jax.tree.leaves(xs)[0])
+    return divided(reduce(partial(jax.tree.map, jnp.add), totals), count, one)
+
+
+def sum_in_turn(fun: Callable[[Any], Any], xs: Any, like: Any) -> Any:
+    """The sum of `fun` over the leading axis of `xs`. One result is held at a time, and low precision summed in more.
+
+    Args:
+        like: the shapes of the result, and the dtypes of what is summed.
+    """
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, _wide(leaf.dtype)), like)
+    total, _ = lax.scan(lambda total, x: (jax.tree.map(jnp.add, total, fun(x)), None), zeros, xs)
+    return total
+
+
+def divided(total: Any, count: int, like: Any) -> Any:
+    """The mean that belongs to a sum, in the dtypes of what was summed."""
+    return jax.tree.map(lambda leaf, one: (leaf / count).astype(one.dtype), total, like)
+
+
+def _wide(dtype: Any) -> Any:
+    """What numbers of this dtype are summed in."""
+    return jnp.promote_types(dtype, jnp.float32)
 
 
 def _chunks(xs: Any, size: int) -> tuple[Any, Any]:

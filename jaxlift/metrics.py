@@ -20,7 +20,7 @@ import numpy as np
 from jax import Array, lax
 
 from jaxlift._explainer import number_of_examples
-from jaxlift._lift import checked_input
+from jaxlift._lift import check_structure, checked_input
 from jaxlift._targets import Target, aim_of_each, weights_of
 from jaxlift.wrappers import check_size, draw_like, keys_of_samples, mean_in_turn
 
@@ -412,9 +412,7 @@ def _read(x: Any, scores: Any, reference: Any) -> tuple[Any, Any, Any]:
                 f"scores of shape {of_leaf.shape} don't fit an input of shape {leaf.shape}: expected the same shape, "
                 "or length 1 along axes whose features go together, as in scores.sum(-1, keepdims=True)."
             )
-    structure, other = jax.tree.structure(x), jax.tree.structure(reference)
-    if structure != other:
-        raise ValueError(f"the reference must have the structure of the input: expected {structure}, got {other}.")
+    check_structure(x, reference)
 
     def of_each(leaf: Array, reference: Any) -> Array:
         reference = jnp.asarray(reference, leaf.dtype)

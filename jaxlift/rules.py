@@ -37,6 +37,8 @@ __all__ = [
     "as_rule",
 ]
 
+Factor = Array | float
+
 
 @dataclass(frozen=True)
 class Place:
@@ -84,13 +86,7 @@ class Rule:
         return cotangent * self.multiplier(f, x, r)
 
     def parts(
-        self,
-        f: PointwiseFunction,
-        x: Array,
-        r: Array,
-        a: Array,
-        plus: Array | float = 1.0,
-        minus: Array | float = 1.0,
+        self, f: PointwiseFunction, x: Array, r: Array, a: Array, plus: Factor = 1.0, minus: Factor = 1.0
     ) -> tuple[Array, Array]:
         """The multipliers of the positive and the negative part of the difference, each times a factor.
 
@@ -144,13 +140,7 @@ class RevealCancel(Rule):
         return self if place.function.is_activation else Rescale()
 
     def parts(
-        self,
-        f: PointwiseFunction,
-        x: Array,
-        r: Array,
-        a: Array,
-        plus: Array | float = 1.0,
-        minus: Array | float = 1.0,
+        self, f: PointwiseFunction, x: Array, r: Array, a: Array, plus: Factor = 1.0, minus: Factor = 1.0
     ) -> tuple[Array, Array]:
         up, down, visited = self._ends(f, x, r, a)
         at_x, at_r = lax.optimization_barrier((f.sample(x), f.sample(r)))

@@ -12,10 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 from jax.core import Tracer
 
 from jaxlift._lift import checked_input
+from jaxlift._stages import divided, shape_of_one, sum_in_turn
 
 Attribution = Callable[..., Any]
 
@@ -146,17 +147,14 @@ def sum_channels(
 
 def mean_in_turn(fun: Callable[[Any], Any], xs: Any) -> Any:
     """The mean of `fun` over the first axis of `xs`. One result is held at a time, and low precision summed in more."""
-    shapes = jax.eval_shape(fun, jax.tree.map(lambda leaf: leaf[0], xs))
+    shapes = jax.eval_shape(fun, shape_of_one(xs))
     for path, leaf in jax.tree.leaves_with_path(shapes):
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             raise TypeError(
                 f"the attribution function must return floating-point scores, but what it returns"
                 f"{jax.tree_util.keystr(path)} has dtype {leaf.dtype}, of which a mean can't be taken."
             )
-    length = jax.tree.leaves(xs)[0].shape[0]
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)), shapes)
-    total, _ = lax.scan(lambda total, x: (jax.tree.map(jnp.add, total, fun(x)), None), zeros, xs)
-    return jax.tree.map(lambda leaf, like: (leaf / length).astype(like.dtype), total, shapes)
+    return divided(sum_in_turn(fun, xs, shapes), len(jax.tree.leaves(xs)[0]), shapes)
 
 
 def draw_like(draw: Callable[..., Array], key: Array, x: Any, name: str, size: Any) -> Any:

@@ -49,6 +49,14 @@ def compiled(fun, *args):
     return jax.jit(fun).lower(*args).compile()
 
 
+def rows_of_convolutions(attr, *batches):
+    """How many rows each convolution of the program has."""
+    _, params = dilated_network()
+    text = jax.jit(lambda p, x, r: attr(p, x, reference=r)).lower(params, *batches).as_text()
+    lines = [line for line in text.splitlines() if "stablehlo.convolution" in line]
+    return [int(line.split(": (tensor<")[1].split("x")[0]) for line in lines]
+
+
 @functools.cache
 def costs():
     """FLOPs and temporary bytes of each program that is compared."""
@@ -90,11 +98,8 @@ def test_memory():
 @pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
 def test_the_model_is_evaluated_on_n_plus_r_examples(rule):
     """Counted in the program: convolutions on N, on R and on N R examples."""
-    model, params = dilated_network()
-    attr = jaxlift.attribute(model, argnums=1, rule=rule)
-    text = jax.jit(lambda p, x, r: attr(p, x, reference=r)).lower(params, batch(N), batch(R)).as_text()
-    lines = [line for line in text.splitlines() if "stablehlo.convolution" in line]
-    rows = [int(line.split(": (tensor<")[1].split("x")[0]) for line in lines]
+    model, _ = dilated_network()
+    rows = rows_of_convolutions(jaxlift.attribute(model, argnums=1, rule=rule), batch(N), batch(R))
     layers = 6
     assert rows.count(N) == layers
     assert rows.count(R) == layers
@@ -139,14 +144,6 @@ def test_checkpoint_keeps_its_promise(rule):
         return program.memory_analysis().temp_size_in_bytes
 
     assert memory(jax.checkpoint(block)) <= 0.6 * memory(block)
-
-
-def rows_of_convolutions(attr, *batches):
-    """How many rows each convolution of the program has."""
-    _, params = dilated_network()
-    text = jax.jit(lambda p, x, r: attr(p, x, reference=r)).lower(params, *batches).as_text()
-    lines = [line for line in text.splitlines() if "stablehlo.convolution" in line]
-    return [int(line.split(": (tensor<")[1].split("x")[0]) for line in lines]
 
 
 @pytest.mark.parametrize("rule", ["rescale", "revealcancel"])

@@ -45,7 +45,7 @@ def grad_cam(fun: Callable[..., Any], *, layer: str, **options: Unpack[CommonOpt
     Raises:
         ValueError, TypeError: as from `attribute` and `below`.
     """
-    channel_axis = options.get("channel_axis", -1)
+    channel_axis = options.get("channel_axis", Explainer.channel_axis)
 
     def explain(fun: Callable[[Any], Array], activations: Array, reference: Any) -> Any:
         del reference

@@ -141,7 +141,7 @@ def mutagenesis(fun: Callable[..., Any], *, chunk: int = 32, **options: Unpack[O
         ValueError, TypeError: as from `attribute`; from `attr`, if the input isn't one array.
     """
     check_count("chunk", chunk)
-    channel_axis = options.get("channel_axis", -1)
+    channel_axis = options.get("channel_axis", Explainer.channel_axis)
 
     def explain(fun: Callable[[Any], Array], x: Array, reference: Any) -> Any:
         del reference

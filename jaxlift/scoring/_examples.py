@@ -74,7 +74,8 @@ class Examples:
         raise NotImplementedError
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        raise NotImplementedError
+        rows = [as_example(self.row(number), self.shape, self.dtype) for number in range(start, stop)]
+        return np.array(rows, self.dtype).reshape(stop - start, *self.shape)
 
     def read(self, start: int, stop: int) -> Records:
         """The examples from `start` to `stop`, or to the end. A bad one is marked, and does not spoil the others."""
@@ -175,10 +176,6 @@ class SequenceExamples(Examples):
     def row(self, number: int) -> Any:
         return self.items[number]
 
-    def rows(self, start: int, stop: int) -> np.ndarray:
-        rows = [as_example(self.items[number], self.shape, self.dtype) for number in range(start, stop)]
-        return np.array(rows, self.dtype).reshape(stop - start, *self.shape)
-
 
 class StreamExamples(Examples):
     """An iterable, read once from its beginning to its end. Where it ends is known when it comes."""
@@ -213,10 +210,6 @@ class StreamExamples(Examples):
 
     def row(self, number: int) -> Any:
         return self.pending[number - self.pending_start]
-
-    def rows(self, start: int, stop: int) -> np.ndarray:
-        rows = [as_example(self.row(number), self.shape, self.dtype) for number in range(start, stop)]
-        return np.array(rows, self.dtype).reshape(stop - start, *self.shape)
 
     def first(self) -> np.ndarray:
         return self.head
@@ -294,10 +287,6 @@ class FastaExamples(Examples):
             place = int((codes > len(BASES)).argmax())
             raise MalformedError(f"letter {chr(sequence[place])!r} at position {place + 1} is none of ACGTUN")
         return _ONE_HOT[codes]
-
-    def rows(self, start: int, stop: int) -> np.ndarray:
-        rows = [as_example(self.row(number), self.shape, self.dtype) for number in range(start, stop)]
-        return np.array(rows, self.dtype).reshape(stop - start, *self.shape)
 
 
 _CODES = np.full(256, 255, np.uint8)

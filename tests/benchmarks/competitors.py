@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.extend.core import Literal, jaxprs_in_params
+from jax.extend.core import jaxprs_in_params
 
 import jaxlift
+from jaxlift._lift import needed
 
 from . import floors, in_jax
 from .networks import Weights, data, weights_of
@@ -51,12 +52,8 @@ COMPETITORS: dict[str, Callable[[str], Attribution]] = {
 
 def matrix_flops(jaxpr: Any) -> int:
     """FLOPs of all matrix products and convolutions that the outputs of a jaxpr need, padding included."""
-    needed = {var for var in jaxpr.outvars if not isinstance(var, Literal)}
     flops = 0
-    for eqn in reversed(jaxpr.eqns):
-        if not eqn.effects and needed.isdisjoint(eqn.outvars):
-            continue
-        needed.update(atom for atom in eqn.invars if not isinstance(atom, Literal))
+    for eqn in needed(jaxpr, jaxpr.outvars, effects=True):
         out = eqn.outvars[0].aval
         match eqn.primitive.name:
             case "dot_general":
