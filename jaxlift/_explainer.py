@@ -115,13 +115,19 @@ class Explainer:
 
     def __call__(self, *args: Any, reference: Any = None) -> Any:
         explained = self.argnums if isinstance(self.argnums, tuple) else (self.argnums,)
+        if not all(0 <= i < len(args) for i in (*explained, *self.batch_argnums)):
+            raise TypeError(
+                f"argnums={self.argnums} and batch_argnums={self.batch_argnums} must be among the positional arguments "
+                f"of the call, counted from 0: got {len(args)}."
+            )
         x = checked_input(tuple(args[i] for i in explained) if isinstance(self.argnums, tuple) else args[self.argnums])
         n = number_of_examples(x)
         kind = "none"
         if reference is not None:
             reference, kind = _read_reference(x, reference, self.references)
         elif self.method.needs_reference:
-            raise TypeError("this method compares the input with a reference: call attr(..., reference=...).")
+            name = self.method.options.get("rule") or self.method.options.get("method")
+            raise TypeError(f"{name} compares the input with a reference: call attr(..., reference=...).")
 
         def on_one(x: Any, rows: dict[int, Any]) -> Array:
             """The outputs of the model on one example."""

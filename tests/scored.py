@@ -34,6 +34,9 @@ def explained():
     return jax.jit(jaxlift.attribute(model, target=1, rule="gradient"))
 
 
+explained_already = jaxlift.attribute(model, target=1, rule="revealcancel")
+
+
 def mean_output(y):
     return y.mean(-1)
 

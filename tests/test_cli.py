@@ -174,6 +174,12 @@ def test_logo_is_as_high_as_the_scores(tmp_path):
     assert sorted((round(box.y0, 6), round(box.y1, 6)) for box in extents) == [(-2, 0), (0, 0.5), (0, 3), (0.5, 1.5)]
 
 
+def test_a_model_that_is_explained_already(run):
+    """It takes any arguments, as a factory without any may, but isn't one."""
+    assert run("score scored:explained_already x.npy --out s --quiet")[0] == 0
+    assert run("info s --json")[1].count("RevealCancel") == 1
+
+
 @pytest.mark.parametrize("arguments", ["", "score", "info", "plot"])
 def test_help(run, arguments, capsys):
     with pytest.raises(SystemExit) as ended:

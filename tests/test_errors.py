@@ -46,8 +46,11 @@ CASES = {
     "no reference": (
         lambda: attr()(X),
         TypeError,
-        r"this method compares the input with a reference.*reference=\.\.\.",
+        r"Rescale\(\) compares the input with a reference.*reference=\.\.\.",
     ),
+    "no input": (lambda: attr()(reference=R), TypeError, r"argnums=0 .*counted from 0: got 0"),
+    "argnums": (lambda: attr(argnums=-1)(X, reference=R), TypeError, r"argnums=-1 .*counted from 0: got 1"),
+    "batch_argnums": (lambda: attr(batch_argnums=(1,))(X, reference=R), TypeError, r"batch_argnums=\(1,\).*got 1"),
     "reference shape": (
         lambda: attr()(X, reference=jnp.zeros(5)),
         ValueError,

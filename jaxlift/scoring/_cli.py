@@ -239,6 +239,8 @@ def imported_model(text: str) -> Callable[..., Any]:
     model = _imported(text)
     if not callable(model):
         raise ValueError(f"{text!r} is no model: expected package.module:function.")
+    if is_explained(model):  # which has no named arguments, and is no factory
+        return model
     try:
         parameters = inspect.signature(model).parameters.values()
     except ValueError:  # it doesn't say
