@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,8 @@ from jax.extend.core import jaxprs_in_params
 
 from jaxlift import _compat
 from jaxlift._compat import JaxprEqn, primitives
-from jaxlift._multipliers import difference
+from jaxlift._degrees import ARGUMENT, CONSTANT, ZERO, degree, homogeneity
+from jaxlift._secants import THEOREMS, Ends, Sample, Theorem, by_quotient_or_derivatives, by_theorem, of_two_rays
 from jaxlift._values import Node, is_hashable, key_of, postorder
 
 # By how much the last bit of a primitive's result may be off, in units of the dtype's epsilon. Elementary functions are
@@ -34,15 +35,6 @@ TOTAL = PIECEWISE_OR_SATURATING - {"rem"} | {
     "convert_element_type", "copy", "reduce_precision", "jit", "custom_jvp_call", "custom_vjp_call", "broadcast_in_dim",
 }
 # fmt: on
-
-
-class Sample(NamedTuple):
-    """What a secant needs to know about `f` at one end: `x`, `f(x)`, `f'(x) / 6`, and the rounding error of `f(x)`."""
-
-    at: Array
-    value: Array
-    sixth_of_slope: Array
-    rounding: Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,36 +82,39 @@ class PointwiseFunction:
 
     def derivative(self, x: Array) -> Array:
         """`f'(x)`, the one that JAX takes: custom derivatives are the user's, and so is the choice at a kink."""
-        return self._value_and_derivative(x)[1]
-
-    def _value_and_derivative(self, x: Array) -> tuple[Array, Array]:
-        y, [slope] = _value_and_slopes(self, x)
-        return y, slope
-
-    def rounding(self, x: Array) -> Array:
-        """A running bound on the rounding error of `f(x)`: each step's own, and what it makes of those before it."""
-        registers = [x, *self.literals, *self.constants]
-        errors: list[Array | None] = [None] * len(registers)  # None where there is none
-        for eqn, operands in self.steps:
-            values = [registers[i] for i in operands]
-            inherited = {k: error for k, i in enumerate(operands) if (error := errors[i]) is not None}
-            y, partials = _partial_derivatives(eqn, values, list(inherited))
-            registers.append(y)
-            units = 0.0 if eqn.primitive in EXACT else 0.5 if eqn.primitive in ROUNDED else 2.0
-            if jnp.issubdtype(y.dtype, jnp.inexact) and (units or inherited):
-                error = units * float(jnp.finfo(y.dtype).eps) * jnp.abs(y)
-                for partial, operand_error in zip(partials, inherited.values(), strict=True):
-                    error += jnp.abs(partial) * operand_error
-                errors.append(error)
-            else:
-                errors.append(None)
-        return jnp.zeros_like(registers[-1]) if errors[-1] is None else errors[-1]
+        return _value_and_slopes(self, x)[1][0]
 
     def sample(self, x: Array) -> Sample:
         """What a secant needs to know at `x`, in float32 at least: half precision has no room for differences."""
+        if self.theorem:
+            known = (self(x),)
+        elif self.is_two_rays:
+            known = self(x), self.derivative(x)
+        else:
+            known = self._value_slope_and_rounding(x)
         wide = jnp.promote_types(x.dtype, jnp.float32)
-        y, slope = self._value_and_derivative(x)
-        return Sample(*(side.astype(wide) for side in (x, y, slope / 6, self.rounding(x))))
+        return Sample(*(side.astype(wide) for side in (x, *known)))
+
+    def _value_slope_and_rounding(self, x: Array) -> tuple[Array, Array, Array]:
+        """`f(x)`, `f'(x)`, and a running bound on the rounding error of `f(x)`: each step's own, and what it makes of
+        those before it.
+        """
+        registers = [x, *self.literals, *self.constants]
+        slopes: list[Array | None] = [jnp.ones_like(x)] + [None] * (len(registers) - 1)  # None where there is none
+        errors: list[Array | None] = [None] * len(registers)
+        for eqn, operands in self.steps:
+            varied = [k for k, i in enumerate(operands) if slopes[i] is not None or errors[i] is not None]
+            y, partials = _partial_derivatives(eqn, [registers[i] for i in operands], varied)
+            paths = [(partial, operands[k]) for partial, k in zip(partials, varied, strict=False)]
+            units = 0.0 if eqn.primitive in EXACT else 0.5 if eqn.primitive in ROUNDED else 2.0
+            is_rounded = units > 0 and jnp.issubdtype(y.dtype, jnp.inexact)
+            own = [units * float(jnp.finfo(y.dtype).eps) * jnp.abs(y)] if is_rounded else []
+            inherited = [jnp.abs(partial) * error for partial, i in paths if (error := errors[i]) is not None]
+            registers.append(y)
+            slopes.append(_sum_or_none([partial * slope for partial, i in paths if (slope := slopes[i]) is not None]))
+            errors.append(_sum_or_none(own + inherited))
+        y, slope, error = registers[-1], slopes[-1], errors[-1]
+        return y, jnp.zeros_like(y) if slope is None else slope, jnp.zeros_like(y) if error is None else error
 
     def secant(self, x: Array, r: Array, times: Array | float = 1.0) -> Array:
         """`(f(x) - f(r)) / (x - r) * times`, to rounding for all `x` and `r`, and with `f'(r)` where they are equal.
@@ -130,36 +125,13 @@ class PointwiseFunction:
         at_x, at_r = lax.optimization_barrier((self.sample(x), self.sample(r)))
         return self.mean_secant([(at_x, at_r)], times)
 
-    def mean_secant(self, ends: Sequence[tuple[Sample, Sample]], times: Array | float = 1.0) -> Array:
-        """The mean of secants over equal differences, times a factor.
-
-        A secant is the mean of `f'` between `r` and `x`. Where the two are near, `f(x) - f(r)` is rounding noise, and
-        the mean is taken by Simpson's rule on `f'` instead, unless the two disagree by more than the noise: then there
-        is a kink or a step between the ends, or they are far apart, and the quotient is right. (The midpoint alone is
-        not enough: in the tails of tanh it is off by 0.3% in float32, where noise still hides it.)
-
-        The factor comes before the division, so that a multiplier is not computed before its cotangent is there.
-        """
-
-        def summed(of: Callable[[Sample, Sample], Array]) -> Array:
-            return reduce(jnp.add, (of(x, r) for x, r in ends))
-
-        def slope(x: Sample, r: Sample) -> Array:
-            middle = (r.at + difference(x.at, r.at) / 2).astype(self.dtype)
-            return x.sixth_of_slope + r.sixth_of_slope + self.derivative(middle) * (2 / 3)
-
-        def run(x: Sample, r: Sample) -> Array:
-            return difference(x.at, r.at)
-
-        def rise(x: Sample, r: Sample) -> Array:
-            return x.value - r.value if self.is_total else difference(x.value, r.value)
-
-        d, total = summed(run), summed(rise)
-        mean = summed(slope) / len(ends)
-        smooth = jnp.abs(total - mean * d) <= summed(lambda x, r: x.rounding + r.rounding)
-        # One select: for a parabola Simpson's rule is exact, `smooth` a matter of the last bit, and XLA may work it out
-        # twice with different results. Where `f'` is not finite and `d` is 0, the multiplier is 0 / 1.
-        return jnp.where(smooth, mean * times, total * times / jnp.where(d == 0, 1, d))
+    def mean_secant(self, ends: Ends, times: Array | float = 1.0) -> Array:
+        """The mean of secants over equal differences, times a factor."""
+        if self.theorem:
+            return by_theorem(self.theorem, ends, times)
+        if self.is_two_rays:
+            return of_two_rays(ends, times)
+        return by_quotient_or_derivatives(lambda x: self.derivative(x.astype(self.dtype)), self.is_total, ends, times)
 
     @cached_property
     def equations(self) -> tuple[JaxprEqn, ...]:
@@ -185,6 +157,21 @@ class PointwiseFunction:
         return len(maxima) == 1 and wrapped and any(getattr(atom, "val", None) == 0 for atom in maxima[0].invars)
 
     @property
+    def theorem(self) -> Theorem | None:
+        """The addition theorem of the function, if it has one."""
+        [(eqn, operands), *more] = self.steps
+        return THEOREMS.get(eqn.primitive.name) if self.is_real and operands == (0,) and not more else None
+
+    @cached_property
+    def is_two_rays(self) -> bool:
+        """Whether `f(c x) = c f(x)` for all `c > 0`, as of ReLUs: two lines that meet at 0."""
+        known = [ARGUMENT, *(CONSTANT if literal else ZERO for literal in self.literals)]
+        known += [CONSTANT] * len(self.constants)
+        for eqn, operands in self.steps:
+            known.append(homogeneity(eqn, [known[i] for i in operands]))
+        return self.is_real and 1 in known[-1]
+
+    @property
     def is_activation(self) -> bool:
         """Whether the function saturates or is piecewise, as activations are, unlike `exp`, `log`, powers and
         reciprocals.
@@ -195,6 +182,10 @@ class PointwiseFunction:
     def dtype(self) -> Any:
         """The dtype of the argument."""
         return next(_compat.dtype(eqn.invars[operands.index(0)]) for eqn, operands in self.steps if 0 in operands)
+
+    @property
+    def is_real(self) -> bool:
+        return not jnp.issubdtype(self.dtype, jnp.complexfloating)
 
     @property
     def is_total(self) -> bool:
@@ -208,7 +199,7 @@ class PointwiseFunction:
         """Whether `f` is `c x + b` whatever `x` is, so that its plain derivative is exact."""
         degrees = [1] + [0] * (len(self.literals) + len(self.constants))
         for eqn, operands in self.steps:
-            degrees.append(_degree(eqn, [degrees[i] for i in operands]))
+            degrees.append(degree(eqn, [degrees[i] for i in operands]))
         return degrees[-1] <= 1
 
 
@@ -261,6 +252,10 @@ def _partial_derivatives(eqn: JaxprEqn, values: list[Any], which: list[int]) -> 
     return _value_and_slopes(step, *(values[k] for k in which))
 
 
+def _sum_or_none(terms: Sequence[Array]) -> Array | None:
+    return reduce(jnp.add, terms) if terms else None
+
+
 def affine_ends(node: Node) -> tuple[Node | None, Node | None]:
     """Where the nonlinear core of a function begins and ends: the last affine node before it, and its own last node.
 
@@ -285,26 +280,6 @@ def affine_ends(node: Node) -> tuple[Node | None, Node | None]:
 def _affine_operand(node: Node) -> tuple[Any, ...]:
     """The only operand of a step that varies, in a tuple, if the step is affine in it."""
     degrees = [int(operand is None or isinstance(operand, Node)) for operand in node.operands]
-    if sum(degrees) > 1 or _degree(node.eqn, degrees) > 1:
+    if sum(degrees) > 1 or degree(node.eqn, degrees) > 1:
         return ()
     return (node.operands[degrees.index(1)],)
-
-
-def _degree(eqn: JaxprEqn, degrees: Sequence[int]) -> int:
-    """The degree of a step in the argument, from those of its operands: 0, 1 (affine), or 2 for anything else."""
-    match eqn.primitive.name, degrees:
-        case ("add" | "sub" | "add_any", _) | ("neg" | "copy" | "reduce_precision", _):
-            return max(degrees)
-        case "convert_element_type", [degree] if all(map(_is_inexact, (*eqn.invars, *eqn.outvars))):
-            return degree
-        case "mul", _:
-            return min(sum(degrees), 2)
-        case "div", [degree, 0]:
-            return degree
-        case "select_n", [0, *cases]:
-            return max(cases)
-    return 2
-
-
-def _is_inexact(atom: Any) -> bool:
-    return jnp.issubdtype(_compat.dtype(atom), jnp.inexact)

@@ -144,9 +144,11 @@ class RevealCancel(Rule):
     ) -> tuple[Array, Array]:
         up, down, visited = self._ends(f, x, r, a)
         at_x, at_r = lax.optimization_barrier((f.sample(x), f.sample(r)))
-        at_up, at_down, over, under = (
-            f.sample(jnp.where(visited, *points)) for points in ((up, x), (down, x), (down, r), (up, r))
-        )
+        if f.is_total:
+            at_up, at_down = under, over = f.sample(up), f.sample(down)
+        else:
+            ends = (up, x), (down, x), (down, r), (up, r)
+            at_up, at_down, over, under = (f.sample(jnp.where(visited, *each)) for each in ends)
         # A part before the other and after it; Rescale where these can't be had.
         return (
             f.mean_secant([(at_up, at_r), (at_x, over)], plus),

@@ -4,6 +4,8 @@ import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
+# Half of the suite's time is XLA's, much of it for polish that runs of a moment don't repay.
+jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture
@@ -11,3 +13,11 @@ def x64():
     """Float64, where exactness is tested. Elsewhere the tests run as JAX does by default."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def optimized():
+    """Compiled as users compile, where the last bits are the claim."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)

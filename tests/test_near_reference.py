@@ -10,6 +10,7 @@ from jax import lax
 
 import jaxlift
 
+pytestmark = pytest.mark.usefixtures("optimized")
 FUNCTIONS = {
     "tanh": jnp.tanh,
     "sigmoid": jax.nn.sigmoid,
@@ -169,3 +170,53 @@ def test_one_program_and_its_compilation_agree(seed):
         return jax.vmap(pullback)(jnp.eye(6)) @ (x - r), y - y_ref
 
     np.testing.assert_allclose(*explain(jnp.float32(x), jnp.float32(r)), atol=1e-5)
+
+
+@jax.custom_jvp
+def straight_through(x):
+    return jnp.maximum(x, 0)
+
+
+straight_through.defjvp(lambda primals, tangents: (straight_through(*primals), *tangents))
+SLOPES = jnp.asarray([0.1, -0.3, 2.0, 0.0], jnp.float32)
+TWO_RAYS = {
+    "relu": jax.nn.relu,
+    "leaky relu": jax.nn.leaky_relu,
+    "a slope for each": lambda x: jnp.where(x > 0, x, SLOPES * x),
+    "abs": jnp.abs,
+    "min": lambda x: jnp.minimum(x, 0),
+    "max with a line": lambda x: jnp.maximum(x, 0.3 * x),
+    "times a condition": lambda x: x * (x > 0),
+    "times the sign": lambda x: x * jnp.sign(x) / 2,
+}
+OTHERS = {
+    "relu6": jax.nn.relu6,
+    "shifted": lambda x: jnp.maximum(x, 0.25),
+    "shifted condition": lambda x: jnp.where(x > 0.25, x, 0),
+    "square": lambda x: x * jnp.abs(x),
+    "sign": lambda x: jnp.sign(x) * 1.0,
+    "hard tanh": jax.nn.hard_tanh,
+    "elu": jax.nn.elu,
+    "derivative of its own": straight_through,
+}
+
+
+@pytest.mark.parametrize("name", [*TWO_RAYS, *OTHERS])
+def test_two_lines_that_meet_at_zero_are_recognised(name):
+    seen = []
+
+    class Seeing(jaxlift.Rescale):
+        def pull(self, f, x, r, cotangent):
+            seen.append(f.is_two_rays)
+            return super().pull(f, x, r, cotangent)
+
+    f = (TWO_RAYS | OTHERS)[name]
+    x = jnp.asarray([[3, 1e-10, -2, 0], [0, 5, -1, 2], [-1e-30, 1e30, 1, -1]], jnp.float32)
+    r = jnp.asarray([[-1, -1, 1, 0], [2, 0, -3, 1], [1, -1e30, 1, -1]], jnp.float32)
+    m = multiplier(f, x, r, Seeing())
+    assert seen == [name in TWO_RAYS]
+    y, y_ref = (np.asarray(f(side), np.float64) for side in (x, r))
+    d = np.asarray(x, np.float64) - np.asarray(r, np.float64)
+    np.testing.assert_allclose((m * d)[d != 0], (y - y_ref)[d != 0], rtol=3e-7, atol=0)
+    derivative = jax.vjp(f, x)[1](jnp.ones_like(x))[0]
+    np.testing.assert_allclose(m[d == 0], derivative[d == 0], rtol=3e-7)

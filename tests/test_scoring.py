@@ -582,7 +582,9 @@ def environment(**more):
     """Of a process that finds the tests' models and the jaxlift that is tested."""
     cache = {f"JAX_{name.removeprefix('jax_').upper()}": str(value) for name, value in CACHE.items()}
     folders = [str(Path(__file__).parent), str(Path(jaxlift.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, folders))} | cache | more
+    same_bits = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}  # as in conftest.py
+    path = {"PYTHONPATH": os.pathsep.join(filter(None, folders))}
+    return os.environ | path | same_bits | cache | more
 
 
 def started(*arguments, folder, first="", **more):

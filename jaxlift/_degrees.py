@@ -1,0 +1,73 @@
+"""What a step of a pointwise function does to degrees: whether the function is a line, or two lines that meet at 0."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxlift import _compat
+from jaxlift._compat import Jaxpr, JaxprEqn
+
+
+def degree(eqn: JaxprEqn, degrees: Sequence[int]) -> int:
+    """The degree of a step in the argument, from those of its operands: 0, 1 (affine), or 2 for anything else."""
+    match eqn.primitive.name, degrees:
+        case ("add" | "sub" | "add_any", _) | ("neg" | "copy" | "reduce_precision", _):
+            return max(degrees)
+        case "convert_element_type", [of] if _is_between_floats(eqn):
+            return of
+        case "mul", _:
+            return min(sum(degrees), 2)
+        case "div", [of, 0]:
+            return of
+        case "select_n", [0, *cases]:
+            return max(cases)
+    return 2
+
+
+Homogeneity = frozenset[int]
+"""The `n` of 0 and 1 with `f(c x) = c^n f(x)` for all `c > 0`, both for `f = 0`."""
+CONSTANT, ARGUMENT, ZERO = Homogeneity({0}), Homogeneity({1}), Homogeneity({0, 1})
+RELU = _compat.name_of_function(jax.nn.relu)
+
+
+def homogeneity(eqn: JaxprEqn, operands: Sequence[Homogeneity]) -> Homogeneity:
+    """That of a step, from those of its operands."""
+    common = frozenset.intersection(*operands) if operands else CONSTANT
+    match eqn.primitive.name, operands:
+        case (("abs" | "neg" | "add" | "add_any" | "sub" | "max" | "min" | "copy" | "broadcast_in_dim"), _):
+            return common
+        case "convert_element_type", _ if common == ZERO or _is_between_floats(eqn):
+            return common
+        case (("sign" | "eq" | "ne" | "lt" | "le" | "gt" | "ge"), _) if common:
+            return CONSTANT
+        case "mul", [left, right]:
+            return Homogeneity(i + j for i in left for j in right if i + j <= 1)
+        case "div", [of, by] if 0 in by:
+            return of
+        case "select_n", [which, *cases] if 0 in which:
+            return frozenset.intersection(*cases)
+        case "jit", _ if len(eqn.outvars) == 1:
+            return _homogeneity_of(_compat.inner_jaxpr(eqn)[0], operands)
+        case "custom_jvp_call", _ if _compat.name_of_traced(_compat.inner_jaxpr(eqn)[0]) == RELU:
+            return operands[0]  # other functions' own derivatives may be anything
+    return CONSTANT & common
+
+
+def _homogeneity_of(jaxpr: Jaxpr, operands: Sequence[Homogeneity]) -> Homogeneity:
+    """That of a function of one result."""
+    known = dict(zip(jaxpr.invars, operands, strict=True)) | dict.fromkeys(jaxpr.constvars, CONSTANT)
+
+    def read(atom: Any) -> Homogeneity:
+        return known[atom] if not isinstance(atom, _compat.Literal) else CONSTANT if atom.val else ZERO
+
+    for eqn in jaxpr.eqns:
+        known |= dict.fromkeys(eqn.outvars, homogeneity(eqn, list(map(read, eqn.invars))))
+    return read(jaxpr.outvars[0])
+
+
+def _is_between_floats(eqn: JaxprEqn) -> bool:
+    return all(jnp.issubdtype(_compat.dtype(atom), jnp.inexact) for atom in (*eqn.invars, *eqn.outvars))
