@@ -9,7 +9,7 @@ from zoo import CHOICES, LOOPS, SOFTMAX
 
 import jaxlift
 
-SOME = {p.name: p.fun for p in PROGRAMS[::6]} | dict(list((LOOPS | CHOICES | SOFTMAX).items())[::5])
+SOME = {p.name: p.fun for p in PROGRAMS[::9]} | dict(list((LOOPS | CHOICES | SOFTMAX).items())[::7])
 
 
 @pytest.mark.usefixtures("x64")

@@ -91,8 +91,15 @@ def residual(rng, activation, make):
     return 4, layers, fun
 
 
-@pytest.mark.parametrize("network", [perceptron, batch_norm, convolution, pooling, residual])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+# Every second pair here, so that each network and each activation has its share; the rest with the slow tests.
+PAIRS = [
+    pytest.param(network, activation, marks=[pytest.mark.slow] * ((i + j) % 2))
+    for i, network in enumerate((perceptron, batch_norm, convolution, pooling, residual))
+    for j, activation in enumerate(ACTIVATIONS)
+]
+
+
+@pytest.mark.parametrize(("network", "activation"), PAIRS)
 @pytest.mark.parametrize("rule", RULES)
 def test_rule_is_the_papers(network, activation, rule):
     rng = np.random.default_rng(5)

@@ -18,6 +18,11 @@ def explain(fun, x, r, rule):
     return (y, y_ref), pullback(jnp.ones_like(y)), (fun(x), fun(r))
 
 
+@functools.cache
+def gradient(fun):
+    return jax.jit(jax.grad(fun))
+
+
 def missing(values, multipliers, x, r):
     """What is missing from the sum of contributions, and the scale of what was summed, in float64."""
     y, y_ref, m, x, r = (np.asarray(a, np.float64) for a in (*values, multipliers, x, r))
@@ -37,7 +42,7 @@ def test_in_float64(program, rule):
         np.testing.assert_allclose(values, plain, rtol=1e-13)
     if program.differentiable:  # at the reference, multipliers are derivatives
         _, multipliers, _ = explain(program.fun, x, x, rule)
-        np.testing.assert_allclose(multipliers, jax.jit(jax.grad(program.fun))(x), rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(multipliers, gradient(program.fun)(x), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("rule", ["rescale", pytest.param("revealcancel", marks=pytest.mark.slow)])
