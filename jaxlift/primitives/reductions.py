@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
-from math import prod
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -61,8 +60,7 @@ def extremum(
             won, share = place == input_wins, 1
         else:
             won = place == jnp.where(y >= y_ref, input_wins, reference_wins)
-            rise, d = y - y_ref, difference(x, r)
-            share = winners_share(rise, d)
+            share = jnp.where(input_wins == reference_wins, 1, winners_share(y - y_ref, difference(x, r)))
         return undo(jnp.where(won, jnp.expand_dims(cotangent, axes) * share, 0))
 
     def carrier() -> Array:
@@ -81,9 +79,21 @@ def _places(shape: Sequence[int], axes: Sequence[int]) -> Array:
 
 
 def _winner(x: Array, place: Array, axes: Sequence[int]) -> tuple[Array, Array]:
-    """The maximum over `axes`, and the place of the first element that attains it."""
-    best = x.max(axes, keepdims=True)
-    return best, jnp.where(x == best, place, prod(x.shape)).min(axes, keepdims=True)
+    """The maximum over `axes`, and the place of the first element that attains it.
+
+    The places are compared along with the elements: XLA may compute `x` twice with different last bits, and then no
+    element would equal a maximum that was found apart.
+    """
+
+    def first(one: tuple[Array, Array], other: tuple[Array, Array]) -> tuple[Array, Array]:
+        (a, i), (b, j) = one, other
+        other_is = (b > a) | ((b == a) & (j < i))
+        return jnp.where(other_is, b, a), jnp.where(other_is, j, i)
+
+    operands = lax.stop_gradient(x), jnp.broadcast_to(place, x.shape)
+    start = jnp.asarray(-jnp.inf, x.dtype), jnp.asarray(jnp.iinfo(place.dtype).max, place.dtype)
+    _, where = lax.reduce(operands, start, first, axes)
+    return x.max(axes, keepdims=True), jnp.expand_dims(where, axes)
 
 
 def reduce_extremum(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value], sign: int) -> list[Value]:
