@@ -56,7 +56,7 @@ def by_theorem(theorem: Theorem, ends: Ends, times: Factor) -> Array:
 def _tanhc(d: Array) -> Array:
     """`tanh(d) / d`; near 0, by its series, the next term of which is `17/315 d^6`."""
     near = jnp.abs(d) < (18 * float(jnp.finfo(d.dtype).eps)) ** (1 / 6)
-    square = d * d
+    square = jnp.square(jnp.where(near, d, 0))
     return jnp.where(near, 1 - square * (1 / 3 - 2 / 15 * square), jnp.tanh(d) / jnp.where(near, 1, d))
 
 

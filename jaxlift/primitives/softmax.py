@@ -117,10 +117,17 @@ def _is_multiple(f: PointwiseFunction) -> bool:
 
 
 def log_mean(p: Array, q: Array, log_ratio: Array) -> Array:
-    """`(p - q) / (log p - log q)` for `p` and `q` of one sign: never more than the larger, at any distance."""
+    """`(p - q) / (log p - log q)` for `p` and `q` of one sign: never more than the larger, at any distance.
+
+    Near 0, where XLA may work out the distance twice with different results, by the series, the next term of which is
+    `-distance^3 / 24`.
+    """
     distance = jnp.abs(log_ratio)
     larger = jnp.where(jnp.abs(p) >= jnp.abs(q), p, q)
-    return larger * jnp.where(distance == 0, 1, -jnp.expm1(-distance) / jnp.where(distance == 0, 1, distance))
+    near = distance < (24 * float(jnp.finfo(distance.dtype).eps)) ** (1 / 3)
+    small = jnp.where(near, distance, 0)
+    series = 1 - small * (1 / 2 - small / 6)
+    return larger * jnp.where(near, series, -jnp.expm1(-distance) / jnp.where(near, 1, distance))
 
 
 def _parts(f: PointwiseFunction, u: Array, is_bare: bool) -> tuple[Array, Array | None]:
