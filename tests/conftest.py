@@ -8,6 +8,13 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_disable_most_optimizations", True)
 
 
+def pytest_configure(config):
+    """Processes of one run, and later runs, share what was compiled (under a size limit, which takes filelock)."""
+    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("compiled")))
+    jax.config.update("jax_compilation_cache_max_size", 2**30)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+
+
 @pytest.fixture
 def x64():
     """Float64, where exactness is tested. Elsewhere the tests run as JAX does by default."""

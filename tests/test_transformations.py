@@ -1,6 +1,11 @@
 """All of JAX composes with attributions: each transformation, against the same thing done plainly."""
 
 import functools
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -111,26 +116,98 @@ def test_checkpoint(rule):
     close(gradient(jax.checkpoint(attr(rule))), gradient(attr(rule)), rtol=1e-8)
 
 
+def collectives(compiled, *args):
+    """The communication between devices in a compiled program."""
+    text = compiled.lower(*args).compile().as_text()
+    return re.findall(r" (all-reduce|all-gather|all-to-all|reduce-scatter|collective-[a-z]+)[a-z-]*\(", text)
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_sharding_over_eight_devices(rule):
     mesh = jax.make_mesh((8,), ("batch",))
     compiled = jax.jit(attr(rule))
     # Without a mesh in the context JAX 0.12 fails on `jax.vmap` of a ReLU's derivative too.
     with jax.set_mesh(mesh):
-        sharded = compiled(PARAMS, jax.device_put(X, NamedSharding(mesh, PartitionSpec("batch"))), R)
+        x = jax.device_put(X, NamedSharding(mesh, PartitionSpec("batch")))
+        sharded = compiled(PARAMS, x, R)
+        assert collectives(compiled, PARAMS, x, R) == []
     assert sharded.sharding.spec[0] == "batch"
     assert len(sharded.sharding.device_set) == 8
     close(sharded, plainly(rule))
 
 
+# JAX cannot merge two sharded axes for a convolution while shardings are part of types (AxisType.Explicit).
+BOTH_AXES = {"axis_names": ("batch", "reference"), "axis_types": (AxisType.Auto, AxisType.Auto)}
+
+
 def test_sharding_over_references():
-    # JAX cannot merge two sharded axes for a convolution while shardings are part of types (AxisType.Explicit).
-    mesh = jax.make_mesh((2, 4), ("batch", "reference"), axis_types=(AxisType.Auto, AxisType.Auto))
+    mesh = jax.make_mesh((2, 4), **BOTH_AXES)
     compiled = jax.jit(attr("rescale", average=False))
     references = RNG.normal(size=(4, 12, 3))
     x = jax.device_put(X, NamedSharding(mesh, PartitionSpec("batch")))
     r = jax.device_put(references, NamedSharding(mesh, PartitionSpec("reference")))
     close(compiled(PARAMS, x, r), compiled(PARAMS, X, references))
+
+
+def test_one_reduction_over_references():
+    """Each device its own pairs. Left to itself, XLA gathers where a convolution merges two sharded axes into one."""
+    mesh = jax.make_mesh((2, 4), **BOTH_AXES)
+    x, r = PartitionSpec("batch"), PartitionSpec("reference")
+    of_block = attr("rescale")
+    compiled = jax.jit(
+        jax.shard_map(
+            lambda params, x, r: lax.pmean(of_block(params, x, r), "reference"),
+            mesh=mesh,
+            in_specs=(PartitionSpec(), x, r),
+            out_specs=x,
+            check_vma=False,  # the model meets inputs that vary over one axis, and references that vary over the other
+        )
+    )
+    close(compiled(PARAMS, X, R[:4]), jax.jit(attr("rescale"))(PARAMS, X, R[:4]))
+    assert collectives(compiled, PARAMS, X, R[:4]) == ["all-reduce"]
+
+
+IN_EACH_PROCESS = """
+import sys, jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+process, coordinator, out = int(sys.argv[1]), *sys.argv[2:]
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_enable_x64", True)
+jax.distributed.initialize(coordinator, 2, process)
+from test_transformations import BOTH_AXES, PARAMS, R, X, attr
+
+# Half of the examples here and half there; then half of the references.
+for name, shape, over in (("examples", (8, 1), "batch"), ("references", (4, 2), "reference")):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(shape[::-1]).T, **BOTH_AXES)
+    x, r = (
+        jax.make_array_from_callback(side.shape, NamedSharding(mesh, PartitionSpec(spec)), lambda i: side[i])
+        for side, spec in ((X, "batch"), (R[:4], over if over == "reference" else None))
+    )
+    scores = jax.jit(attr("revealcancel"))(PARAMS, x, r)
+    for shard in scores.addressable_shards:
+        np.save(f"{out}/{name}-{process}-{shard.index[0].start or 0}.npy", shard.data)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        coordinator = f"localhost:{free.getsockname()[1]}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", IN_EACH_PROCESS, str(i), coordinator, tmp_path], cwd=Path(__file__).parent
+        )
+        for i in range(2)
+    ]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    expected = np.asarray(jax.jit(attr("revealcancel"))(PARAMS, X, R[:4]))
+    for name, count in (("examples", 8), ("references", 8)):
+        files = list(tmp_path.glob(f"{name}-*"))
+        assert len(files) == count
+        for file in files:
+            start, part = int(file.stem.split("-")[-1]), np.load(file)
+            close(part, expected[start : start + len(part)])
 
 
 @pytest.mark.parametrize("rule", RULES)

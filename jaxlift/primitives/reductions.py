@@ -90,8 +90,10 @@ def _winner(x: Array, place: Array, axes: Sequence[int]) -> tuple[Array, Array]:
         other_is = (b > a) | ((b == a) & (j < i))
         return jnp.where(other_is, b, a), jnp.where(other_is, j, i)
 
-    operands = lax.stop_gradient(x), jnp.broadcast_to(place, x.shape)
-    start = jnp.asarray(-jnp.inf, x.dtype), jnp.asarray(jnp.iinfo(place.dtype).max, place.dtype)
+    nowhere = jnp.iinfo(place.dtype).max
+    # NaN wins nothing. Places that depend on `x` are sharded as it is; XLA would gather what it finds among constants.
+    operands = lax.stop_gradient(x), jnp.where(jnp.isnan(x), nowhere, place)
+    start = jnp.asarray(-jnp.inf, x.dtype), jnp.asarray(nowhere, place.dtype)
     _, where = lax.reduce(operands, start, first, axes)
     return x.max(axes, keepdims=True), jnp.expand_dims(where, axes)
 
