@@ -563,12 +563,15 @@ def test_memory_as_text():
     assert [as_bytes(text) for text in ("500MB", "4 GB", "2GiB", "1000", 7)] == [500 * 10**6, 4 * 10**9, 2**31, 1000, 7]
 
 
-def test_missing_extra_is_named():
+def test_missing_extra_is_named(tmp_path):
     hidden = "import sys; sys.modules['zarr'] = None; import jaxlift, numpy as np; "
     run = (
         f"{hidden}jaxlift.score(jaxlift.attribute(lambda x: x.sum(1)), np.ones((2, 2)), reference='zeros', out='never')"
     )
-    result = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, env=environment(), check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", run], capture_output=True, text=True, env=environment(), check=False, cwd=tmp_path
+    )
+    assert not list(tmp_path.iterdir())
     assert "this needs zarr, which is not installed: pip install 'jaxlift[scoring]'" in result.stderr
 
 

@@ -37,7 +37,7 @@ def plot(
     axes = figure.add_subplot()
     axes.set_title(title)
     if letters is not None and len(scores) <= LEGIBLE:
-        _letters(axes, scores, start, letters)
+        _logo(axes, scores, start, letters)
     elif wide:
         axes.bar(np.arange(start, stop), scores.reshape(len(scores), -1).sum(1), width=1.0)
     elif scores.ndim == 2 or (scores.ndim == 3 and scores.shape[2] <= 4):
@@ -56,27 +56,8 @@ def plot(
     figure.savefig(path, dpi=150)
 
 
-def _letters(axes: Any, scores: np.ndarray, start: int, letters: str) -> None:
+def _logo(axes: Any, scores: np.ndarray, start: int, letters: str) -> None:
     """Letters as high as their scores, positive ones above the axis, and small ones nearest to it."""
-    text, patches, transforms = (
-        extra("matplotlib.textpath"),
-        extra("matplotlib.patches"),
-        extra("matplotlib.transforms"),
-    )
-    glyphs = {letter: text.TextPath((0, 0), letter, size=1) for letter in set(letters)}
-    top, bottom = 0.0, 0.0
-    for at, row in enumerate(scores, start):
-        ends = {1: 0.0, -1: 0.0}
-        for channel in np.argsort(np.abs(row)):
-            height, sign = abs(float(row[channel])), int(np.sign(row[channel]))
-            if not sign:
-                continue
-            glyph, letter = glyphs[letters[channel]], letters[channel]
-            box = glyph.get_extents()
-            fit = transforms.Affine2D().translate(-box.x0, -box.y0).scale(0.9 / box.width, sign * height / box.height)
-            path = fit.translate(at - 0.45, ends[sign]).transform_path(glyph)
-            axes.add_patch(patches.PathPatch(path, facecolor=COLOURS.get(letter.upper(), "black"), linewidth=0))
-            ends[sign] += sign * height
-        top, bottom = max(top, ends[1]), min(bottom, ends[-1])
-    margin = 0.05 * (top - bottom) or 1.0
-    axes.set_ylim(bottom - margin, top + margin)
+    heights = extra("pandas").DataFrame(scores, columns=list(letters), index=range(start, start + len(scores)))
+    colours = {letter: COLOURS.get(letter.upper(), "black") for letter in letters}
+    extra("logomaker").Logo(heights, ax=axes, color_scheme=colours)

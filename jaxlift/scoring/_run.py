@@ -22,6 +22,7 @@ from jaxlift._explainer import Explainer
 from jaxlift.scoring import _identity
 from jaxlift.scoring._device import CHUNK, Program, as_bytes, default_budget
 from jaxlift.scoring._examples import Examples, Records, Status, open_examples
+from jaxlift.scoring._extra import extra
 from jaxlift.scoring._progress import Display, Progress
 from jaxlift.scoring._reference import Given, Reference, read_reference
 from jaxlift.scoring._store import Store, StoreError, differences, exists, lock, remove, share
@@ -130,6 +131,7 @@ def score(
         ValueError, TypeError: if arguments don't fit each other. Nothing has been written then.
         Exception: what the model, the disk or an iterable raises. What was finished is kept, and is valid.
     """
+    extra("zarr")  # before anything is written
     path = Path(out).absolute()
     explainer = explained(attr)
     source = open_examples(examples)
