@@ -231,6 +231,9 @@ CHOICES = {
     "segment_min": lambda x: jax.ops.segment_min(x, SEGMENTS, 3).sum(),
     "segment_prod": lambda x: jax.ops.segment_prod(x, SEGMENTS, 3).sum(),
     "scatter max": lambda x: jnp.zeros(3).at[np.array([0, 1, 1, 2, 0, 2])].max(x).sum(),
+    "scatter max of integers": lambda x: (
+        jnp.zeros(3, int).at[np.array([0, 1, 1, 2, 0, 2])].max(jnp.round(3 * x).astype(int)).sum() * 1.0
+    ),
     "scatter min": lambda x: (dense(x).at[np.array([0])].min(x[1]) * B).sum(),
     "scatter mul": lambda x: dense(x).at[np.array([0, 3, 3])].mul(x[:3]).sum(),
     "max over many": lambda x: (dense(x) - dense(x).max()) @ B,

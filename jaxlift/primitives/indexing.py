@@ -150,7 +150,8 @@ def scatter_extremum(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence
     """The rule of maxima (`sign` 1) and minima (-1) at places: as for `reduce_max`, the winner takes the change.
 
     The winner is the input's where it is the larger of the two maxima, the reference's elsewhere; those that tie for it
-    each differ by at least the change, and share it.
+    each differ by at least the change, and share it. XLA may compute an element twice with different last bits: what is
+    that near the winner ties with it, or else nobody might win.
     """
     settled = [interpreter.settle(operand) for operand in operands]
     if isinstance(settled[1], Varying):
@@ -158,8 +159,9 @@ def scatter_extremum(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence
 
     def pull(cotangent: Array, explained: Any, held: Any) -> tuple[Array, ...]:
         del explained
-        y, (x, places, updates), (r, _, updates_ref) = held
-        y_ref = _compat.bind(eqn, [r, places, updates_ref])[0]
+        places, y_ref = held[1][1], _compat.bind(eqn, held[2])[0]
+        held = *held, y_ref  # as numbers: integers choose, too
+        y, (x, _, updates), (r, _, updates_ref), y_ref = jax.tree.map(lambda o: o.astype(cotangent.dtype), held)
 
         def put(updates: Array) -> Array:
             """The sum of updates at their places, and by its transpose, what stands at the place of each."""
@@ -169,8 +171,12 @@ def scatter_extremum(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence
         _, at = jax.vjp(put, updates)
         by_input = sign * y >= sign * y_ref
         best = jnp.where(by_input, y, y_ref)
-        won = jnp.where(by_input, x, r) == best
-        won_updates = jnp.where(at(by_input.astype(y.dtype))[0] > 0, updates, updates_ref) == at(best)[0]
+
+        def wins(element: Array, best: Array) -> Array:
+            return (element == best) | (jnp.abs(element - best) <= 4 * jnp.finfo(best.dtype).eps * jnp.abs(best))
+
+        won = wins(jnp.where(by_input, x, r), best)
+        won_updates = wins(jnp.where(at(by_input.astype(y.dtype))[0] > 0, updates, updates_ref), at(best)[0])
         count = won.astype(y.dtype) + put(won_updates.astype(y.dtype))
         each, rise = cotangent / jnp.where(count == 0, 1, count), y - y_ref
         cotangents = (
