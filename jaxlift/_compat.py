@@ -1,9 +1,11 @@
 """Every difference between the supported JAX versions, and the public names that the rest is built on."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
+import jax.core
 import jax.extend.core
 import jax.extend.source_info_util
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, Var
@@ -18,6 +20,7 @@ __all__ = [
     "bind",
     "dtype",
     "expansion",
+    "for_numbers",
     "inner_jaxpr",
     "location",
     "name_of_function",
@@ -57,6 +60,19 @@ def bind(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
     """The outputs of one equation for other operands, as a list."""
     out = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
     return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def for_numbers(eqn: JaxprEqn, number: Any) -> JaxprEqn:
+    """An equation on integers or truth values, for operands of another dtype."""
+    params = dict(eqn.params)
+    if "preferred_element_type" in params:
+        params["preferred_element_type"] = None
+    combine = params.get("update_jaxpr")  # of scatters, which say what to do with numbers
+    if combine is not None:
+        one = jax.ShapeDtypeStruct((), number)
+        traced = jax.make_jaxpr(partial(jax.core.eval_jaxpr, combine, params["update_consts"]))(one, one)
+        params["update_jaxpr"] = opened(traced)[0]
+    return eqn.replace(params=params)
 
 
 def expansion(eqn: JaxprEqn) -> Callable[..., Any]:

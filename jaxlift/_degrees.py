@@ -15,9 +15,9 @@ from jaxlift._compat import Jaxpr, JaxprEqn
 def degree(eqn: JaxprEqn, degrees: Sequence[int]) -> int:
     """The degree of a step in the argument, from those of its operands: 0, 1 (affine), or 2 for anything else."""
     match eqn.primitive.name, degrees:
-        case ("add" | "sub" | "add_any", _) | ("neg" | "copy" | "reduce_precision", _):
+        case (("add" | "sub" | "add_any" | "neg" | "copy"), _):
             return max(degrees)
-        case "convert_element_type", [of] if _is_between_floats(eqn):
+        case (("convert_element_type" | "reduce_precision"), [of]) if _is_between_floats(eqn) and not rounds_away(eqn):
             return of
         case "mul", _:
             return min(sum(degrees), 2)
@@ -40,7 +40,7 @@ def homogeneity(eqn: JaxprEqn, operands: Sequence[Homogeneity]) -> Homogeneity:
     match eqn.primitive.name, operands:
         case (("abs" | "neg" | "add" | "add_any" | "sub" | "max" | "min" | "copy" | "broadcast_in_dim"), _):
             return common
-        case "convert_element_type", _ if common == ZERO or _is_between_floats(eqn):
+        case "convert_element_type", _ if common == ZERO or (_is_between_floats(eqn) and not rounds_away(eqn)):
             return common
         case (("sign" | "eq" | "ne" | "lt" | "le" | "gt" | "ge"), _) if common:
             return CONSTANT
@@ -71,3 +71,15 @@ def _homogeneity_of(jaxpr: Jaxpr, operands: Sequence[Homogeneity]) -> Homogeneit
 
 def _is_between_floats(eqn: JaxprEqn) -> bool:
     return all(jnp.issubdtype(_compat.dtype(atom), jnp.inexact) for atom in (*eqn.invars, *eqn.outvars))
+
+
+def rounds_away(eqn: JaxprEqn) -> bool:
+    """Whether an equation takes numbers to fewer digits: a function of them, with steps, and no error of another's."""
+    match eqn.primitive.name:
+        case "convert_element_type" if _is_between_floats(eqn):
+            before, after = (jnp.finfo(_compat.dtype(atom)) for atom in (eqn.invars[0], eqn.outvars[0]))
+            return after.nmant < before.nmant or after.nexp < before.nexp
+        case "reduce_precision":
+            digits = jnp.finfo(_compat.dtype(eqn.invars[0]))
+            return eqn.params["mantissa_bits"] < digits.nmant or eqn.params["exponent_bits"] < digits.nexp
+    return False

@@ -14,16 +14,16 @@ from jax.extend.core import jaxprs_in_params
 
 from jaxlift import _compat
 from jaxlift._compat import JaxprEqn, primitives
-from jaxlift._degrees import ARGUMENT, CONSTANT, ZERO, degree, homogeneity
+from jaxlift._degrees import ARGUMENT, CONSTANT, ZERO, degree, homogeneity, rounds_away
 from jaxlift._secants import THEOREMS, Ends, Sample, Theorem, by_quotient_or_derivatives, by_theorem, of_two_rays
 from jaxlift._values import Node, is_hashable, key_of, postorder
 
 # By how much the last bit of a primitive's result may be off, in units of the dtype's epsilon. Elementary functions are
 # taken to be good to two units, as XLA's are.
 EXACT = frozenset(primitives("neg", "abs", "sign", "max", "min", "select_n", "clamp", "floor", "ceil", "round", "copy"))
-ROUNDED = frozenset(
-    primitives("add", "sub", "mul", "div", "sqrt", "square", "integer_pow", "convert_element_type", "reduce_precision")
-)
+ROUNDED = frozenset(primitives("add", "sub", "mul", "div", "sqrt", "square", "integer_pow", "convert_element_type"))
+
+CONVERSIONS = ("convert_element_type", "reduce_precision")
 
 # fmt: off
 PIECEWISE_OR_SATURATING = frozenset((
@@ -92,23 +92,25 @@ class PointwiseFunction:
             known = self(x), self.derivative(x)
         else:
             known = self._value_slope_and_rounding(x)
-        wide = jnp.promote_types(x.dtype, jnp.float32)
-        return Sample(*(side.astype(wide) for side in (x, *known)))
+        return Sample(*(side.astype(_wide(x)) for side in (x, *known)))
 
     def _value_slope_and_rounding(self, x: Array) -> tuple[Array, Array, Array]:
         """`f(x)`, `f'(x)`, and a running bound on the rounding error of `f(x)`: each step's own, and what it makes of
         those before it.
         """
         registers = [x, *self.literals, *self.constants]
-        slopes: list[Array | None] = [jnp.ones_like(x)] + [None] * (len(registers) - 1)  # None where there is none
+        slopes: list[Array | None] = [jnp.ones_like(x, _wide(x))] + [None] * (
+            len(registers) - 1
+        )  # None where there is none
         errors: list[Array | None] = [None] * len(registers)
         for eqn, operands in self.steps:
             varied = [k for k, i in enumerate(operands) if slopes[i] is not None or errors[i] is not None]
             y, partials = _partial_derivatives(eqn, [registers[i] for i in operands], varied)
-            paths = [(partial, operands[k]) for partial, k in zip(partials, varied, strict=False)]
-            units = 0.0 if eqn.primitive in EXACT else 0.5 if eqn.primitive in ROUNDED else 2.0
+            paths = [(partial.astype(_wide(x)), operands[k]) for partial, k in zip(partials, varied, strict=False)]
+            is_exact = eqn.primitive in EXACT or rounds_away(eqn)
+            units = 0.0 if is_exact else 0.5 if eqn.primitive in ROUNDED else 2.0
             is_rounded = units > 0 and jnp.issubdtype(y.dtype, jnp.inexact)
-            own = [units * float(jnp.finfo(y.dtype).eps) * jnp.abs(y)] if is_rounded else []
+            own = [units * float(jnp.finfo(y.dtype).eps) * jnp.abs(y.astype(_wide(x)))] if is_rounded else []
             inherited = [jnp.abs(partial) * error for partial, i in paths if (error := errors[i]) is not None]
             registers.append(y)
             slopes.append(_sum_or_none([partial * slope for partial, i in paths if (slope := slopes[i]) is not None]))
@@ -194,6 +196,12 @@ class PointwiseFunction:
         """
         return self.primitives <= TOTAL
 
+    @property
+    def is_rounding(self) -> bool:
+        """Whether the function does nothing but take numbers to fewer digits, and perhaps back."""
+        *before, (last, _) = self.steps
+        return all(rounds_away(eqn) for eqn, _ in before or self.steps) and last.primitive.name in CONVERSIONS
+
     @cached_property
     def is_affine(self) -> bool:
         """Whether `f` is `c x + b` whatever `x` is, so that its plain derivative is exact."""
@@ -225,6 +233,11 @@ class Form:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Form) and self.key == other.key
+
+
+def _wide(x: Array) -> Any:
+    """The dtype in which slopes and rounding errors at `x` are worked out."""
+    return jnp.promote_types(x.dtype, jnp.float32)
 
 
 def _value_and_slopes(f: Callable[..., Array], *x: Array) -> tuple[Array, Sequence[Array]]:

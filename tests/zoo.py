@@ -231,13 +231,80 @@ CHOICES = {
     "segment_min": lambda x: jax.ops.segment_min(x, SEGMENTS, 3).sum(),
     "segment_prod": lambda x: jax.ops.segment_prod(x, SEGMENTS, 3).sum(),
     "scatter max": lambda x: jnp.zeros(3).at[np.array([0, 1, 1, 2, 0, 2])].max(x).sum(),
-    "scatter max of integers": lambda x: (
-        jnp.zeros(3, int).at[np.array([0, 1, 1, 2, 0, 2])].max(jnp.round(3 * x).astype(int)).sum() * 1.0
-    ),
     "scatter min": lambda x: (dense(x).at[np.array([0])].min(x[1]) * B).sum(),
     "scatter mul": lambda x: dense(x).at[np.array([0, 3, 3])].mul(x[:3]).sum(),
     "max over many": lambda x: (dense(x) - dense(x).max()) @ B,
 }
+
+# Integers, truth values, bits, fewer digits, and places that are made of the input.
+
+
+def whole(x):
+    return jnp.round(3 * x).astype(int)
+
+
+def places(x):
+    return whole(x) % 6
+
+
+def to_pairs(x, combine):
+    """Pairs of numbers, combined with what stands in the rows that three of the numbers name."""
+    return (getattr(jnp.ones((6, 2)).at[places(x)[:3]], combine)(x.reshape(3, 2)) * W[:, :2]).sum()
+
+
+def quantised(x):
+    """A layer as it runs on integers of 8 bits."""
+    activations = jnp.clip(jnp.round(x * 20), -127, 127).astype(jnp.int8)
+    return jnp.tanh(jnp.dot(activations, np.int8(np.round(W * 40)), preferred_element_type=jnp.int32) / 1e3) @ B
+
+
+DISCRETE = {
+    "product of integers": lambda x: whole(x) @ whole(x[::-1]) * 1.0,
+    "square of integers": lambda x: (whole(x) @ whole(x)) * 1.0,
+    "8-bit layer": quantised,
+    "8-bit overflow": lambda x: jnp.dot((whole(x) * 20).astype(jnp.int8), np.int8(np.round(W * 9))) @ B,
+    "differences without a sign": lambda x: (lambda u: ((u - u[::-1]) @ W).sum())(jnp.abs(whole(x)).astype(jnp.uint8)),
+    "product of truth values": lambda x: jnp.dot(x > 0, W > 0) @ B,
+    "convolution of integers": lambda x: jnp.convolve(whole(x), np.array([1, -2, 3])) @ jnp.arange(8.0),
+    "maximum of integers at places": lambda x: jnp.zeros(3, int).at[SEGMENTS].max(whole(x)) @ B[:3],
+    "sums of integers at places": lambda x: whole(x).at[places(x)].add(whole(x**2)) @ W @ B,
+    "bits of integers": lambda x: (lax.reduce(whole(x), 0, lax.bitwise_or, (0,)) + (whole(x) & 5).sum()) * 1.0,
+    "sign bit": lambda x: (jnp.signbit(dense(x)) * B).sum(),
+    "copysign": lambda x: jnp.copysign(dense(x), flip(x)) @ B,
+    "ldexp": lambda x: jnp.ldexp(dense(x), whole(x)[:5]) @ B,
+    "frexp": lambda x: jnp.frexp(dense(x))[0] @ B,
+    "half precision": lambda x: dense(x).astype(jnp.bfloat16).astype(float) @ B,
+    "8-bit floats": lambda x: dense(x).astype(jnp.float8_e4m3fn).astype(float) @ B,
+    "reduced precision": lambda x: jnp.tanh(lax.reduce_precision(dense(x), 5, 3)) @ B,
+    "set at a place": lambda x: x.at[jnp.argmax(x)].set(0) @ W @ B,
+    "set at places": lambda x: to_pairs(x, "set"),
+    "subtract at places": lambda x: to_pairs(x, "subtract"),
+    "multiply at places": lambda x: to_pairs(x, "mul"),
+    "maximum at places": lambda x: to_pairs(x, "max"),
+    "multiply at places of batches": lambda x: jax.vmap(lambda r: r.at[whole(r)[:2] % 3].mul(r[1:]))(
+        x.reshape(2, 3)
+    ).ravel() @ W @ B,
+    "places that may not be there": lambda x: x.at[whole(x) * 3].mul(x, mode="drop") @ W @ B,
+    "bincount": lambda x: jnp.bincount(places(x), length=6) @ W @ B,
+    "nonzero": lambda x: jnp.nonzero(x > 0, size=6, fill_value=0)[0] @ W @ B,
+    "argpartition": lambda x: jnp.argpartition(x, 2) @ W @ B,
+    "reduction of one's own": lambda x: lax.reduce(dense(x), 0.0, lambda a, b: a + b + a * b, (0,)),
+    "reduction of two": lambda x: sum(
+        lax.reduce(
+            (x, jnp.arange(6.0)),
+            (-jnp.inf, 0.0),
+            lambda a, b: tuple(jnp.where(b[0] > a[0], v, u) for u, v in zip(a, b, strict=True)),
+            (0,),
+        )
+    ),
+    "products of windows": lambda x: lax.reduce_window(x, 1.0, lax.mul, (3,), (1,), "SAME") @ W @ B,
+    "ragged product": lambda x: lax.ragged_dot(
+        x.reshape(3, 2), W[:4].reshape(2, 2, 5), np.array([1, 2])
+    ).sum(0) @ B,
+    "ragged product of two": lambda x: lax.ragged_dot(
+        x.reshape(3, 2), jnp.outer(x[:4], B).reshape(2, 2, 5), np.array([1, 2])
+    ).sum(0) @ B,
+}  # fmt: skip
 
 # Functions of one and of several numbers.
 
@@ -363,13 +430,13 @@ SINGLE_PRECISION = {
     "nnx attention": lambda x: nnx.MultiHeadAttention(2, 4, rngs=nnx.Rngs(0), decode=False)(sequence(x)).sum(),
 }
 
-COMPLETE = LOOPS | CHOICES | FUNCTIONS | SOFTMAX
+COMPLETE = LOOPS | CHOICES | DISCRETE | FUNCTIONS | SOFTMAX
 
 REFUSED = {
     "schur": lambda x: jsp.linalg.schur(matrix(x))[0].sum(),
     "while": lambda x: lax.while_loop(lambda h: h.sum() < 9, lambda h: h * 1.5 + 1, jnp.abs(dense(x))).sum(),
     "pure_callback": lambda x: jax.pure_callback(np.tanh, jax.ShapeDtypeStruct((5,), x.dtype), dense(x)).sum(),
-    "bitcast_convert_type": lambda x: (lax.bitcast_convert_type(dense(x), np.int64) >> 52).sum() * 1.0,
+    "bitcast_convert_type": lambda x: lax.bitcast_convert_type(dense(x), np.int8).sum() * 1.0,
     "random_seed": lambda x: jax.random.normal(jax.random.key((x[0] * 10).astype(int))) * x[1],
-    "scatter": lambda x: x.at[jnp.argmax(x)].set(0).sum(),
+    "ragged_dot_general": lambda x: lax.ragged_dot(W.T[:, :2], W.reshape(3, 2, 5), whole(x)[:3]).sum(),
 }

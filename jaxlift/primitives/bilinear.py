@@ -20,9 +20,9 @@ from jax import Array
 from jaxlift import _compat
 from jaxlift._compat import JaxprEqn, primitives
 from jaxlift._multipliers import with_multipliers
-from jaxlift._registry import PrimitiveRule, family
+from jaxlift._registry import PrimitiveRule, family, family_by_name
 from jaxlift._values import Value, Varying, is_varying
-from jaxlift.primitives.linear import magnitude, mixing
+from jaxlift.primitives.linear import extended_to_integers, magnitude, mixing
 
 if TYPE_CHECKING:
     from jaxlift._lift import Interpreter
@@ -33,7 +33,12 @@ def midpoint(x: Array, r: Array) -> Array:
 
 
 def product_of(
-    eqn: JaxprEqn, left: Varying, right: Varying, sizes: Callable[[Varying], Array], fed_by: frozenset[str]
+    eqn: JaxprEqn,
+    left: Varying,
+    right: Varying,
+    sizes: Callable[[Varying], Array],
+    fed_by: frozenset[str],
+    rest: Sequence[Any] = (),
 ) -> Varying:
     """A bilinear map of two varying values.
 
@@ -44,7 +49,7 @@ def product_of(
     values, references = (left.value, right.value), (left.reference, right.reference)
 
     def product(operands: tuple[Array, Array], _: Any = ()) -> Array:
-        return _compat.bind(eqn, operands)[0]
+        return _compat.bind(eqn, [*operands, *rest])[0]
 
     def pull(cotangent: Array, values: Any, references: Any) -> tuple[Array, Array]:
         return jax.vjp(product, tuple(map(midpoint, values, references)))[1](cotangent)[0]
@@ -63,17 +68,23 @@ def product_of(
 
 
 def bilinear(kind: str) -> PrimitiveRule:
-    """The rule of a bilinear map that mixes entries, as matrix products do."""
+    """The rule of a bilinear map that mixes entries, as matrix products do. Further operands, such as the sizes of
+    groups, must not vary.
+    """
 
     def rule(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
+        rest = operands[2:]
+        if any(map(is_varying, rest)):
+            raise interpreter.missing_rule(eqn, "has sizes of groups that depend on the explained input")
         varying = [interpreter.settle(operand) for operand in operands if is_varying(operand)]
         if len(varying) == 1:
             return mixing(interpreter, eqn, operands, kind)
         left, right = varying
-        return [product_of(eqn, left, right, lambda o: magnitude(o.value, o.reference), frozenset({kind}))]
+        return [product_of(eqn, left, right, lambda o: magnitude(o.value, o.reference), frozenset({kind}), rest)]
 
-    return rule
+    return extended_to_integers(rule, lambda position: position < 2)
 
 
 family(bilinear("dense"), primitives("dot_general"))
 family(bilinear("conv"), primitives("conv_general_dilated"))
+family_by_name(bilinear("dense"), "ragged_dot_general")

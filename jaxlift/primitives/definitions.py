@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -51,13 +52,45 @@ def evaluated(
     return interpreter.inside(eqn).evaluate(closed.jaxpr, closed.consts, settled)
 
 
-def product(x: Array, *, axes: Sequence[int], **_: Any) -> Array:
-    """A product over axes, as a balanced tree of products of two: each shares its change among its two factors."""
-    x = lax.collapse(jnp.moveaxis(x, axes, range(len(axes))), 0, len(axes))
-    while len(x) > 1:
-        odd = x[len(x) // 2 * 2 :]
-        x = jnp.concatenate([x[0 : len(x) - len(odd) : 2] * x[1 : len(x) : 2], odd])
-    return x[0] if len(x) else jnp.ones(x.shape[1:], x.dtype)
+def folded(xs: Sequence[Array], axes: Sequence[int], combine: Callable[..., Sequence[Array]]) -> list[Array]:
+    """Reductions over axes of one element or more, as a balanced tree: each step shares its change among its two."""
+    xs = [lax.collapse(jnp.moveaxis(x, axes, range(len(axes))), 0, len(axes)) for x in xs]
+    while (n := len(xs[0])) > 1:
+        combined = combine(*(x[0 : n - 1 : 2] for x in xs), *(x[1:n:2] for x in xs))
+        xs = [jnp.concatenate([pairs, x[n - n % 2 :]]) for pairs, x in zip(combined, xs, strict=True)]
+    return [x[0] for x in xs]
+
+
+def fold(combine: Callable[[Array, Array], Array], start: Any) -> Callable[..., Array]:
+    """A reduction of one array, whose value over no element is given."""
+
+    def definition(x: Array, *, axes: Sequence[int], **_: Any) -> Array:
+        if x.size == 0:
+            return jnp.full([n for axis, n in enumerate(x.shape) if axis not in axes], start).astype(x.dtype)
+        return folded([x], axes, lambda *pair: [combine(*pair)])[0]
+
+    return definition
+
+
+def reduction(*operands: Array, jaxpr: Any, dimensions: Sequence[int], **_: Any) -> list[Array]:
+    """A reduction by any function that doesn't mind the order, which XLA chooses."""
+    combine = elementwise(jaxpr)
+    xs, start = operands[: len(operands) // 2], operands[len(operands) // 2 :]
+    rest = [n for axis, n in enumerate(xs[0].shape) if axis not in dimensions]
+    start = [jnp.broadcast_to(value, rest) for value in start]
+    return start if xs[0].size == 0 else list(combine(*start, *folded(xs, dimensions, combine)))
+
+
+def elementwise(jaxpr: Any, consts: Sequence[Any] = ()) -> Callable[..., Sequence[Array]]:
+    """A jaxpr of scalars as a function of arrays of one shape."""
+    jaxpr, own = _compat.opened(jaxpr)
+
+    def combine(*operands: Array) -> Sequence[Array]:
+        if operands[0].ndim == 0:
+            return jax.core.eval_jaxpr(jaxpr, own or consts, *operands)
+        return jax.vmap(combine)(*operands)
+
+    return combine
 
 
 def cumulative(combine: Callable[[Any, Any], Any]) -> Callable[..., Array]:
@@ -113,42 +146,62 @@ def largest(x: Array, *, k: int, axis: int = -1, **_: Any) -> list[Array]:
 
 
 def any_of(x: Array, *, axes: Sequence[int], **_: Any) -> Array:
-    return _counted(x).max(axes) > 0
+    """Whether some truth value holds; of integers, the bits that some have."""
+    return x.astype(jnp.int32).max(axes) > 0 if x.dtype == jnp.bool_ else fold(jnp.bitwise_or, 0)(x, axes=axes)
 
 
 def all_of(x: Array, *, axes: Sequence[int], **_: Any) -> Array:
-    return _counted(x).min(axes) > 0
+    return x.astype(jnp.int32).min(axes) > 0 if x.dtype == jnp.bool_ else fold(jnp.bitwise_and, -1)(x, axes=axes)
 
 
-def _counted(x: Array) -> Array:
-    if x.dtype != jnp.bool_:
-        raise NotImplementedError("the bits of integers have no differences")
-    return x.astype(jnp.int32)
+def at_places(combine: Callable[[Array, Array], Array]) -> Callable[..., Array]:
+    """A scatter that combines what stands at a place with the update, one place after another: some may be the same."""
+
+    def definition(x: Array, places: Array, updates: Array, *, dimension_numbers: Any, mode: Any, **_: Any) -> Array:
+        windows, numbers = dimension_numbers.update_window_dims, dimension_numbers
+        rows = [axis for axis in range(updates.ndim) if axis not in windows]
+        if numbers.operand_batching_dims:
+            outer = numbers.operand_batching_dims[0], numbers.scatter_indices_batching_dims[0]
+            axes = (*outer, rows[outer[1]])
+            inner = partial(definition, dimension_numbers=_within_batch(numbers, *axes), mode=mode)
+            return jax.vmap(inner, axes, outer[0])(x, places, updates)
+        updates = jnp.transpose(updates, (*rows, *windows)).reshape(-1, *(updates.shape[axis] for axis in windows))
+        within = tuple(range(len(windows)))
+        put = lax.ScatterDimensionNumbers(within, numbers.inserted_window_dims, numbers.scatter_dims_to_operand_dims)
+        take = lax.GatherDimensionNumbers(
+            within, tuple(put.inserted_window_dims), tuple(put.scatter_dims_to_operand_dims)
+        )
+        sizes = iter(updates.shape[1:])
+        slices = [1 if axis in put.inserted_window_dims else next(sizes) for axis in range(x.ndim)]
+
+        def step(y: Array, row: Any) -> tuple[Array, None]:
+            place, update = row
+            there = lax.gather(y, place, take, slices, mode="clip")  # the scatter drops what isn't there
+            return lax.scatter(y, place, combine(there, update), put, mode=mode), None
+
+        return lax.scan(step, x, (places.reshape(-1, places.shape[-1]), updates))[0]
+
+    return definition
 
 
-def product_at_places(x: Array, places: Array, updates: Array, *, dimension_numbers: Any, mode: Any, **_: Any) -> Array:
-    """`x` times the updates at their places, one place after another: some may be the same."""
-    windows = dimension_numbers.update_window_dims
-    if dimension_numbers.operand_batching_dims:
-        raise NotImplementedError("its places come in batches")
-    rows = [axis for axis in range(updates.ndim) if axis not in windows]
-    updates = jnp.transpose(updates, (*rows, *windows)).reshape(-1, *(updates.shape[axis] for axis in windows))
-    own = lax.ScatterDimensionNumbers(
-        tuple(range(len(windows))),
-        dimension_numbers.inserted_window_dims,
-        dimension_numbers.scatter_dims_to_operand_dims,
+def _within_batch(numbers: Any, operand: int, places: int, updates: int) -> lax.ScatterDimensionNumbers:
+    """The dimensions of a scatter without those of its first batch."""
+
+    def without(axis: int, axes: Sequence[int]) -> tuple[int, ...]:
+        return tuple(a - (a > axis) for a in axes if a != axis)
+
+    return lax.ScatterDimensionNumbers(
+        without(updates, numbers.update_window_dims),
+        without(operand, numbers.inserted_window_dims),
+        without(operand, numbers.scatter_dims_to_operand_dims),
+        without(operand, numbers.operand_batching_dims),
+        without(places, numbers.scatter_indices_batching_dims),
     )
-
-    def step(y: Array, row: Any) -> tuple[Array, None]:
-        place, update = row
-        return y * lax.scatter(jnp.ones_like(y), place, update, own, mode=mode), None
-
-    return lax.scan(step, x, (places.reshape(-1, places.shape[-1]), updates))[0]
 
 
 def odd_number(x: Array, *, axes: Sequence[int], **_: Any) -> Array:
     """Whether an odd number of truth values hold."""
-    return _counted(x).sum(axes) % 2 == 1
+    return x.astype(jnp.int32).sum(axes) % 2 == 1 if x.dtype == jnp.bool_ else fold(jnp.bitwise_xor, 0)(x, axes=axes)
 
 
 def elimination(a: Array, **_: Any) -> list[Array]:
@@ -168,7 +221,8 @@ def elimination(a: Array, **_: Any) -> list[Array]:
     return [a, jnp.concatenate(pivots, -1), order]
 
 
-family(defined_as(product), primitives("reduce_prod"))
+family(defined_as(fold(jnp.multiply, 1)), primitives("reduce_prod"))
+family(defined_as(reduction), primitives("reduce"))
 family(defined_as(cumulative(jnp.multiply)), primitives("cumprod"))
 family(defined_as(cumulative(jnp.maximum)), primitives("cummax"))
 family(defined_as(cumulative(jnp.minimum)), primitives("cummin"))
@@ -179,5 +233,5 @@ family(defined_as(any_of), primitives("reduce_or"))
 family(defined_as(all_of), primitives("reduce_and"))
 family_by_name(expanded, "call_hi_primitive")
 family(defined_as(odd_number), primitives("reduce_xor"))
-family(defined_as(product_at_places), primitives("scatter_mul"))
+family(defined_as(at_places(jnp.multiply)), primitives("scatter_mul"))
 family(defined_as(elimination), primitives("lu"))

@@ -23,7 +23,8 @@ from jaxlift._multipliers import difference, winners_share, with_multipliers
 from jaxlift._registry import PrimitiveRule, family
 from jaxlift._values import Settled, Value, Varying
 from jaxlift.primitives.bilinear import midpoint
-from jaxlift.primitives.linear import both_sides, carrier_dtype, carrying, feeds, on_each_side, with_carrier
+from jaxlift.primitives.definitions import at_places, defined_as
+from jaxlift.primitives.linear import both_sides, carrier_dtype, carrying, extended_to_integers, feeds, on_each_side
 
 if TYPE_CHECKING:
     from jaxlift._lift import Interpreter
@@ -33,39 +34,37 @@ if TYPE_CHECKING:
 Credit = Callable[[JaxprEqn, Array, Array, Sequence[Array]], list[Array]]
 
 
-def indexing(elements: int, credit: Credit) -> PrimitiveRule:
-    """The rule of a primitive that is linear in its first so many operands, and whose others are places."""
-    linear = carrying(linear_in=lambda position: position < elements)
+def indexing(linear_in: Callable[[int], bool], credit: Credit, negated: int | None = None) -> PrimitiveRule:
+    """The rule of a primitive that is linear in the operands of some positions, and whose others are places."""
 
     def rule(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
         settled = [interpreter.settle(operand) for operand in operands]
-        if not any(isinstance(o, Varying) for o in settled[elements:]):
-            return linear(interpreter, eqn, settled)
+        places = [i for i in range(len(settled)) if not linear_in(i)]
+        if not any(isinstance(settled[i], Varying) for i in places):
+            return carrying(linear_in, negated)(interpreter, eqn, settled)
 
         def pull(cotangent: Array, explained: Any, held: Any) -> tuple[Array, ...]:
             del explained
-            ends = [_with_numbers(side, elements, cotangent.dtype) for side in held[1:]]
+            ends = held[1:]
 
-            def mean(parts: list[Array]) -> Array:
-                first, second = (_compat.bind(eqn, [*parts, *end[elements:]])[0] for end in ends)
-                return midpoint(first, second)
+            def at_each_end(elements: Sequence[Array]) -> list[Array]:
+                moved = ([end[k] if k in places else e for k, e in enumerate(elements)] for end in ends)
+                return [_compat.bind(eqn, operands)[0] for operands in moved]
 
-            def moved(parts: list[Array]) -> Array:
-                return difference(*(_compat.bind(eqn, [*parts, *end[elements:]])[0] for end in ends))
+            def mean(elements: Sequence[Array]) -> Array:
+                return midpoint(*at_each_end(elements))
 
-            of_elements = jax.vjp(mean, ends[0][:elements])[1](cotangent)[0]
-            change = midpoint(*(moved(end[:elements]) for end in ends))
-            apart = [_difference_of_places(*pair) for pair in zip(*ends, strict=True)]
-            every = [*of_elements, *credit(eqn, cotangent, change, apart[elements:])]
+            change = midpoint(*(difference(*at_each_end(elements)) for elements in ends))
+            apart = [_difference_of_places(ends[0][i], ends[1][i]) for i in places]
+            of_elements = jax.vjp(mean, ends[0])[1](cotangent)[0]
+            every = [*of_elements]
+            for i, of_place in zip(places, credit(eqn, cotangent, change, apart), strict=True):
+                every[i] = of_place
             return tuple(every[k] for k, o in enumerate(settled) if isinstance(o, Varying))
 
         return [of_all(eqn, settled, pull)]
 
-    return rule
-
-
-def _with_numbers(side: Sequence[Array], elements: int, dtype: Any) -> list[Array]:
-    return [jnp.asarray(o, dtype) if k < elements else o for k, o in enumerate(side)]
+    return extended_to_integers(rule, linear_in)
 
 
 def _difference_of_places(i: Array, j: Array) -> Array:
@@ -82,15 +81,9 @@ def of_all(eqn: JaxprEqn, operands: Sequence[Settled], pull: Callable[[Array, An
     varying = [o for o in operands if isinstance(o, Varying)]
     values, references = jax.tree.map(jnp.asarray, both_sides(operands))
 
-    def carrier() -> Array:
-        return with_multipliers(
-            lambda explained, held: held[0].astype(carrier_dtype(value)),
-            pull,
-            tuple(o.carrier for o in varying),
-            (value, values, references),
-        )
-
-    return with_carrier(lambda: value, reference, carrier, feeds(operands))
+    carriers = tuple(o.carrier for o in varying)
+    carrier = with_multipliers(lambda explained, held: held[0], pull, carriers, (value, values, references))
+    return Varying(carrier, reference, None, feeds(operands))
 
 
 def shared(credit: Array, d: Array, count: Array) -> Array:
@@ -103,10 +96,10 @@ def shared_in_rows(credit: Array, d: Array) -> Array:
     return shared(credit[..., None], d, (d != 0).sum(-1, keepdims=True))
 
 
-def of_scalars(eqn: JaxprEqn, cotangent: Array, change: Array, differences: Sequence[Array]) -> list[Array]:
-    """One place, whose coordinates are an operand each."""
+def of_all_together(eqn: JaxprEqn, cotangent: Array, change: Array, differences: Sequence[Array]) -> list[Array]:
+    """One place, or several for which no part of the change is known to be one's own: what differs has equal parts."""
     del eqn
-    count = sum(((d != 0).astype(cotangent.dtype) for d in differences), start=jnp.zeros((), cotangent.dtype))
+    count = sum(((d != 0).sum(dtype=cotangent.dtype) for d in differences), start=jnp.zeros((), cotangent.dtype))
     return [shared((cotangent * change).sum(), d, count) for d in differences]
 
 
@@ -114,6 +107,11 @@ def of_rows(eqn: JaxprEqn, cotangent: Array, change: Array, differences: Sequenc
     """A place for each slice that is gathered, with its coordinates on the last axis."""
     [d] = differences
     return [shared_in_rows((cotangent * change).sum(eqn.params["dimension_numbers"].offset_dims), d)]
+
+
+def scattered(position: int) -> bool:
+    """Scatters are linear in what they scatter to and in the updates, but not in the places between these."""
+    return position != 1
 
 
 def scatter_add(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
@@ -124,12 +122,11 @@ def scatter_add(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Valu
     """
     settled = [interpreter.settle(operand) for operand in operands]
     if not isinstance(settled[1], Varying):
-        return carrying(linear_in=lambda position: position in (0, 2))(interpreter, eqn, settled)
+        return carrying(scattered)(interpreter, eqn, settled)
 
     def pull(cotangent: Array, explained: Any, held: Any) -> tuple[Array, ...]:
         del explained
         (_, i, updates), (_, j, updates_ref) = held[1:]
-        updates, updates_ref = (u.astype(cotangent.dtype) for u in (updates, updates_ref))
 
         def gathered(places: Array) -> Array:
             def added(updates: Array) -> Array:
@@ -155,13 +152,12 @@ def scatter_extremum(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence
     """
     settled = [interpreter.settle(operand) for operand in operands]
     if isinstance(settled[1], Varying):
-        raise interpreter.missing_rule(eqn, "has indices that depend on the explained input")
+        return defined_as(at_places(jnp.maximum if sign > 0 else jnp.minimum))(interpreter, eqn, settled)
 
     def pull(cotangent: Array, explained: Any, held: Any) -> tuple[Array, ...]:
         del explained
-        places, y_ref = held[1][1], _compat.bind(eqn, held[2])[0]
-        held = *held, y_ref  # as numbers: integers choose, too
-        y, (x, _, updates), (r, _, updates_ref), y_ref = jax.tree.map(lambda o: o.astype(cotangent.dtype), held)
+        y, (x, places, updates), (r, _, updates_ref) = held
+        y_ref = _compat.bind(eqn, [r, places, updates_ref])[0]
 
         def put(updates: Array) -> Array:
             """The sum of updates at their places, and by its transpose, what stands at the place of each."""
@@ -188,9 +184,11 @@ def scatter_extremum(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence
     return [of_all(eqn, settled, pull)]
 
 
-family(indexing(1, of_rows), primitives("gather"))
-family(indexing(1, of_scalars), primitives("dynamic_slice"))
-family(indexing(2, of_scalars), primitives("dynamic_update_slice"))
-family(scatter_add, primitives("scatter_add"))
-family(partial(scatter_extremum, sign=1), primitives("scatter_max"))
-family(partial(scatter_extremum, sign=-1), primitives("scatter_min"))
+family(indexing(lambda position: position == 0, of_rows), primitives("gather"))
+family(indexing(lambda position: position == 0, of_all_together), primitives("dynamic_slice"))
+family(indexing(lambda position: position < 2, of_all_together), primitives("dynamic_update_slice"))
+family(indexing(scattered, of_all_together), primitives("scatter"))
+family(indexing(scattered, of_all_together, negated=2), primitives("scatter_sub"))
+family(extended_to_integers(scatter_add, scattered), primitives("scatter_add"))
+family(extended_to_integers(partial(scatter_extremum, sign=1), scattered), primitives("scatter_max"))
+family(extended_to_integers(partial(scatter_extremum, sign=-1), scattered), primitives("scatter_min"))

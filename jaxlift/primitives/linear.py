@@ -9,7 +9,7 @@ convolutions) rebuild the parts from the signs of their terms `w D`, which is th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from jax import Array
 
 from jaxlift import _compat
 from jaxlift._compat import JaxprEqn, primitives
-from jaxlift._multipliers import magnitude
+from jaxlift._multipliers import magnitude, slope_between, with_multipliers
 from jaxlift._registry import PrimitiveRule, family, family_by_name
 from jaxlift._values import Settled, Value, Varying, is_varying
 
@@ -40,12 +40,16 @@ def on_each_side(eqn: JaxprEqn, operands: Sequence[Value]) -> list[tuple[Array, 
 
 def is_inexact(value: Any) -> bool:
     """Whether a value, variable or literal is made of numbers that can carry multipliers."""
-    return jnp.issubdtype(value.dtype if hasattr(value, "dtype") else _compat.dtype(value), jnp.inexact)
+    return jnp.issubdtype(_dtype(value), jnp.inexact)
 
 
 def carrier_dtype(value: Any = None) -> Any:
     """The dtype of what carries a value's multipliers: its own, or for integers and truth values the default one."""
-    return value.dtype if value is not None and is_inexact(value) else jnp.result_type(float)
+    return _dtype(value) if value is not None and is_inexact(value) else jnp.result_type(float)
+
+
+def _dtype(value: Any) -> Any:
+    return value.dtype if hasattr(value, "dtype") else _compat.dtype(value)
 
 
 def with_carrier(
@@ -61,11 +65,12 @@ def with_carrier(
     return Varying(value(), reference, None, fed_by, carrier)
 
 
-def as_number(operand: Varying) -> Varying:
-    """Integers or truth values as the numbers that carry their multipliers."""
+def as_number(operand: Varying, dtype: Any = None) -> Varying:
+    """Integers or truth values as the numbers that carry their multipliers, of this dtype."""
     if not operand.is_discrete:
         return operand
-    return Varying(operand.carrier, operand.reference.astype(operand.carrier.dtype), None, operand.fed_by)
+    carrier = operand.carrier.astype(dtype or operand.carrier.dtype)
+    return Varying(carrier, operand.reference.astype(carrier.dtype), None, operand.fed_by)
 
 
 def broadcast(operand: Varying, shape: tuple[int, ...]) -> Varying:
@@ -90,7 +95,65 @@ def feeds(operands: Sequence[Value]) -> frozenset[str]:
     return frozenset().union(*(o.fed_by for o in operands if isinstance(o, Varying)))
 
 
-def carrying(linear_in: Callable[[int], bool] = lambda position: True, negated: int | None = None) -> PrimitiveRule:
+def step(value: Array, reference: Array, of: Varying) -> Varying:
+    """A function from or to integers and truth values. Its multiplier is `(y - y_ref) / (x - r)`, as under Rescale, and
+    0 where nothing differs.
+    """
+
+    def pull(cotangent: Array, explained: Any, held: Any) -> tuple[Array]:
+        del explained
+        y, y_ref, x, r = held
+        return (cotangent * slope_between(y, y_ref, x, r, cotangent.dtype),)
+
+    def carrier() -> Array:
+        held = (value, reference, of.value, of.reference)
+        return with_multipliers(lambda explained, held: held[0].astype(carrier_dtype(value)), pull, (of.carrier,), held)
+
+    return with_carrier(lambda: value, reference, carrier, of.fed_by)
+
+
+def everywhere(position: int) -> bool:
+    """Whether operands enter linearly in this position, for maps that are linear in all."""
+    del position
+    return True
+
+
+def extended_to_integers(rule: PrimitiveRule, linear_in: Callable[[int], bool] = everywhere) -> PrimitiveRule:
+    """The rule of a map of numbers, for integers and truth values too.
+
+    They are mapped as numbers. What they themselves come to is a step in that: integers wrap around, and a sum of truth
+    values is one.
+    """
+
+    def extended(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
+        settled = [interpreter.settle(operand) for operand in operands]
+        if not any(isinstance(o, Varying) and o.is_discrete for o in settled):
+            return rule(interpreter, eqn, settled)
+
+        number = carrier_dtype(eqn.outvars[0])
+
+        def as_numbers(operand: Settled) -> Settled:
+            if not isinstance(operand, Varying):
+                return operand if is_inexact(operand) else jnp.asarray(operand, number)
+            return as_number(operand, number)
+
+        @cache
+        def mapped() -> Sequence[Any]:
+            numbers = [as_numbers(o) if linear_in(i) else o for i, o in enumerate(settled)]
+            return rule(interpreter, eqn if is_inexact(eqn.outvars[0]) else _compat.for_numbers(eqn, number), numbers)
+
+        def carrier(output: int, value: Array, reference: Array) -> Array:
+            return step(value, reference, mapped()[output]).carrier
+
+        return [
+            mapped()[k] if is_inexact(y) else Varying(y, y_ref, None, feeds(settled), partial(carrier, k, y, y_ref))
+            for k, (y, y_ref) in enumerate(on_each_side(eqn, settled))
+        ]
+
+    return extended
+
+
+def carrying(linear_in: Callable[[int], bool] = everywhere, negated: int | None = None) -> PrimitiveRule:
     """The rule of a linear map that takes the parts of differences along.
 
     Args:
@@ -112,21 +175,12 @@ def carrying(linear_in: Callable[[int], bool] = lambda position: True, negated: 
         def variation(output: int) -> Array:
             return _compat.bind(eqn, [part(i, operand) for i, operand in enumerate(settled)])[output]
 
-        def carrier(output: int) -> Array:
-            carriers = [
-                o.carrier if isinstance(o, Varying) else jnp.asarray(o, carrier_dtype()) if linear_in(i) else o
-                for i, o in enumerate(settled)
-            ]
-            return _compat.bind(eqn, carriers)[output]
-
         return [
             Varying(value, reference, partial(variation, output) if is_real else None, feeds(settled))
-            if is_inexact(value)
-            else Varying(value, reference, None, feeds(settled), partial(carrier, output))
             for output, (value, reference) in enumerate(on_each_side(eqn, settled))
         ]
 
-    return rule
+    return extended_to_integers(rule, linear_in)
 
 
 def mixing(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value], kind: str) -> list[Value]:
@@ -139,8 +193,6 @@ def mixing(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value], k
         )[0]
 
     [(value, reference)] = on_each_side(eqn, settled)
-    if not is_inexact(value):
-        return [Varying(value, reference, make_carrier=interpreter.refusal(eqn, "multiplies integers"))]
     return [Varying(value, reference, None if jnp.iscomplexobj(value) else variation, frozenset({kind}))]
 
 
@@ -164,7 +216,5 @@ family(
         *("real", "imag", "conj", "complex", "fft", "psum", "ppermute", "all_gather", "all_to_all"),
     ),
 )
-family(carrying(linear_in=lambda position: position in (0, 2)), primitives("scatter"))
-family(carrying(linear_in=lambda position: position in (0, 2), negated=2), primitives("scatter_sub"))
 family(carrying(linear_in=lambda position: position == 3), primitives("tridiagonal_solve"))
 family_by_name(carrying(), "psum_invariant", "all_gather_invariant", "reduce_scatter", "pvary", "pcast")

@@ -12,11 +12,12 @@ from jax import Array
 
 from jaxlift import _compat
 from jaxlift._compat import JaxprEqn, primitives
+from jaxlift._degrees import rounds_away
 from jaxlift._function import Form, PointwiseFunction, affine_ends
-from jaxlift._multipliers import operation, slope_between, with_multipliers
+from jaxlift._multipliers import operation
 from jaxlift._registry import family
 from jaxlift._values import Node, Pending, Value, Varying, is_hashable, is_varying
-from jaxlift.primitives.linear import broadcast, carrier_dtype, is_inexact, with_carrier
+from jaxlift.primitives.linear import broadcast, is_inexact, step
 from jaxlift.primitives.operands import several
 from jaxlift.rules import Place, Rescale, Rule
 
@@ -30,6 +31,7 @@ def pointwise(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]
     A function of one varying value waits. Where several vary, each for itself, the function is theirs together.
     """
     shape = _compat.shape(eqn.outvars[0])
+    operands = [interpreter.settle(o) if isinstance(o, Pending) and rounds_away(o.node.eqn) else o for o in operands]
     operands = [
         broadcast(interpreter.settle(o), shape) if is_varying(o) and o.shape != shape else o  # sizes of 1, and scalars
         for o in operands
@@ -39,6 +41,31 @@ def pointwise(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]
         return several(interpreter, eqn, [interpreter.settle(operand) for operand in operands])
     nodes = [o.node if isinstance(o, Pending) else None if isinstance(o, Varying) else o for o in operands]
     return [Pending(Node(eqn, tuple(nodes), interpreter.scope_of(eqn)), bases[0])]
+
+
+def conversion(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
+    """Numbers of another kind.
+
+    Those of fewer digits are a value of their own: what comes after is no function of the digits that are lost. There
+    and back is one function, for on the way cotangents would lose digits, too.
+    """
+    [operand] = operands
+    scope = interpreter.scope_of(eqn)
+    if rounds_away(eqn):
+        of = interpreter.settle(operand)
+        assert isinstance(of, Varying)
+        return [Pending(Node(eqn, (None,), scope), of)]
+    if isinstance(operand, Pending) and rounds_away(operand.node.eqn) and is_inexact(eqn.outvars[0]):
+        back = Node(eqn, (operand.node,), scope)
+        return [_nonlinearity(interpreter, PointwiseFunction.of(back), operand.of, scope)]
+    return pointwise(interpreter, eqn, operands)
+
+
+def bits(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
+    """The bits of a number as another: a function of it like others, a steep one."""
+    if _compat.shape(eqn.outvars[0]) != operands[0].shape:
+        raise interpreter.missing_rule(eqn, "has no rule: it joins the bits of several numbers or takes them apart")
+    return pointwise(interpreter, eqn, operands)
 
 
 def _base(operand: Value) -> Varying | None:
@@ -61,30 +88,13 @@ def settle(interpreter: Interpreter, pending: Pending) -> Varying:
 def _settle(interpreter: Interpreter, pending: Pending) -> Varying:
     node, of = pending.node, pending.of
     if of.is_discrete or not is_inexact(node.eqn.outvars[0]):
-        return _step(PointwiseFunction.of(node), of)
+        f = PointwiseFunction.of(node)
+        return step(f(of.value), f(of.reference), of)
     first, core = affine_ends(node)
     of = of if first is None else _affine(PointwiseFunction.of(first), of)
     if core is not None and core is not first:
         of = _nonlinearity(interpreter, PointwiseFunction.of(core, first), of, core.scope)
     return of if node is core else _affine(PointwiseFunction.of(node, core), of)
-
-
-def _step(f: PointwiseFunction, of: Varying) -> Varying:
-    """A function from or to integers and truth values: a step. Its multiplier is `(f(x) - f(r)) / (x - r)`, as under
-    Rescale, and 0 where nothing differs.
-    """
-    value, reference = f(of.value), f(of.reference)
-
-    def pull(cotangent: Array, explained: Any, held: Any) -> tuple[Array]:
-        del explained
-        y, y_ref, x, r = held
-        return (cotangent * slope_between(y, y_ref, x, r, cotangent.dtype),)
-
-    def carrier() -> Array:
-        held = (value, reference, of.value, of.reference)
-        return with_multipliers(lambda explained, held: held[0].astype(carrier_dtype(value)), pull, (of.carrier,), held)
-
-    return with_carrier(lambda: value, reference, carrier, of.fed_by)
 
 
 def _affine(f: PointwiseFunction, of: Varying) -> Varying:
@@ -102,11 +112,11 @@ def _nonlinearity(interpreter: Interpreter, f: PointwiseFunction, of: Varying, s
     if f.is_affine:
         return _affine(f, of)
     rule = interpreter.rule.at(Place(f, of.fed_by, scope))
-    if jnp.iscomplexobj(of.value):  # complex differences have no positive and negative parts
-        value, _ = _whole(Rescale() if rule.needs_variation else rule, f, of)
-        return Varying(value, f(of.reference), None, of.fed_by)
+    is_real = not jnp.iscomplexobj(of.value)  # complex differences have no positive and negative parts
+    if rule.needs_variation and (f.is_rounding or not is_real):
+        rule = Rescale()
     value, variation = (_by_parts if rule.needs_variation else _whole)(rule, f, of)
-    return Varying(value, f(of.reference), variation, of.fed_by)
+    return Varying(value, f(of.reference), variation if is_real else None, of.fed_by)
 
 
 def _whole(rule: Rule, f: PointwiseFunction, of: Varying) -> tuple[Array, Callable[[], Array]]:
@@ -149,6 +159,8 @@ def _operations_whole(rule: Rule, form: Form) -> tuple[Operation, Operation]:
 
     def pull(cotangent: Array, explained: Any, held: Any) -> tuple[Array]:
         (x,), (r, constants) = explained, held
+        if form.of_no_constants.is_rounding:
+            cotangent = cotangent.astype(x.dtype)  # numbers of 8 bits mix with no others
         return (rule.pull(form.with_constants(constants), x, r, cotangent),)
 
     def multiplier(held: Any) -> Array:
@@ -196,7 +208,7 @@ ELEMENTWISE = frozenset(primitives(
     "abs", "sign", "neg", "exp", "exp2", "expm1", "log", "log2", "log1p", "logistic", "tanh", "sin", "cos", "tan",
     "sinh", "cosh", "asin", "acos", "atan", "asinh", "acosh", "atanh", "sqrt", "rsqrt", "cbrt", "square",
     "one_minus_square", "integer_pow", "polynomial", "erf", "erfc", "erf_inv", "lgamma", "digamma", "bessel_i0e",
-    "bessel_i1e", "floor", "ceil", "round", "is_finite", "convert_element_type", "reduce_precision", "copy",
+    "bessel_i1e", "floor", "ceil", "round", "is_finite", "copy",
     # Of several.
     "add", "sub", "mul", "div", "pow", "max", "min", "rem", "atan2", "clamp", "select_n", "nextafter", "igamma",
     "igammac", "igamma_grad_a", "polygamma", "zeta", "regularized_incomplete_beta",
@@ -206,3 +218,5 @@ ELEMENTWISE = frozenset(primitives(
 ))
 # fmt: on
 family(pointwise, ELEMENTWISE)
+family(conversion, primitives("convert_element_type", "reduce_precision"))
+family(bits, primitives("bitcast_convert_type"))

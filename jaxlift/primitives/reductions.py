@@ -9,7 +9,8 @@ y_ref`, the reference's elsewhere; the winner's own difference is at least as la
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from jaxlift._compat import JaxprEqn, primitives
 from jaxlift._multipliers import difference, slope_between, winners_share, with_multipliers
 from jaxlift._registry import family
 from jaxlift._values import Value, Varying
+from jaxlift.primitives.definitions import defined_as, elementwise, folded
 from jaxlift.primitives.linear import as_number, carrier_dtype, on_each_side, with_carrier
 
 if TYPE_CHECKING:
@@ -103,50 +105,91 @@ def reduce_extremum(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[
     return extremum(interpreter, eqn, operands, lambda x: x, eqn.params["axes"], sign)
 
 
-def window_extremum(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value], sign: int) -> list[Value]:
-    """The rule of max-pooling: a maximum over the elements of each window."""
-    sizes, strides, holes = (eqn.params[f"window_{name}"] for name in ("dimensions", "strides", "dilation"))
-    outputs = _compat.shape(eqn.outvars[0])
-    pooled = [axis for axis, size in enumerate(sizes) if size > 1]
-    # As many elements as the windows reach; beyond the operand are those that never win.
-    reach = [
-        (n - 1) * stride + (size - 1) * hole + 1
-        for n, stride, size, hole in zip(outputs, strides, sizes, holes, strict=True)
-    ]
+@dataclass(frozen=True)
+class Windows:
+    """How a reduction over windows arranges the elements of an array, and of what lies beyond its ends.
 
-    def padded(x: Array) -> Array:
-        amounts = [
-            (low, length - low - (n - 1) * dilation - 1, dilation - 1)
-            for n, (low, _), dilation, length in zip(
-                x.shape, eqn.params["padding"], eqn.params["base_dilation"], reach, strict=True
-            )
+    Attributes:
+        sizes, strides, holes, padding, spread: of the windows in each axis, and of the array's own elements.
+        outputs: how many windows there are in each axis.
+    """
+
+    sizes: Sequence[int]
+    strides: Sequence[int]
+    holes: Sequence[int]
+    padding: Sequence[tuple[int, int]]
+    spread: Sequence[int]
+    outputs: Sequence[int]
+
+    @classmethod
+    def of(cls, params: Mapping[str, Any], shape: Sequence[int]) -> Windows:
+        """The windows of an equation with these parameters, over an array of this shape."""
+        names = ("window_dimensions", "window_strides", "window_dilation", "padding", "base_dilation")
+        sizes, strides, holes, padding, spread = (params[name] for name in names)
+        lengths = [sum(ends) + (n - 1) * gap + 1 for n, ends, gap in zip(shape, padding, spread, strict=True)]
+        outputs = [
+            (length - (size - 1) * hole - 1) // stride + 1
+            for length, size, hole, stride in zip(lengths, sizes, holes, strides, strict=True)
         ]
-        return lax.pad(x, jnp.asarray(-sign * jnp.inf, x.dtype), amounts)
+        return cls(sizes, strides, holes, padding, spread, outputs)
 
-    def apart(x: Array) -> Array:
-        """Windows side by side: every pooled axis becomes two, windows and the elements in them."""
-        shape = [
-            n for axis, size in enumerate(sizes) for n in ((outputs[axis], size) if size > 1 else (outputs[axis],))
-        ]
-        return padded(x).reshape(shape)
+    @property
+    def pooled(self) -> list[int]:
+        return [axis for axis, size in enumerate(self.sizes) if size > 1]
 
-    def overlapping(x: Array) -> Array:
-        """Windows that share elements: the pooled axes are gathered into windows, with their elements on a new last
-        axis.
-        """
-        x = padded(x)
-        starts = product(*(range(0, size * hole, hole) for size, hole in zip(sizes, holes, strict=True)))
-        spans = [(n - 1) * stride + 1 for n, stride in zip(outputs, strides, strict=True)]
-        return jnp.stack(
-            [lax.slice(x, start, [i + n for i, n in zip(start, spans, strict=True)], strides) for start in starts], -1
+    @property
+    def are_apart(self) -> bool:
+        """Whether they share no element and leave none out."""
+        return all(
+            stride == (size if axis in self.pooled else 1) and (hole == 1 or axis not in self.pooled)
+            for axis, (size, stride, hole) in enumerate(zip(self.sizes, self.strides, self.holes, strict=True))
         )
 
-    if all(strides[axis] == sizes[axis] and holes[axis] == 1 for axis in pooled) and all(
-        strides[axis] == 1 for axis in range(len(sizes)) if axis not in pooled
-    ):
-        inner = tuple(axis + 1 + i for i, axis in enumerate(pooled))
-        return extremum(interpreter, eqn, operands, apart, inner, sign)
-    return extremum(interpreter, eqn, operands, overlapping, (len(sizes),), sign)
+    def padded(self, x: Array, filling: Any) -> Array:
+        """As many elements as the windows reach."""
+        reach = [
+            (n - 1) * stride + (size - 1) * hole + 1
+            for n, stride, size, hole in zip(self.outputs, self.strides, self.sizes, self.holes, strict=True)
+        ]
+        amounts = [
+            (low, length - low - (n - 1) * dilation - 1, dilation - 1)
+            for n, (low, _), dilation, length in zip(x.shape, self.padding, self.spread, reach, strict=True)
+        ]
+        return lax.pad(x, jnp.asarray(filling, x.dtype), amounts)
+
+    def apart(self, x: Array, filling: Any) -> Array:
+        """Windows side by side: every pooled axis becomes two, windows and the elements in them."""
+        pairs = zip(self.outputs, self.sizes, strict=True)
+        return self.padded(x, filling).reshape([k for n, size in pairs for k in ((n, size) if size > 1 else (n,))])
+
+    def overlapping(self, x: Array, filling: Any) -> Array:
+        """Windows that may share elements: these are gathered on a new last axis."""
+        x = self.padded(x, filling)
+        starts = product(*(range(0, size * hole, hole) for size, hole in zip(self.sizes, self.holes, strict=True)))
+        spans = [(n - 1) * stride + 1 for n, stride in zip(self.outputs, self.strides, strict=True)]
+        return jnp.stack(
+            [lax.slice(x, start, [i + n for i, n in zip(start, spans, strict=True)], self.strides) for start in starts],
+            -1,
+        )
+
+
+def window_extremum(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value], sign: int) -> list[Value]:
+    """The rule of max-pooling: a maximum over the elements of each window; those beyond the operand never win."""
+    windows = Windows.of(eqn.params, _compat.shape(eqn.invars[0]))
+    never = -sign * jnp.inf
+    if windows.are_apart:
+        inner = tuple(axis + 1 + i for i, axis in enumerate(windows.pooled))
+        return extremum(interpreter, eqn, operands, lambda x: windows.apart(x, never), inner, sign)
+    last = (len(windows.sizes),)
+    return extremum(interpreter, eqn, operands, lambda x: windows.overlapping(x, never), last, sign)
+
+
+def window_reduction(*operands: Array, jaxpr: Any, consts: Any, **params: Any) -> list[Array]:
+    """A reduction over windows by any function that doesn't mind the order."""
+    xs, start = operands[: len(operands) // 2], operands[len(operands) // 2 :]
+    windows = Windows.of(params, xs[0].shape)
+    gathered = [windows.overlapping(x, value) for x, value in zip(xs, start, strict=True)]
+    return folded(gathered, (gathered[0].ndim - 1,), elementwise(jaxpr, consts))
 
 
 def winner(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
@@ -181,6 +224,7 @@ def winner(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -
     return [with_carrier(lambda: value, reference, carrier, operand.fed_by)]
 
 
+family(defined_as(window_reduction), primitives("reduce_window"))
 family(winner, primitives("argmax", "argmin"))
 family(partial(reduce_extremum, sign=1), primitives("reduce_max"))
 family(partial(reduce_extremum, sign=-1), primitives("reduce_min"))

@@ -45,9 +45,7 @@ family(
     refused("JAX has no reverse-mode derivative of a loop whose length is not known; use lax.scan, or static bounds"),
     primitives("while"),
 )
-family(refused("the bits of a number have no differences"), primitives("bitcast_convert_type"))
 family(refused("the largest values are found only approximately; use lax.top_k"), primitives("approx_top_k"))
-family(refused("its function is not known to be a sum, a product or a maximum"), primitives("reduce", "reduce_window"))
 family(refused("a maximum over devices has no rule; gather the values first"), primitives("pmax", "pmin"))
 family(refused("it moves values in pieces whose sizes vary"), primitives("ragged_all_to_all"))
 family(refused("values in mutable references can't be followed"), primitives("get", "swap", "addupdate"))
