@@ -23,7 +23,7 @@ from jaxlift._values import Node, is_hashable, key_of, postorder
 EXACT = frozenset(primitives("neg", "abs", "sign", "max", "min", "select_n", "clamp", "floor", "ceil", "round", "copy"))
 ROUNDED = frozenset(primitives("add", "sub", "mul", "div", "sqrt", "square", "integer_pow", "convert_element_type"))
 
-CONVERSIONS = ("convert_element_type", "reduce_precision")
+CONVERSIONS = frozenset(primitives("convert_element_type", "reduce_precision"))
 
 # fmt: off
 PIECEWISE_OR_SATURATING = frozenset((
@@ -98,19 +98,18 @@ class PointwiseFunction:
         """`f(x)`, `f'(x)`, and a running bound on the rounding error of `f(x)`: each step's own, and what it makes of
         those before it.
         """
-        registers = [x, *self.literals, *self.constants]
-        slopes: list[Array | None] = [jnp.ones_like(x, _wide(x))] + [None] * (
-            len(registers) - 1
-        )  # None where there is none
+        registers, wide = [x, *self.literals, *self.constants], _wide(x)
+        slopes: list[Array | None] = [None] * len(registers)  # None where there is none
+        slopes[0] = jnp.ones_like(x, wide)
         errors: list[Array | None] = [None] * len(registers)
         for eqn, operands in self.steps:
             varied = [k for k, i in enumerate(operands) if slopes[i] is not None or errors[i] is not None]
             y, partials = _partial_derivatives(eqn, [registers[i] for i in operands], varied)
-            paths = [(partial.astype(_wide(x)), operands[k]) for partial, k in zip(partials, varied, strict=False)]
+            paths = [(partial.astype(wide), operands[k]) for partial, k in zip(partials, varied, strict=False)]
             is_exact = eqn.primitive in EXACT or rounds_away(eqn)
             units = 0.0 if is_exact else 0.5 if eqn.primitive in ROUNDED else 2.0
             is_rounded = units > 0 and jnp.issubdtype(y.dtype, jnp.inexact)
-            own = [units * float(jnp.finfo(y.dtype).eps) * jnp.abs(y.astype(_wide(x)))] if is_rounded else []
+            own = [units * float(jnp.finfo(y.dtype).eps) * jnp.abs(y.astype(wide))] if is_rounded else []
             inherited = [jnp.abs(partial) * error for partial, i in paths if (error := errors[i]) is not None]
             registers.append(y)
             slopes.append(_sum_or_none([partial * slope for partial, i in paths if (slope := slopes[i]) is not None]))
@@ -199,8 +198,8 @@ class PointwiseFunction:
     @property
     def is_rounding(self) -> bool:
         """Whether the function does nothing but take numbers to fewer digits, and perhaps back."""
-        *before, (last, _) = self.steps
-        return all(rounds_away(eqn) for eqn, _ in before or self.steps) and last.primitive.name in CONVERSIONS
+        equations = [eqn for eqn, _ in self.steps]
+        return all(eqn.primitive in CONVERSIONS for eqn in equations) and any(map(rounds_away, equations))
 
     @cached_property
     def is_affine(self) -> bool:

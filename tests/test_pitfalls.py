@@ -193,6 +193,17 @@ def test_9_the_derivative_of_a_custom_jvp_function_is_kept():
     np.testing.assert_array_equal(pullback(jnp.ones(4)), [5, 5, 5, 5])
 
 
+def test_the_derivative_of_a_custom_jvp_function_with_conversions_is_kept():
+    @jax.custom_jvp
+    def quantised(x):
+        return jnp.round(x.astype(jnp.float16) * 4).astype(x.dtype) / 4
+
+    quantised.defjvp(lambda primals, tangents: (quantised(*primals), tangents[0]))
+    x, r = jnp.array([0.3, 1, -2]), jnp.array([0.3, 0.2, 1])
+    [multipliers] = jax.tree.leaves(jaxlift.vjp(lambda x: quantised(x).sum(), x, r)[1](jnp.ones(())))
+    np.testing.assert_allclose(multipliers, [1, 0.75 / 0.8, 1], rtol=1e-6)
+
+
 def test_10_elementwise_work_is_lean():
     """FLOPs of one ReLU for each pair, cotangent included. `test_cost` has those of a network."""
     n, r, width = 16, 16, 4096

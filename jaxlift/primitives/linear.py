@@ -145,6 +145,8 @@ def extended_to_integers(rule: PrimitiveRule, linear_in: Callable[[int], bool] =
         def carrier(output: int, value: Array, reference: Array) -> Array:
             return step(value, reference, mapped()[output]).carrier
 
+        if all(is_inexact(output) for output in eqn.outvars):
+            return mapped()
         return [
             mapped()[k] if is_inexact(y) else Varying(y, y_ref, None, feeds(settled), partial(carrier, k, y, y_ref))
             for k, (y, y_ref) in enumerate(on_each_side(eqn, settled))

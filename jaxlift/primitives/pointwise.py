@@ -13,7 +13,7 @@ from jax import Array
 from jaxlift import _compat
 from jaxlift._compat import JaxprEqn, primitives
 from jaxlift._degrees import rounds_away
-from jaxlift._function import Form, PointwiseFunction, affine_ends
+from jaxlift._function import CONVERSIONS, Form, PointwiseFunction, affine_ends
 from jaxlift._multipliers import operation
 from jaxlift._registry import family
 from jaxlift._values import Node, Pending, Value, Varying, is_hashable, is_varying
@@ -30,8 +30,12 @@ def pointwise(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]
 
     A function of one varying value waits. Where several vary, each for itself, the function is theirs together.
     """
+    return _waiting(interpreter, eqn, [interpreter.settle(o) if _lacks_digits(o) else o for o in operands])
+
+
+def _waiting(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
+    """An elementwise step as the last of a larger function."""
     shape = _compat.shape(eqn.outvars[0])
-    operands = [interpreter.settle(o) if isinstance(o, Pending) and rounds_away(o.node.eqn) else o for o in operands]
     operands = [
         broadcast(interpreter.settle(o), shape) if is_varying(o) and o.shape != shape else o  # sizes of 1, and scalars
         for o in operands
@@ -49,16 +53,19 @@ def conversion(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value
     Those of fewer digits are a value of their own: what comes after is no function of the digits that are lost. There
     and back is one function, for on the way cotangents would lose digits, too.
     """
-    [operand] = operands
-    scope = interpreter.scope_of(eqn)
     if rounds_away(eqn):
-        of = interpreter.settle(operand)
-        assert isinstance(of, Varying)
-        return [Pending(Node(eqn, (None,), scope), of)]
-    if isinstance(operand, Pending) and rounds_away(operand.node.eqn) and is_inexact(eqn.outvars[0]):
-        back = Node(eqn, (operand.node,), scope)
-        return [_nonlinearity(interpreter, PointwiseFunction.of(back), operand.of, scope)]
-    return pointwise(interpreter, eqn, operands)
+        return _waiting(interpreter, eqn, [interpreter.settle(operand) for operand in operands])
+    return (_waiting if is_inexact(eqn.outvars[0]) else pointwise)(interpreter, eqn, operands)
+
+
+def _lacks_digits(value: Value) -> bool:
+    """Whether a value was taken to fewer digits by the last that was done to it, and perhaps back."""
+    node = value.node if isinstance(value, Pending) else None
+    while isinstance(node, Node) and node.eqn.primitive in CONVERSIONS:
+        if rounds_away(node.eqn):
+            return True
+        [node] = node.operands
+    return False
 
 
 def bits(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
@@ -90,6 +97,8 @@ def _settle(interpreter: Interpreter, pending: Pending) -> Varying:
     if of.is_discrete or not is_inexact(node.eqn.outvars[0]):
         f = PointwiseFunction.of(node)
         return step(f(of.value), f(of.reference), of)
+    if _lacks_digits(pending):
+        return _nonlinearity(interpreter, PointwiseFunction.of(node), of, node.scope)
     first, core = affine_ends(node)
     of = of if first is None else _affine(PointwiseFunction.of(first), of)
     if core is not None and core is not first:
@@ -208,7 +217,7 @@ ELEMENTWISE = frozenset(primitives(
     "abs", "sign", "neg", "exp", "exp2", "expm1", "log", "log2", "log1p", "logistic", "tanh", "sin", "cos", "tan",
     "sinh", "cosh", "asin", "acos", "atan", "asinh", "acosh", "atanh", "sqrt", "rsqrt", "cbrt", "square",
     "one_minus_square", "integer_pow", "polynomial", "erf", "erfc", "erf_inv", "lgamma", "digamma", "bessel_i0e",
-    "bessel_i1e", "floor", "ceil", "round", "is_finite", "copy",
+    "bessel_i1e", "floor", "ceil", "round", "is_finite", "convert_element_type", "reduce_precision", "copy",
     # Of several.
     "add", "sub", "mul", "div", "pow", "max", "min", "rem", "atan2", "clamp", "select_n", "nextafter", "igamma",
     "igammac", "igamma_grad_a", "polygamma", "zeta", "regularized_incomplete_beta",
@@ -218,5 +227,5 @@ ELEMENTWISE = frozenset(primitives(
 ))
 # fmt: on
 family(pointwise, ELEMENTWISE)
-family(conversion, primitives("convert_element_type", "reduce_precision"))
+family(conversion, CONVERSIONS)
 family(bits, primitives("bitcast_convert_type"))

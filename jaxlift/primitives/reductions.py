@@ -141,8 +141,8 @@ class Windows:
     def are_apart(self) -> bool:
         """Whether they share no element and leave none out."""
         return all(
-            stride == (size if axis in self.pooled else 1) and (hole == 1 or axis not in self.pooled)
-            for axis, (size, stride, hole) in enumerate(zip(self.sizes, self.strides, self.holes, strict=True))
+            stride == size and (hole == 1 or size == 1)
+            for size, stride, hole in zip(self.sizes, self.strides, self.holes, strict=True)
         )
 
     def padded(self, x: Array, filling: Any) -> Array:
