@@ -21,7 +21,7 @@ from jaxlift.scoring._reference import Reference
 
 LARGEST_BATCH = 1024
 PROBE = 8
-CHUNK = 4 * 2**20  # bytes of scores in a chunk: enough for a file, and little to lose
+CHUNK = 16 * 2**20  # bytes of scores in a chunk: enough that its files cost little, and little to lose
 
 
 class Program:

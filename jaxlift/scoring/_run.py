@@ -310,7 +310,6 @@ class Chunk:
     """A chunk of the store while it fills."""
 
     rows: dict[str, np.ndarray]
-    status: np.ndarray
     filled: int = 0
 
 
@@ -413,48 +412,52 @@ class Run:
         for k, (start, records) in enumerate(step.batches):
             count = len(records.values)
             at = slice(k * self.program.batch, k * self.program.batch + count)
-            rows = {
-                name: np.array(array[at], self.store.arrays[name].dtype)
-                for name, array in zip(self.names, arrays, strict=True)
-            }
+            rows = self.place(start, count)
+            for name, array in zip(self.names, arrays, strict=True):
+                rows[name][:] = array[at]
             self.mark(rows, records, start)
             good = records.status == Status.SCORED
             if good.any():
                 largest = max(largest, float(np.abs(rows["delta"][good]).max()))
-            self.put(start, rows, records.status, writer)
+            self.fill(start, count, writer)
             self.computed += count
         self.progress.update(sum(len(records.values) for _, records in step.batches), largest)
 
     def mark(self, rows: dict[str, np.ndarray], records: Records, start: int) -> None:
         """Make the scores of bad examples NaN, and examples bad whose scores are not finite."""
-        finite = np.logical_and.reduce([np.isfinite(array.reshape(len(array), -1)).all(1) for array in rows.values()])
+        scores = [rows[name] for name in self.names]
+        finite = np.logical_and.reduce([np.isfinite(array.reshape(len(array), -1)).all(1) for array in scores])
         for i in np.flatnonzero(~finite & (records.status == Status.SCORED)):
             records.status[i] = Status.SCORES_NOT_FINITE
             records.messages[start + int(i)] = "the scores or the model's outputs have a NaN or an infinity"
-        for array in rows.values():
+        for array in scores:
             array[records.status != Status.SCORED] = np.nan
+        rows["status"][:] = records.status
         for number, message in records.messages.items():
             self.progress.say(f"example {number}: {message}")
 
-    def put(self, start: int, rows: dict[str, np.ndarray], status: np.ndarray, writer: ThreadPoolExecutor) -> None:
-        """Add a batch to its chunk, and write that when it is full."""
-        number, size = start // self.store.chunk, self.store.chunk
+    def place(self, start: int, count: int) -> dict[str, np.ndarray]:
+        """Where the scores of a batch belong, in its chunk."""
+        size = self.store.chunk
+        number = start // size
         if number not in self.open:
-            shapes = {name: (size, *array.shape[1:]) for name, array in rows.items()}
-            empty = {name: np.empty(shape, rows[name].dtype) for name, shape in shapes.items()}
-            self.open[number] = Chunk(empty, np.zeros(size, np.uint8))
-        chunk, at = self.open[number], slice(start - number * size, start - number * size + len(status))
-        for name, array in rows.items():
-            chunk.rows[name][at] = array
-        chunk.status[at] = status
-        chunk.filled += len(status)
-        if chunk.filled == self.stop(number) - number * size:
+            rows = {name: np.empty((size, *array.shape[1:]), array.dtype) for name, array in self.store.arrays.items()}
+            self.open[number] = Chunk(rows)
+        at = slice(start % size, start % size + count)
+        return {name: array[at] for name, array in self.open[number].rows.items()}
+
+    def fill(self, start: int, count: int, writer: ThreadPoolExecutor) -> None:
+        """Count a batch to its chunk, and write that when it is full."""
+        number = start // self.store.chunk
+        chunk = self.open[number]
+        chunk.filled += count
+        if chunk.filled == self.stop(number) - number * self.store.chunk:
             self.write(number, writer)
 
     def write(self, number: int, writer: ThreadPoolExecutor) -> None:
         chunk = self.open.pop(number)
         rows = {name: array[: chunk.filled] for name, array in chunk.rows.items()}
-        self.writing.append(writer.submit(self.store.write, number, rows, chunk.status[: chunk.filled]))
+        self.writing.append(writer.submit(self.store.write, number, rows))
         while len(self.writing) > AHEAD or (self.writing and self.writing[0].done()):
             self.writing.popleft().result()
 

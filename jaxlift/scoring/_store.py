@@ -86,13 +86,15 @@ class Store:
     """
 
     def __init__(self, path: Path, mode: str = "r+") -> None:
-        self.path, self.group = path, extra("zarr").open_group(path, mode=mode, use_consolidated=False)
+        zarr = extra("zarr")
+        self.path, self.group = path, zarr.open_group(path, mode=mode, use_consolidated=False)
         meta = self.group.attrs.get("jaxlift")
         if not isinstance(meta, dict) or meta.get("format") != FORMAT:
             raise StoreError(f"{path} is not a store of this version of jaxlift.score: choose another path.")
         self.settings: dict[str, Any] = meta["settings"]
         self.chunk: int = meta["chunk"]
-        self.arrays: dict[str, Any] = {name: self.group[name] for name in meta["arrays"]}
+        with zarr.config.set({"array.write_empty_chunks": True}):  # else each is searched for what is not empty
+            self.arrays: dict[str, Any] = {name: self.group[name] for name in meta["arrays"]}
 
     @classmethod
     def create(
@@ -118,9 +120,8 @@ class Store:
         draft = path.with_name(f".{path.name}.draft")
         shutil.rmtree(draft, ignore_errors=True)
         group = zarr.open_group(draft, mode="w-", zarr_format=3)
-        codec = zarr.codecs.BloscCodec(
-            cname="zstd", clevel=1, shuffle="shuffle"
-        )  # higher levels gain nothing on floats
+        # Scores are zeros, which this level finds, and digits, in which no level finds anything.
+        codec = zarr.codecs.ZstdCodec(level=-1)
         for name, (shape, dtype) in {**arrays, "status": ((), np.uint8)}.items():
             group.create_array(
                 name,
@@ -165,15 +166,14 @@ class Store:
         status = self.arrays["status"][...]
         return {c for c in range(-(-len(status) // self.chunk)) if status[c * self.chunk : (c + 1) * self.chunk].all()}
 
-    def write(self, chunk: int, rows: Mapping[str, np.ndarray], status: np.ndarray) -> None:
-        """Write a chunk. It is finished when this returns, and not there before."""
+    def write(self, chunk: int, rows: Mapping[str, np.ndarray]) -> None:
+        """Write a chunk, a row for each of its examples. It is finished when this returns, and not there before."""
         start = chunk * self.chunk
-        stop = start + len(status)
+        stop = start + len(rows["status"])
         if stop > self.count:  # of a stream; twice as much each time, for the metadata are rewritten
             self.resize(max(stop, 2 * self.count))
-        for name, values in rows.items():
-            self.arrays[name][start:stop] = values
-        self.arrays["status"][start:stop] = status
+        for name in (*(name for name in rows if name != "status"), "status"):
+            self.arrays[name][start:stop] = rows[name]
 
     def resize(self, count: int) -> None:
         """Set the number of examples."""
