@@ -501,7 +501,8 @@ QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_pass
 
 def once(fun, *args):
     """What a function gives that is called once."""
-    return jax.device_get(fun(*args) if WANTED else jax.jit(fun, compiler_options=QUICKLY)(*args))
+    call = fun if WANTED else jax.jit(fun, compiler_options=QUICKLY)
+    return jax.device_get(call(*map(jnp.asarray, args)))
 
 
 def explained(fun, x, r, rule):

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -639,10 +640,11 @@ def test_killed_at_random_moments(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_share_a_store(tmp_path):
-    """Each with four devices. Killed in the middle, both go on; one alone would too."""
+    """Each with four devices. Killed in the middle, both go on; one alone does too."""
     np.save(tmp_path / "x.npy", scored.sequences(1000))
-    arguments = ["score", "scored:model", "x.npy", "--target", "1", "--reference", "mean", "--batch-size", "4"]
-    score(tmp_path / "x.npy", tmp_path / "whole", reference="mean")
+    arguments = ["score", "scored:model", "x.npy", "--target", "1", "--reference", "dinucleotide_shuffle"]
+    arguments += ["--shuffles", "40", "--batch-size", "4"]
+    assert command(*arguments, "--out", "whole", folder=tmp_path).returncode == 0
 
     def pair(out, **options):
         with socket.socket() as free:
@@ -661,6 +663,22 @@ def test_two_processes_share_a_store(tmp_path):
     same(tmp_path / "two", tmp_path / "whole")
     [run] = zarr.open_group(tmp_path / "two").attrs["jaxlift"]["runs"]
     assert (run["processes"], run["devices"]) == (2, 4)
+
+    processes = pair("killed")
+    while not any(file.name.isdigit() for file in tmp_path.glob("killed/status/c/*")):  # the first of sixteen
+        assert [process.poll() for process in processes] == [None, None]
+        time.sleep(0.001)
+    for process in processes:
+        process.kill()
+        process.communicate(timeout=300)
+    assert 0 < np.mean(read(tmp_path / "killed")["status"] == Status.SCORED) < 1
+    shutil.copytree(tmp_path / "killed", tmp_path / "alone")
+    processes = pair("killed")
+    outputs = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert command(*arguments, "--out", "alone", folder=tmp_path).returncode == 0
+    for out in ("killed", "alone"):
+        same(tmp_path / out, tmp_path / "whole")
 
     # A store that the first process can't have: the other is told, and neither waits for ever.
     with lock(tmp_path / "busy"):
