@@ -642,29 +642,30 @@ def test_killed_at_random_moments(tmp_path):
 def test_two_processes_share_a_store(tmp_path):
     """Each with four devices. Killed in the middle, both go on; one alone does too."""
     np.save(tmp_path / "x.npy", scored.sequences(1000))
-    arguments = ["score", "scored:model", "x.npy", "--target", "1", "--reference", "dinucleotide_shuffle"]
-    arguments += ["--shuffles", "40", "--batch-size", "4"]
-    assert command(*arguments, "--out", "whole", folder=tmp_path).returncode == 0
+    score(tmp_path / "x.npy", tmp_path / "mean", reference="mean")
+    arguments = ["score", "scored:model", "x.npy", "--target", "1", "--batch-size", "4"]
+    shuffles = ["--reference", "dinucleotide_shuffle", "--shuffles", "40"]  # slow enough to be killed
+    assert command(*arguments, *shuffles, "--out", "whole", folder=tmp_path).returncode == 0
 
-    def pair(out, **options):
+    def pair(out, *reference):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             coordinator = f"localhost:{free.getsockname()[1]}"
         four = "import jax; jax.config.update('jax_num_cpu_devices', 4)"
         own = ["--distributed", "--coordinator", coordinator, "--processes", "2", "--out", out]
         return [
-            started(*arguments, *own, "--process", str(i), folder=tmp_path, first=four, **options) for i in range(2)
+            started(*arguments, *reference, *own, "--process", str(i), folder=tmp_path, first=four) for i in range(2)
         ]
 
-    processes = pair("two")
+    processes = pair("two", "--reference", "mean")
     outputs = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert "1000 of 1000 examples scored" in outputs[0][0]
-    same(tmp_path / "two", tmp_path / "whole")
+    same(tmp_path / "two", tmp_path / "mean")
     [run] = zarr.open_group(tmp_path / "two").attrs["jaxlift"]["runs"]
     assert (run["processes"], run["devices"]) == (2, 4)
 
-    processes = pair("killed")
+    processes = pair("killed", *shuffles)
     while not any(file.name.isdigit() for file in tmp_path.glob("killed/status/c/*")):  # the first of sixteen
         assert [process.poll() for process in processes] == [None, None]
         time.sleep(0.001)
@@ -673,16 +674,16 @@ def test_two_processes_share_a_store(tmp_path):
         process.communicate(timeout=300)
     assert 0 < np.mean(read(tmp_path / "killed")["status"] == Status.SCORED) < 1
     shutil.copytree(tmp_path / "killed", tmp_path / "alone")
-    processes = pair("killed")
+    processes = pair("killed", *shuffles)
     outputs = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
-    assert command(*arguments, "--out", "alone", folder=tmp_path).returncode == 0
+    assert command(*arguments, *shuffles, "--out", "alone", folder=tmp_path).returncode == 0
     for out in ("killed", "alone"):
         same(tmp_path / out, tmp_path / "whole")
 
     # A store that the first process can't have: the other is told, and neither waits for ever.
     with lock(tmp_path / "busy"):
-        processes = pair("busy")
+        processes = pair("busy", "--reference", "mean")
         outputs = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [75, 2], outputs
     assert not (tmp_path / "busy").exists()
