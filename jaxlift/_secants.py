@@ -1,7 +1,8 @@
 """Secants `(f(x) - f(r)) / (x - r)`, to rounding wherever `x` and `r` are: by what is known of `f`.
 
 All take the mean of secants over equal differences, the pairs of which RevealCancel is made, times a factor. The factor
-comes before a division, so that a multiplier is not computed before its cotangent is there.
+comes before the division, so that a multiplier is not computed before its cotangent is there; and the division comes
+last, because XLA keeps the result of one where it is used twice, and works out all else twice.
 
 Where `x` and `r` are near, their difference is noise, and XLA, which works out cheap things wherever they are used, may
 have two results for it in one program. So no small difference stands above another, and no choice between formulas is
@@ -48,16 +49,18 @@ THEOREMS = {
 
 
 def by_theorem(theorem: Theorem, ends: Ends, times: Factor) -> Array:
-    """Secants of functions with an addition theorem, in which no values are subtracted."""
-    d = _mean(difference(x.at, r.at) for x, r in ends)
-    return _mean(theorem.weight(x.value, r.value) for x, r in ends) * times * _tanhc(theorem.c * d)
+    """Secants of functions with an addition theorem, in which no values are subtracted.
 
-
-def _tanhc(d: Array) -> Array:
-    """`tanh(d) / d`; near 0, by its series, the next term of which is `17/315 d^6`."""
+    With `tanhc(d) = tanh(d) / d`, near 0 by its series, the next term of which is `17/315 d^6`. (By how little the
+    pairs' differences differ is of no matter here: the first stands for all.)
+    """
+    x, r = ends[0]
+    d = theorem.c * difference(x.at, r.at)
     near = jnp.abs(d) < (18 * float(jnp.finfo(d.dtype).eps)) ** (1 / 6)
     square = jnp.square(jnp.where(near, d, 0))
-    return jnp.where(near, 1 - square * (1 / 3 - 2 / 15 * square), jnp.tanh(d) / jnp.where(near, 1, d))
+    series_or_tanh = jnp.where(near, 1 - square * (1 / 3 - 2 / 15 * square), jnp.tanh(d))
+    weight = _mean(theorem.weight(x.value, r.value) for x, r in ends)
+    return weight * times * series_or_tanh / jnp.where(near, 1, d)
 
 
 def of_two_rays(ends: Ends, times: Factor) -> Array:
@@ -68,15 +71,16 @@ def of_two_rays(ends: Ends, times: Factor) -> Array:
 
         (f(x) - f(r)) / (x - r) = (sign(x) f(x) + sign(r) f(r)) / (|x| + |r|)
     """
-    slopes, rises, runs = [], [], []
-    for x, r in ends:
-        sign, sign_ref = jnp.sign(x.at), jnp.sign(r.at)
-        same = sign == sign_ref
-        slopes.append(jnp.where(same, x.slope, 0))
-        rises.append(jnp.where(same, 0, sign * x.value + sign_ref * r.value))
-        runs.append(jnp.where(same, 0, jnp.abs(x.at) + jnp.abs(r.at)))
+    signs = [(jnp.sign(x.at), jnp.sign(r.at)) for x, r in ends]
+    same = [sign == sign_ref for sign, sign_ref in signs]
+    runs = [jnp.where(s, 0, jnp.abs(x.at) + jnp.abs(r.at)) for s, (x, r) in zip(same, ends, strict=True)]
     run = reduce(jnp.maximum, runs)  # the same, where it isn't 0
-    return _mean(slopes) * times + _mean(rises) * times / jnp.where(run == 0, 1, run)
+    run = jnp.where(run == 0, 1, run)
+    rises = [
+        jnp.where(s, x.slope * run, sign * x.value + sign_ref * r.value)
+        for s, (sign, sign_ref), (x, r) in zip(same, signs, ends, strict=True)
+    ]
+    return _mean(rises) * times / run
 
 
 def by_quotient_or_derivatives(
