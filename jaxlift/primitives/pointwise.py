@@ -14,7 +14,7 @@ from jaxlift import _compat
 from jaxlift._compat import JaxprEqn, primitives
 from jaxlift._degrees import rounds_away
 from jaxlift._function import CONVERSIONS, Form, PointwiseFunction, affine_ends
-from jaxlift._multipliers import operation
+from jaxlift._multipliers import after, operation
 from jaxlift._registry import family
 from jaxlift._values import Node, Pending, Value, Varying, is_hashable, is_varying
 from jaxlift.primitives.linear import broadcast, is_inexact, step
@@ -205,6 +205,7 @@ def _operation_by_parts(rule: Rule, form: Form) -> Callable[[Any, Any], tuple[Ar
     def pull(cotangents: tuple[Array, Array], explained: Any, held: Any) -> tuple[Array, Array]:
         (x, a), (r, constants), (of_value, of_variation) = explained, held, cotangents
         f = form.with_constants(constants)
+        a = after(of_value, a)
         plus, minus = rule.parts(f, x, r, a, (of_value + of_variation) / 2, (of_value - of_variation) / 2)
         return plus + minus, plus - minus
 
