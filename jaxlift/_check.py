@@ -20,7 +20,7 @@ from jaxlift._multipliers import difference
 from jaxlift._values import Node, Pending, Value, Varying, is_varying, postorder
 from jaxlift.primitives.calls import custom_derivative, inlined
 from jaxlift.primitives.pointwise import ELEMENTWISE
-from jaxlift.primitives.softmax import Total, logarithm, quotient, summation
+from jaxlift.primitives.softmax import Total, exponential, logarithm, quotient, summation, total
 from jaxlift.rules import Rule, as_rule
 
 CARRIED = 1e-2  # of a sum, what rounding may take before a warning
@@ -222,15 +222,21 @@ class Observer(Interpreter):
     def afresh(self) -> Interpreter:
         return self.plain
 
+    def is_repeated(self, eqn: JaxprEqn) -> bool:
+        del eqn
+        return False  # each call has probes of its own
+
     def outputs(self, eqn: JaxprEqn, inputs: Sequence[Value]) -> Sequence[Value]:
         rule = _registry.rule_or_none(eqn.primitive)
         if not any(map(is_varying, inputs)) or rule in (inlined, custom_derivative):
             return super().outputs(eqn, inputs)
         if eqn.primitive in ELEMENTWISE:
-            outputs = self.plain.outputs(eqn, inputs)
+            unsettled = [replace(value, settled=None) if isinstance(value, Pending) else value for value in inputs]
+            outputs = self.plain.outputs(eqn, unsettled)  # they may be settled there, where nobody sees it
             if all(isinstance(out, Pending) for out in outputs):
                 return outputs
-        if rule not in (logarithm, quotient, summation):  # these see what their operands are made of
+        sees_what_they_are_made_of = rule in (logarithm, quotient, summation)
+        if not (sees_what_they_are_made_of and any(exponential(value) or total(value) for value in inputs)):
             inputs = [self.settle(value) for value in inputs]
         record = _Probes(self, eqn.primitive.name, _compat.location(eqn) or self.where)
         copies = [record.copied(value) if is_varying(value) else value for value in inputs]

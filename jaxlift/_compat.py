@@ -11,6 +11,7 @@ import jax.extend.source_info_util
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, Var
 
 __all__ = [
+    "JIT",
     "ClosedJaxpr",
     "Jaxpr",
     "JaxprEqn",
@@ -21,6 +22,7 @@ __all__ = [
     "dtype",
     "expansion",
     "for_numbers",
+    "has_product",
     "inner_jaxpr",
     "location",
     "name_of_function",
@@ -41,6 +43,18 @@ def primitives(*names: str) -> list[Primitive]:
     homes = (jax.lax, jax.extend.core.primitives)
     found = [getattr(home, f"{name}_p", None) for name in names for home in homes]
     return list(dict.fromkeys(p for p in found if p is not None))
+
+
+JIT = frozenset(primitives("jit"))
+PRODUCTS = frozenset(primitives("dot_general", "conv_general_dilated"))
+
+
+def has_product(jaxpr: Any) -> bool:
+    """Whether a jaxpr multiplies matrices or convolves, itself or in what it calls."""
+    return any(
+        eqn.primitive in PRODUCTS or any(map(has_product, jax.extend.core.jaxprs_in_params(eqn.params)))
+        for eqn in opened(jaxpr)[0].eqns
+    )
 
 
 def inner_jaxpr(eqn: JaxprEqn) -> tuple[Jaxpr, Sequence[Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,6 +16,7 @@ from jax.extend.core import jaxprs_in_params
 from jaxlift import _compat
 from jaxlift._compat import Jaxpr, JaxprEqn, Var
 from jaxlift._lift import needed
+from jaxlift._opening import evaluate_opened
 from jaxlift._registry import rule_or_none
 from jaxlift.primitives.calls import checkpoint, inlined
 
@@ -125,7 +125,8 @@ def _trace(fun: Callable[..., Any], args: tuple[Any, ...], names: Names) -> _Tra
                 f"but the function names {found.count(name)}; its names are {sorted(set(found))}."
             )
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(args)]
-    flat = jax.make_jaxpr(partial(_opened, closed.jaxpr, closed.consts, set(wanted)))(leaves)
+    is_opened = partial(_leads_to, set(wanted))
+    flat = jax.make_jaxpr(lambda leaves: evaluate_opened(closed.jaxpr, closed.consts, leaves, is_opened))(leaves)
     values = {eqn.params["name"]: eqn.outvars[0] for eqn in flat.jaxpr.eqns if eqn.primitive in _NAME}
     return _Traced(flat.jaxpr, flat.consts, leaves, [values[name] for name in wanted], jax.tree.structure(shape))
 
@@ -140,28 +141,15 @@ def _names_in(eqn: JaxprEqn) -> list[str]:
     return [name for jaxpr in jaxprs_in_params(eqn.params) for inner in jaxpr.eqns for name in _names_in(inner)]
 
 
-def _opened(jaxpr: Jaxpr, consts: Sequence[Any], wanted: set[str], inputs: Sequence[Any]) -> list[Any]:
-    """The outputs of a jaxpr, where calls that hold wanted names are replaced by what they call."""
-    values: dict[Var, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *inputs], strict=True))
-
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, _compat.Literal) else values[atom]
-
-    for eqn in jaxpr.eqns:
-        held = wanted.intersection(_names_in(eqn))
-        if eqn.primitive in _NAME or not held:
-            operands = _compat.variables(eqn.invars)
-            alone = jaxpr.replace(constvars=[], invars=operands, eqns=[eqn], outvars=eqn.outvars)
-            outputs = jax.core.eval_jaxpr(alone, [], *map(read, operands))
-        elif rule_or_none(eqn.primitive) in (inlined, checkpoint):
-            scope = str(eqn.source_info.name_stack)
-            with jax.named_scope(scope) if scope else nullcontext():
-                outputs = _opened(*_compat.inner_jaxpr(eqn), wanted, [read(atom) for atom in eqn.invars])
-        else:
-            raise ValueError(
-                f"the value named {min(held)!r} is inside of `{eqn.primitive.name}`, called from "
-                f"{_compat.location(eqn)}: values in loops, in branches and in functions with a derivative of their "
-                "own can't be reached. Return it from there, and name it after."
-            )
-        values.update(zip(eqn.outvars, outputs, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+def _leads_to(wanted: set[str], eqn: JaxprEqn) -> bool:
+    """Whether an equation is a call that holds wanted names."""
+    held = wanted.intersection(_names_in(eqn))
+    if eqn.primitive in _NAME or not held:
+        return False
+    if rule_or_none(eqn.primitive) in (inlined, checkpoint):
+        return True
+    raise ValueError(
+        f"the value named {min(held)!r} is inside of `{eqn.primitive.name}`, called from {_compat.location(eqn)}: "
+        "values in loops, in branches and in functions with a derivative of their own can't be reached. Return it "
+        "from there, and name it after."
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
@@ -14,7 +15,7 @@ import numpy as np
 from jax import Array
 
 from jaxlift import _compat, _registry
-from jaxlift._compat import Jaxpr, JaxprEqn
+from jaxlift._compat import JIT, Jaxpr, JaxprEqn
 from jaxlift._values import Pending, Settled, Value, Varying, is_hashable, is_varying, key_of
 from jaxlift.primitives import settle
 from jaxlift.primitives.linear import both_sides, carrier_dtype, is_inexact, on_each_side
@@ -36,6 +37,8 @@ class Interpreter:
         where: the line of the user's code that the jaxpr comes from, for errors within library functions.
         known: the outputs of equations that were evaluated before. What is computed twice is one value: `exp(x) /
             exp(x).sum()` is a softmax, and `where(x @ w > 0, (x @ w) ** 2, 0)` a function of one value.
+        calls: how often each jaxpr is called, as far as has been seen.
+        lifted: those that were lifted for all of their calls.
     """
 
     rule: Rule
@@ -44,6 +47,8 @@ class Interpreter:
     scope: str = ""
     where: str = ""
     known: dict[Any, tuple[Any, Sequence[Value]]] = field(default_factory=dict, compare=False, repr=False)
+    calls: Counter[Any] = field(default_factory=Counter, compare=False, repr=False)
+    lifted: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def evaluate(self, jaxpr: Jaxpr, consts: Sequence[Any], operands: Sequence[Value]) -> list[Value]:
         """The outputs of a jaxpr. What doesn't vary is computed once, as it stands."""
@@ -55,7 +60,9 @@ class Interpreter:
                 return np.asarray(atom.val, _compat.dtype(atom))  # a bare number's dtype would follow x64 mode
             return values[atom]
 
-        for eqn in needed(jaxpr, jaxpr.outvars, effects=True):
+        eqns = needed(jaxpr, jaxpr.outvars, effects=True)
+        self.calls.update(eqn.params["jaxpr"] for eqn in eqns if eqn.primitive in JIT)
+        for eqn in eqns:
             inputs = [read(atom) for atom in eqn.invars]
             key = self._key(eqn, inputs)
             if key not in self.known:
@@ -81,6 +88,10 @@ class Interpreter:
             return object()
         key = (eqn.primitive, tuple(eqn.params.items()), self.scope_of(eqn), tuple(map(key_of, inputs)))
         return key if is_hashable(key) else object()
+
+    def is_repeated(self, eqn: JaxprEqn) -> bool:
+        """Whether what an equation calls is called elsewhere too."""
+        return eqn.primitive in JIT and self.calls[eqn.params["jaxpr"]] > 1
 
     def inside(self, eqn: JaxprEqn) -> Interpreter:
         """The interpreter for the jaxpr that an equation holds."""

@@ -14,6 +14,7 @@ from jax import lax
 
 from jaxlift import _compat
 from jaxlift._compat import JaxprEqn, Var
+from jaxlift._opening import evaluate_opened
 
 NEITHER, FIRST, SECOND, BOTH = range(4)  # bits
 
@@ -30,13 +31,17 @@ class Stages:
 def staged(fun: Callable[[Any, Any], Any], first: Any, second: Any) -> Stages:
     """Split a function by which of its arguments each of its operations needs.
 
-    What needs neither is computed here. Operations that hold a program of their own, such as loops, are not split.
+    What needs neither is computed here. Layers that are jitted and called in several places are split each for itself;
+    operations that hold a program of their own, such as loops, are not.
 
     Args:
         fun: a function of two pytrees of arrays.
         first, second: arguments, or their shapes.
     """
     closed, shape = jax.make_jaxpr(fun, return_shape=True)(first, second)
+    if any(map(_is_layer, closed.jaxpr.eqns)):
+        leaves = jax.tree.leaves((first, second))
+        closed = jax.make_jaxpr(lambda leaves: evaluate_opened(closed.jaxpr, closed.consts, leaves, _is_layer))(leaves)
     jaxpr, count = closed.jaxpr, len(jax.tree.leaves(first))
     needs: dict[Var, int] = dict.fromkeys(jaxpr.constvars, NEITHER)
     needs |= {var: FIRST if i < count else SECOND for i, var in enumerate(jaxpr.invars)}
@@ -69,6 +74,10 @@ def staged(fun: Callable[[Any, Any], Any], first: Any, second: Any) -> Stages:
         lambda second: on_second(jax.tree.leaves(second)),
         lambda first, second: jax.tree.unflatten(structure, joint([*first, *second])),
     )
+
+
+def _is_layer(eqn: JaxprEqn) -> bool:
+    return eqn.primitive in _compat.JIT and _compat.has_product(eqn.params["jaxpr"])
 
 
 def _used(needs: dict[Var, int], stage: int, by: Sequence[Sequence[JaxprEqn]], outputs: Sequence[Any]) -> list[Var]:

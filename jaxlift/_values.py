@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxlift._compat import JaxprEqn
+from jaxlift._compat import JaxprEqn, dtype
 from jaxlift._multipliers import magnitude
 
 
@@ -150,33 +150,53 @@ def postorder(roots: Iterable[Any], children: Callable[[Any], Iterable[Any]]) ->
     return list(order.values())
 
 
-def pack(
-    values: Sequence[Value], with_variations: bool
-) -> tuple[list[Array], Callable[[Sequence[Array]], list[Value]]]:
-    """Take values apart into arrays, to cross a boundary that only arrays pass (`jax.checkpoint`, loops).
+class Packing:
+    """Values, taken apart into arrays to cross a boundary that only arrays pass: `jax.checkpoint`, loops, `jax.jit`.
 
     What two values share on this side they share on the other, so a function that spans the boundary remains one
     function.
 
+    Attributes:
+        items: all that the values are made of.
+        arrays: what crosses the boundary.
+        key: equal for values that are made in the same way, so that what one packing makes of arrays another does too.
+    """
+
+    def __init__(self, values: Sequence[Value], with_variations: bool, shared: Sequence[Any] = ()) -> None:
+        """`shared`: items that the other side has already, and gives when the values are made again."""
+        given = {id(item) for item in shared}
+        found = postorder(values, lambda item: () if id(item) in given else _children(item))
+        own = [item for item in found if id(item) not in given]
+        self.items: list[Any] = [*shared, *own]
+        index = {id(item): i for i, item in enumerate(self.items)}
+        arrays = [_arrays(item, with_variations) for item in own]
+        wanted = [index[id(value)] for value in values]
+        self.arrays = [array for each in arrays for array in each]
+        self.key = (len(shared), tuple(wanted), *(_key_of_item(item, index) for item in own))
+        # These outlive the values of a trace, and must not hold them.
+        counts, makers = [len(each) for each in arrays], [_maker(item, index) for item in own]
+
+        def made(arrays: Sequence[Array], shared: Sequence[Any] = ()) -> list[Any]:
+            remaining, items = iter(arrays), list(shared)
+            for make, count in zip(makers, counts, strict=True):
+                items.append(make([next(remaining) for _ in range(count)], items))
+            return items
+
+        self.made = made
+        self.chosen: Callable[[Sequence[Any]], list[Value]] = lambda items: [items[i] for i in wanted]
+
+
+def pack(
+    values: Sequence[Value], with_variations: bool
+) -> tuple[list[Array], Callable[[Sequence[Array]], list[Value]]]:
+    """Take values apart into arrays.
+
     Returns:
         the arrays, and a function that makes such values of other such arrays.
     """
-
-    items = postorder(values, _children)
-    index = {id(item): i for i, item in enumerate(items)}
-    arrays = [_arrays(item, with_variations) for item in items]
-    counts = [len(own) for own in arrays]
-    makers = [_maker(item, index) for item in items]
-    wanted = [index[id(value)] for value in values]
-
-    def unpack(leaves: Sequence[Array]) -> list[Value]:
-        remaining = iter(leaves)
-        made: list[Any] = []
-        for make, count in zip(makers, counts, strict=True):
-            made.append(make([next(remaining) for _ in range(count)], made))
-        return [made[i] for i in wanted]
-
-    return [array for own in arrays for array in own], unpack
+    packing = Packing(values, with_variations)
+    made, chosen = packing.made, packing.chosen
+    return packing.arrays, lambda arrays: chosen(made(arrays))
 
 
 def _children(item: Any) -> Sequence[Any]:
@@ -211,3 +231,19 @@ def _maker(item: Any, index: dict[int, int]) -> Callable[[list[Array], list[Any]
         case jax.Array():
             return lambda own, made: own[0]
     return lambda own, made: item  # a literal
+
+
+def _key_of_item(item: Any, index: dict[int, int]) -> Any:
+    """What equal items have in common. `_maker` knows no more of an item than this and its arrays."""
+    match item:
+        case Varying():
+            return item.is_discrete, item.fed_by
+        case Node(eqn=eqn, scope=scope):
+            dtypes = tuple(str(dtype(atom)) for atom in (*eqn.invars, *eqn.outvars))
+            operands = tuple(None if operand is None else index[id(operand)] for operand in item.operands)
+            return eqn.primitive, tuple(eqn.params.items()), dtypes, operands, scope
+        case Pending():
+            return index[id(item.node)], index[id(item.of)]
+        case jax.Array():
+            return None
+    return key_of(item)

@@ -41,6 +41,23 @@ def test_names_the_operation_and_the_line():
     assert sum(line.residual for line in report.lines) == pytest.approx(report.difference - report.contributions)
 
 
+@pytest.mark.parametrize("after", [jnp.sum, lambda h: jnp.add(h, 1.0)[0], lambda h: h[0]])
+def test_names_the_activation(after):
+    """A rule that loses the sum is found where it does, whatever comes after."""
+
+    class Half(jaxlift.Rule):
+        def multiplier(self, f, x, r):
+            return 0.5 * f.derivative(x)
+
+    def fun(x):
+        return after(x[::-1] + jnp.tanh(3 * x)) + jnp.log(jnp.exp(x).sum())
+
+    report = jaxlift.check(fun, jnp.array([0.5, 0.2]), jnp.array([0.1, 0.1]), rule=Half())
+    worst = max(report.lines, key=lambda line: abs(line.residual))
+    assert worst.operation == "mul tanh"
+    assert worst.residual == pytest.approx(report.difference - report.contributions, rel=1e-5)
+
+
 def test_original_pooling_loses_the_sum_where_it_does():
     def fun(x):
         return jax.lax.reduce_window(x**3, -jnp.inf, jax.lax.max, (2,), (2,), "VALID").sum()

@@ -197,6 +197,11 @@ def _twice(carry):
     return carry, carry * 2
 
 
+def call_twice(h, u, a, b, body):
+    call, h = jax.jit(body), fit(h, (3,))
+    return call(call(h, u), u) if a % 2 else call(h, u) - call(h + b, u)
+
+
 def fori_loop(h, c, a, b, body):
     return lax.fori_loop(0, 1 + a, lambda i, carry: body(carry, h + i, c), jnp.ones(3))
 
@@ -380,6 +385,7 @@ OPERATIONS = {
     ),
     # Calls, loops and branches.
     "jit": Operation(lambda h, u, a, b, body: jax.jit(body)(h, u), 2, bodies=1),
+    "jit, twice": Operation(call_twice, 2, bodies=1),
     "checkpoint": Operation(lambda h, u, a, b, body: jax.checkpoint(body)(h, u), 2, bodies=1),
     "vmap": Operation(lambda h, u, a, b, body: jax.vmap(lambda row: body(row, u))(mat(h)), 2, bodies=1),
     "vmap of two": Operation(

@@ -1,31 +1,79 @@
 """Primitives that hold a jaxpr of their own and call it: looked into, whatever they were for.
 
-`jit` changes nothing. The derivative that a `custom_jvp` or `custom_vjp` function has of its own is kept where the
-function is pointwise, so that its limit at the reference is the user's; otherwise differences replace derivatives, and
-it isn't needed.
+`jit` changes nothing, but layers that are called in several places are lifted once for all of them. The derivative that
+a `custom_jvp` or `custom_vjp` function has of its own is kept where the function is pointwise, so that its limit at the
+reference is the user's; otherwise differences replace derivatives, and it isn't needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 
 from jaxlift import _compat
 from jaxlift._compat import Jaxpr, JaxprEqn, primitives
 from jaxlift._registry import family, family_by_name, rule_of_function, rule_or_none
-from jaxlift._values import Value, is_varying, pack
+from jaxlift._values import Packing, Value, Varying, is_hashable, is_varying, pack
 from jaxlift.primitives.pointwise import ELEMENTWISE, pointwise
 
 if TYPE_CHECKING:
     from jaxlift._lift import Interpreter
 
 
-def inlined(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
+def inlined(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
     """The rule of a call: what is called is evaluated in its place."""
+    # JAX's own small functions are jitted too: between those, boundaries cost more than they spare.
+    if interpreter.is_repeated(eqn) and _compat.has_product(eqn.params["jaxpr"]):
+        outputs = _called(interpreter, eqn, operands)
+        if outputs is not None:
+            return outputs
     jaxpr, consts = _compat.inner_jaxpr(eqn)
     return interpreter.inside(eqn).evaluate(jaxpr, consts, operands)
+
+
+def _called(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> list[Value] | None:
+    """The outputs of what is called in several places: lifted and jitted once for all calls that are alike.
+
+    None where a call is not like any other, and where sums of exponentials cross its boundary, which softmax is
+    recognised by.
+    """
+    with_variations = interpreter.rule.needs_variation
+    packing = Packing(operands, with_variations)
+    avals = tuple(jax.typeof(array) for array in packing.arrays)
+    key = (eqn.params["jaxpr"], interpreter.scope_of(eqn), packing.key, avals)
+    if not is_hashable(key) or any(map(_is_total, packing.items)):
+        return None
+    if key not in interpreter.lifted:
+        interpreter.lifted[key] = _lifted(interpreter.afresh().inside(eqn), eqn, packing.made, packing.chosen)
+    lifted, results = interpreter.lifted[key]
+    arrays = lifted(packing.arrays)
+    if results[-1] is None:
+        return None
+    made, chosen = results[-1]
+    return chosen(made(arrays, packing.items))
+
+
+def _lifted(inside: Interpreter, eqn: JaxprEqn, made: Any, chosen: Any) -> tuple[Callable[..., Any], list[Any]]:
+    """What an equation calls as a jitted function of its operands' arrays, and what makes its outputs of the results:
+    known once it was traced.
+    """
+    results: list[Any] = []
+
+    def lifted(arrays: Sequence[jax.Array]) -> list[jax.Array]:
+        items = made(arrays)
+        outputs = inside.afresh().evaluate(*_compat.inner_jaxpr(eqn), chosen(items))
+        packing = Packing(outputs, inside.rule.needs_variation, items)
+        results.append(None if any(map(_is_total, packing.items)) else (packing.made, packing.chosen))
+        return packing.arrays
+
+    lifted.__name__ = eqn.params["name"]
+    return jax.jit(lifted), results
+
+
+def _is_total(item: Any) -> bool:
+    return isinstance(item, Varying) and item.origin is not None
 
 
 def custom_derivative(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:

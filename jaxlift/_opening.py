@@ -1,0 +1,36 @@
+"""Calls opened: jaxprs evaluated as they stand, but for calls in whose place there is what they call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import jax
+import jax.core
+
+from jaxlift import _compat
+from jaxlift._compat import Jaxpr, JaxprEqn, Var
+
+
+def evaluate_opened(
+    jaxpr: Jaxpr, consts: Sequence[Any], inputs: Sequence[Any], is_opened: Callable[[JaxprEqn], bool]
+) -> list[Any]:
+    """The outputs of a jaxpr. Traced, it gives one where calls are replaced by the equations of what they call."""
+    values: dict[Var, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *inputs], strict=True))
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, _compat.Literal) else values[atom]
+
+    for eqn in jaxpr.eqns:
+        if is_opened(eqn):
+            scope = str(eqn.source_info.name_stack)
+            with jax.named_scope(scope) if scope else nullcontext():
+                outputs = evaluate_opened(*_compat.inner_jaxpr(eqn), [read(atom) for atom in eqn.invars], is_opened)
+        else:
+            # JAX's own evaluation keeps the lines of the user's code and the name scopes.
+            operands = _compat.variables(eqn.invars)
+            alone = jaxpr.replace(constvars=[], invars=operands, eqns=[eqn], outvars=eqn.outvars)
+            outputs = jax.core.eval_jaxpr(alone, [], *map(read, operands))
+        values.update(zip(eqn.outvars, outputs, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]

@@ -1,0 +1,210 @@
+"""Jitted layers that a model calls again and again are lifted once, and explained as if they stood in each place."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend.core import jaxprs_in_params
+
+import jaxlift
+
+RNG = np.random.default_rng(5)
+CALLS = 3
+W = RNG.normal(size=(CALLS, 4, 4))
+X, REFERENCE = RNG.normal(size=(2, 4))
+
+
+def residual(w, h):
+    return h + jnp.tanh(h @ w)
+
+
+def ends_in_an_activation(w, h):
+    """The function that begins here goes on in the next call."""
+    return jax.nn.relu((2 * jnp.sin(h) - 0.1) @ w) * 3
+
+
+def returns_its_operand(w, h):
+    """So that `h * h` is a function of one value."""
+    return h, jnp.tanh(h @ w)
+
+
+def returns_exponentials(w, h):
+    """The softmax is outside."""
+    e = jnp.exp(h @ w)
+    return e, e.sum()
+
+
+def takes_exponentials(w, h, e, s):
+    """The softmax is inside."""
+    return (e / s) @ w + h
+
+
+def returns_truth(w, h):
+    return h @ w, (h @ w) > 0.1
+
+
+def chain(call):
+    def model(ws, h):
+        for w in ws:
+            h = call(w, h)
+        return h.sum()
+
+    return model
+
+
+def products(call):
+    def model(ws, h):
+        for w in ws:
+            same, t = call(w, h)
+            h = jnp.sin(same * h) + t
+        return h.sum()
+
+    return model
+
+
+def softmax_after(call):
+    def model(ws, h):
+        for w in ws:
+            e, s = call(w, h)
+            h = h + e / s
+        return h @ jnp.arange(4.0)
+
+    return model
+
+
+def softmax_before(call):
+    def model(ws, h):
+        for w in ws:
+            e = jnp.exp(h)
+            h = call(w, h, e, e.sum())
+        return h @ jnp.arange(4.0)
+
+    return model
+
+
+def gated(call):
+    def model(ws, h):
+        for w in ws:
+            value, is_open = call(w, h)
+            h = jnp.where(is_open, value, 0.1 * h)
+        return h.sum()
+
+    return model
+
+
+def in_scopes(call):
+    def model(ws, h):
+        for i, w in enumerate(ws):
+            with jax.named_scope(f"layer_{i % 2}"):
+                h = call(w, h)
+        return h.sum()
+
+    return model
+
+
+def in_a_loop(call):
+    def model(ws, h):
+        def step(h, w):
+            return call(w, call(w, h)), None
+
+        return jax.lax.scan(step, h, ws)[0].sum()
+
+    return model
+
+
+MODELS = {
+    "residual": (chain, residual),
+    "ends in an activation": (chain, ends_in_an_activation),
+    "returns its operand": (products, returns_its_operand),
+    "returns exponentials": (softmax_after, returns_exponentials),
+    "takes exponentials": (softmax_before, takes_exponentials),
+    "returns truth": (gated, returns_truth),
+    "in scopes": (in_scopes, residual),
+    "in a loop": (in_a_loop, residual),
+}
+RULES = {
+    "rescale": "rescale",
+    "revealcancel": "revealcancel",
+    "by layer": "genomics_default",
+    "by scope": jaxlift.PerLayer(scopes={"*layer_0*": "revealcancel"}),
+}
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", MODELS)
+def test_as_if_it_stood_in_each_place(name, rule):
+    model, block = MODELS[name]
+    results = []
+    for call in (block, jax.jit(block)):
+        (y, y_ref), pullback = jaxlift.vjp(lambda x, call=call: model(call)(W, x), X, REFERENCE, rule=RULES[rule])
+        results.append((y, y_ref, pullback(jnp.ones(()))))
+        np.testing.assert_allclose((results[-1][2] * (X - REFERENCE)).sum(), y - y_ref, rtol=1e-12)
+    for inlined, lifted in zip(*results, strict=True):
+        np.testing.assert_allclose(lifted, inlined, rtol=1e-12)
+
+
+def size(jaxpr, seen):
+    """The equations of a jaxpr and of all that it calls, each counted once."""
+    if id(jaxpr) in seen:
+        return 0
+    seen[id(jaxpr)] = jaxpr
+    return len(jaxpr.eqns) + sum(size(inner, seen) for eqn in jaxpr.eqns for inner in jaxprs_in_params(eqn.params))
+
+
+def batch(attr, ws):
+    return lambda x, r: attr(ws, x, reference=r)
+
+
+def batched(call):
+    def model(ws, x):
+        for w in ws:
+            x = call(w, x)
+        return x.sum(1)
+
+    return model
+
+
+@pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
+@pytest.mark.parametrize("block", [residual, ends_in_an_activation])
+def test_is_lifted_once(rule, block):
+    """What a further call adds to the program is the call, forward and backward, and not the layer."""
+
+    def equations(calls):
+        attr = jaxlift.attribute(batched(jax.jit(block)), argnums=1, rule=rule)
+        ws = jnp.ones((4, 4)), *[jnp.asarray(W[0], jnp.float32)] * calls
+        return size(jax.make_jaxpr(batch(attr, ws))(jnp.ones((3, 4)), jnp.zeros((5, 4))).jaxpr, {})
+
+    few, many, more = map(equations, (5, 10, 40))
+    assert many - few <= 5 * 5
+    assert more - many == 6 * (many - few)
+
+
+@pytest.mark.parametrize("options", [{}, {"reference_batch_size": 2}, {"batch_size": 2}])
+@pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
+def test_computes_no_more(rule, options):
+    """Not in batches either, where what examples or references need alone is computed before the loop."""
+
+    def flops(call):
+        attr = jaxlift.attribute(batched(call), argnums=1, rule=rule, **options)
+        lowered = jax.jit(batch(attr, jnp.asarray(W, jnp.float32))).lower(jnp.ones((4, 4)), jnp.zeros((6, 4)))
+        return lowered.compile().cost_analysis()["flops"]
+
+    assert flops(jax.jit(residual)) <= 1.001 * flops(residual)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
+def test_derivatives_of_scores(rule):
+    def loss(call):
+        attr = jaxlift.attribute(batched(call), argnums=1, rule=rule)
+        return jax.grad(lambda ws: (attr(ws, X[None], reference=REFERENCE) ** 2).sum())(jnp.asarray(W))
+
+    np.testing.assert_allclose(loss(jax.jit(residual)), loss(residual), rtol=1e-9)
+
+
+@pytest.mark.usefixtures("x64")
+def test_check_sees_each_call():
+    report = jaxlift.check(lambda x: chain(jax.jit(residual))(W, x), X, REFERENCE)
+    assert report.error < 10
+    assert sum(line.operation == "tanh" for line in report.lines) == CALLS
