@@ -49,10 +49,15 @@ def operation(
     def restore(saved: tuple[Arrays, Arrays], cotangent: Any) -> tuple[Arrays, None]:
         cotangent, (explained, held) = lax.optimization_barrier((cotangent, saved))
         cotangents = pull(cotangent, explained, held)
-        return jax.tree.map(lambda ct, x: ct.astype(x.dtype), cotangents, explained), None
+        return jax.tree.map(_as_cotangent_of, explained, cotangents), None
 
     apply.defvjp(save, restore)
     return apply
+
+
+def _as_cotangent_of(x: Array, cotangent: Array) -> Array:
+    """In the dtype of `x`. To a real number the imaginary part of a cotangent is nothing."""
+    return (cotangent if jnp.iscomplexobj(x) else jnp.real(cotangent)).astype(x.dtype)
 
 
 def after(cotangent: Array, x: Array) -> Array:
@@ -92,7 +97,11 @@ _magnitude = jax.jit(operation(_forward_magnitude, _pull_magnitude))
 
 
 def slope_between(y: Array, y_ref: Array, x: Array, r: Array, dtype: Any) -> Array:
-    """The multiplier `(y - y_ref) / (x - r)` of a step: of integers and truth values, 0 where they don't differ."""
+    """The multiplier `(y - y_ref) / (x - r)` of a step: of integers and truth values, 0 where they don't differ.
+
+    Of complex numbers it is one, `m`, with `y - y_ref = Re(m (x - r))`, as JAX's derivatives are.
+    """
+    dtype = jnp.promote_types(dtype, x.dtype) if jnp.iscomplexobj(x) else dtype
     d = difference(x.astype(dtype), r.astype(dtype))
     return jnp.where(d == 0, 0, difference(y.astype(dtype), y_ref.astype(dtype)) / jnp.where(d == 0, 1, d))
 

@@ -258,6 +258,11 @@ def quantised(x):
     return jnp.tanh(jnp.dot(activations, np.int8(np.round(W * 40)), preferred_element_type=jnp.int32) / 1e3) @ B
 
 
+def rounded(x):
+    """Three complex numbers with integer parts, some of them 0."""
+    return jnp.round(x[:3]) + 1j * jnp.round(x[3:])
+
+
 DISCRETE = {
     "product of integers": lambda x: whole(x) @ whole(x[::-1]) * 1.0,
     "square of integers": lambda x: (whole(x) @ whole(x)) * 1.0,
@@ -269,6 +274,10 @@ DISCRETE = {
     "maximum of integers at places": lambda x: jnp.zeros(3, int).at[SEGMENTS].max(whole(x)) @ B[:3],
     "sums of integers at places": lambda x: whole(x).at[places(x)].add(whole(x**2)) @ W @ B,
     "bits of integers": lambda x: (lax.reduce(whole(x), 0, lax.bitwise_or, (0,)) + (whole(x) & 5).sum()) * 1.0,
+    "equality of complex numbers": lambda x: (rounded(x) == 0) @ B[:3],
+    "equality of two": lambda x: jnp.where(rounded(x) == rounded(x[::-1]), x[:3], x[3:]) @ B[:3],
+    "choice of complex numbers": lambda x: jnp.where(rounded(x) == 0, rounded(x) + x[0], 2j * x[3:]).imag @ B[:3],
+    "median of a spectrum": lambda x: jnp.median(jnp.abs(jnp.fft.rfft(x)) ** 2),
     "sign bit": lambda x: (jnp.signbit(dense(x)) * B).sum(),
     "copysign": lambda x: jnp.copysign(dense(x), flip(x)) @ B,
     "ldexp": lambda x: jnp.ldexp(dense(x), whole(x)[:5]) @ B,
