@@ -95,6 +95,24 @@ def test_memory():
     assert memory["revealcancel"] <= 2.5 * memory["gradient N R"]
 
 
+@pytest.mark.parametrize("activation", [jnp.tanh, jax.nn.gelu, jax.nn.relu])
+def test_revealcancel_keeps_a_variation_for_each_layer(activation):
+    """And nothing else of the size of the pairs: neither its points nor the multipliers there."""
+
+    def memory(depth):
+        def model(x):
+            for _ in range(depth):
+                x = activation(x @ (jnp.ones((64, 64)) / 64))
+            return x.sum(1)
+
+        attr = jaxlift.attribute(model, rule="revealcancel")
+        program = compiled(lambda x, r: attr(x, reference=r), jnp.ones((N, 64)), jnp.zeros((R, 64)))
+        return program.memory_analysis().temp_size_in_bytes
+
+    of_pairs = N * R * 64 * 4
+    assert memory(12) - memory(6) <= 6 * 1.5 * of_pairs
+
+
 @pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
 def test_the_model_is_evaluated_on_n_plus_r_examples(rule):
     """Counted in the program: convolutions on N, on R and on N R examples."""
