@@ -6,7 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+
+from tests.benchmarks.competitors import COMPETITORS, matrix_flops
+from tests.benchmarks.networks import NETWORKS, data, weights_of
 
 ROOT = Path(__file__).parent.parent
 EVERY = {"state", "seconds", "median", "spread", "first_seconds", "resident_before", "resident_peak"}
@@ -21,6 +27,20 @@ def results(tmp_path_factory):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
     subprocess.run([sys.executable, "-m", "tests.benchmarks", *options], cwd=ROOT, env=environment, check=True)
     return json.loads(out.read_text())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_floors_are_attributions(name):
+    """What is written by hand gives jaxlift's contributions, with as many products.
+
+    Its quotients lose digits where activations hardly differ.
+    """
+    args = jax.tree.map(jnp.asarray, (weights_of(name), *data(name, 2, 3)))
+    both = [COMPETITORS[competitor](name) for competitor in ("rescale", "floor")]
+    own, floor = (jax.jit(fun)(*args) for fun in both)
+    np.testing.assert_allclose(own, floor, rtol=0, atol=1e-4 * np.abs(floor).max())
+    products, least = (matrix_flops(jax.make_jaxpr(fun)(*args).jaxpr) for fun in both)
+    assert 0.99 * least <= products <= least
 
 
 @pytest.mark.slow

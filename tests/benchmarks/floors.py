@@ -1,23 +1,24 @@
 """What an attribution must compute and nothing else, written by hand.
 
-`rescale` is Rescale for networks that are chains of layers: forward passes of N inputs and of R references, and a
-backward pass of the N * R pairs, multipliers and all. Its result is jaxlift's. It is as plain as it can be: the
-multiplier is the quotient of differences, good to rounding except very near the reference.
+`rescale` is Rescale: forward passes of N inputs and of R references, and a backward pass of the N * R pairs, with their
+multipliers. Its result is jaxlift's. It is as plain as it can be: the multiplier is the quotient of differences, good
+to rounding except very near the reference.
 
-For attention and loops that would be an implementation of DeepLIFT. `bare` is for any network: forward passes of N and
-of R, and a backward pass of N * R cotangents by plain derivatives. Its result means nothing.
+`bare` is the same passes by plain derivatives, for the FLOPs of products: forward passes of N and of R, and a backward
+pass of N * R cotangents. Its result means nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from . import in_jax
-from .networks import DILATIONS, ZOO, Weights
+from .networks import DILATIONS, HEADS, ZOO, Weights
 
 Pull = Callable[[Array], Array]
 # From inputs and references to the same one layer on, and what pulls the cotangents of pairs (N * R, ...) back.
@@ -45,15 +46,30 @@ def conv(affine: tuple[Array, Array], **options: int | str) -> Layer:
     return linear(lambda h: in_jax.convolution(h, kernel, **options), bias)
 
 
+def of_pairs(fun: Callable[[Array, Array], Array], x: Array, r: Array) -> Array:
+    """A function of an input and a reference, for all pairs of them: (N * R, ...)."""
+    both = fun(x[:, None], r)
+    return both.reshape(-1, *both.shape[2:])
+
+
+def midpoint(x: Array, r: Array) -> Array:
+    return of_pairs(lambda x, r: (x + r) / 2, x, r)
+
+
+def secant(y: Array, y_ref: Array, x: Array, r: Array, slope: Array) -> Array:
+    """`(y - y_ref) / (x - r)` for all pairs, and the slope at the reference where they don't differ."""
+    d = x[:, None] - r
+    m = jnp.where(d == 0, slope, (y[:, None] - y_ref) / jnp.where(d == 0, 1, d))
+    return m.reshape(-1, *m.shape[2:])
+
+
 def activation(f: Callable[[Array], Array]) -> Layer:
     def layer(x: Array, r: Array) -> tuple[Array, Array, Pull]:
         y, y_ref = f(x), f(r)
 
         def pull(cotangent: Array) -> Array:
-            d = x[:, None] - r
             slope = jax.jvp(f, (r,), (jnp.ones_like(r),))[1]
-            m = jnp.where(d == 0, slope, (y[:, None] - y_ref) / jnp.where(d == 0, 1, d))
-            return cotangent * m.reshape(cotangent.shape)
+            return cotangent * secant(y, y_ref, x, r, slope)
 
         return y, y_ref, pull
 
@@ -108,8 +124,121 @@ def residual(inner: Layer) -> Layer:
     return layer
 
 
+def layer_norm(x: Array, r: Array) -> tuple[Array, Array, Pull]:
+    """`c s` of the centred values `c` and `s = rsqrt(mean(c^2) + epsilon)`: a product takes each factor's midpoint, and
+
+    (s - s_ref) / (v - v_ref) = -(s s_ref)^2 / (s + s_ref)
+    """
+
+    def parts(h: Array) -> tuple[Array, Array]:
+        centred = h - h.mean(-1, keepdims=True)
+        return centred, lax.rsqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+
+    (c, s), (c_ref, s_ref) = parts(x), parts(r)
+
+    def pull(cotangent: Array) -> Array:
+        centre, scale = midpoint(c, c_ref), midpoint(s, s_ref)
+        of_scale = (cotangent * centre).sum(-1, keepdims=True)
+        of_variance = of_scale * of_pairs(lambda s, t: -((s * t) ** 2) / (s + t), s, s_ref)
+        of_centred = cotangent * scale + of_variance * 2 * centre / x.shape[-1]
+        return of_centred - of_centred.mean(-1, keepdims=True)
+
+    return c * s, c_ref * s_ref, pull
+
+
+def attention(w: Weights) -> Layer:
+    """Bilinear maps at the other operand's midpoint, and softmax by the logarithmic mean."""
+
+    def split(h: Array) -> Array:
+        return h.reshape(*h.shape[:2], HEADS, -1)
+
+    def layer(x: Array, r: Array) -> tuple[Array, Array, Pull]:
+        projected = [dense(each)(x, r) for each in w["qkv"]]
+        (q, q_ref), (k, k_ref), (v, v_ref) = [(split(h), split(h_ref)) for h, h_ref, _ in projected]
+        scale = q.shape[-1] ** -0.5
+
+        def log_weights(q: Array, k: Array) -> Array:
+            return jax.nn.log_softmax(jnp.einsum("nqhd,nkhd->nhqk", q, k) * scale)
+
+        log_p, log_p_ref = log_weights(q, k), log_weights(q_ref, k_ref)
+        p, p_ref = jnp.exp(log_p), jnp.exp(log_p_ref)
+
+        def mixed(p: Array, v: Array) -> Array:
+            return jnp.einsum("nhqk,nkhd->nqhd", p, v).reshape(len(p), p.shape[2], -1)
+
+        def pull(cotangent: Array) -> Array:
+            cotangent = split(cotangent)
+            of_p = jnp.einsum("nqhd,nkhd->nhqk", cotangent, midpoint(v, v_ref))
+            of_v = jnp.einsum("nhqk,nqhd->nkhd", midpoint(p, p_ref), cotangent)
+            mean = secant(p, p_ref, log_p, log_p_ref, p_ref)
+            shares = mean * of_p
+            of_logits = scale * (shares - mean * (shares.sum(-1, keepdims=True) / mean.sum(-1, keepdims=True)))
+            of_q = jnp.einsum("nhqk,nkhd->nqhd", of_logits, midpoint(k, k_ref))
+            of_k = jnp.einsum("nhqk,nqhd->nkhd", of_logits, midpoint(q, q_ref))
+            return sum(
+                pull_one(of_one.reshape(*of_one.shape[:2], -1))
+                for (_, _, pull_one), of_one in zip(projected, (of_q, of_k, of_v), strict=True)
+            )
+
+        return mixed(p, v), mixed(p_ref, v_ref), pull
+
+    return layer
+
+
+def lstm(state: Array) -> Layer:
+    """From a sequence of gates' inputs to the last hidden state. What is kept is each side's gates and cells."""
+
+    def one_side(u: Array) -> tuple[Array, list[Array]]:
+        def step(carry: tuple[Array, Array], u: Array) -> tuple[tuple[Array, Array], list[Array]]:
+            h, c = carry
+            z = jnp.split(u + h @ state, 4, -1)
+            i, f, g, o = jax.nn.sigmoid(z[0]), jax.nn.sigmoid(z[1]), jnp.tanh(z[2]), jax.nn.sigmoid(z[3])
+            after = f * c + i * g
+            t = jnp.tanh(after)
+            return (o * t, after), [*z, i, f, g, o, c, after, t]
+
+        zeros = jnp.zeros((len(u), len(state)), u.dtype)
+        (h, _), kept = lax.scan(step, (zeros, zeros), u.swapaxes(0, 1))
+        return h, kept
+
+    def layer(x: Array, r: Array) -> tuple[Array, Array, Pull]:
+        (y, kept), (y_ref, kept_ref) = one_side(x), one_side(r)
+
+        def back(carry: tuple[Array, Array], both: tuple[list[Array], list[Array]]) -> tuple[Any, Array]:
+            of_h, of_c = carry
+            sides = list(zip(*both, strict=True))
+            z, (i, f, g, o, c, after, t) = sides[:4], sides[4:]
+
+            def by_tanh(y: tuple[Array, Array], x: tuple[Array, Array]) -> Array:
+                return secant(*y, *x, 1 - y[1] ** 2)
+
+            def by_sigmoid(y: tuple[Array, Array], x: tuple[Array, Array]) -> Array:
+                return secant(*y, *x, y[1] * (1 - y[1]))
+
+            of_after = of_c + of_h * midpoint(*o) * by_tanh(t, after)
+            of_gates = [
+                of_after * midpoint(*g) * by_sigmoid(i, z[0]),
+                of_after * midpoint(*c) * by_sigmoid(f, z[1]),
+                of_after * midpoint(*i) * by_tanh(g, z[2]),
+                of_h * midpoint(*t) * by_sigmoid(o, z[3]),
+            ]
+            of_z = jnp.concatenate(of_gates, -1)
+            return (of_z @ state.T, of_after * midpoint(*f)), of_z
+
+        def pull(cotangent: Array) -> Array:
+            _, of_u = lax.scan(back, (cotangent, jnp.zeros_like(cotangent)), (kept, kept_ref), reverse=True)
+            return of_u.swapaxes(0, 1)
+
+        return y, y_ref, pull
+
+    return layer
+
+
 RELU = activation(jax.nn.relu)
 FLAT = linear(lambda h: h.reshape(len(h), -1))
+
+
+MEAN = linear(lambda h: h.mean(1))
 
 
 def classifier(layers: Sequence[tuple[Array, Array]]) -> list[Layer]:
@@ -133,9 +262,23 @@ LAYERS: dict[str, Callable[[Weights], list[Layer]]] = {
         conv(w["first"]),
         RELU,
         *(residual(chain([conv(w["rest"][i], dilation=d), RELU])) for i, d in enumerate(DILATIONS)),
-        linear(lambda h: h.mean(1)),
+        MEAN,
         dense(w["dense"]),
     ],
+    "transformer": lambda w: [
+        dense(w["embed"]),
+        *(
+            chain([residual(chain(inner)), layer_norm])
+            for layer in w["layers"]
+            for inner in (
+                [attention(layer), dense(layer["out"])],
+                [dense(layer["ff"][0]), RELU, dense(layer["ff"][1])],
+            )
+        ),
+        MEAN,
+        dense(w["dense"]),
+    ],
+    "lstm": lambda w: [dense(w["input"]), lstm(w["state"]), dense(w["dense"])],
     "activations": lambda w: [
         *(chain([dense(w["dense"][i]), activation(in_jax.ACTIVATIONS[name])]) for i, name in enumerate(ZOO)),
         dense(w["dense"][-1]),

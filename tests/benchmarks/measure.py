@@ -23,7 +23,6 @@ from .protocol import ROOT, THREADS, FailedError, Process
 
 PEERS = ("captum", "shap", "tangermeme")
 ON_JAX = ("rescale", "revealcancel", "gradient", "bare", "floor")
-WITHOUT_FLOOR = ("transformer", "lstm")
 REQUIREMENTS = ("torch==2.13.0", "captum==0.9.0", "shap==0.51.0", "tangermeme==1.6.0")
 ENVIRONMENT = Path(__file__).parent / ".peers-venv"
 COMPLETE = 1e-3  # of the largest difference of outputs; float32 leaves 1e-5
@@ -85,9 +84,7 @@ def cell(name: str, n: int, r: int, peers: Path | None, reason: str, settings: S
     processes: dict[str, Process] = {}
     for competitor in (*ON_JAX, *PEERS):
         results[competitor] = {"state": "nothing to compare with", "seconds": []}
-        if competitor == "floor" and name in WITHOUT_FLOOR:
-            results[competitor]["state"] = "not written"
-        elif competitor in PEERS and peers is None:
+        if competitor in PEERS and peers is None:
             results[competitor]["state"] = f"not installed: {reason}"
         else:
             python, module = (sys.executable, "competitors") if competitor in ON_JAX else (peers, "in_torch")

@@ -16,7 +16,7 @@ TITLES = {
     "revealcancel": "jaxlift, RevealCancel",
     "gradient": "jax.grad, N R rows",
     "bare": "N + R forward, N R backward",
-    "floor": "the same, Rescale by hand",
+    "floor": "Rescale by hand",
     "captum": "Captum",
     "shap": "SHAP",
     "tangermeme": "tangermeme",
@@ -48,9 +48,8 @@ def targets(results: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for cell in results["cells"]:
         name, n, r, by = cell["network"], cell["n"], cell["r"], cell["competitors"]
         where = f"{name} {n} x {r}"
-        own, parts, bare = by["rescale"], by["revealcancel"], by["bare"]
-        floor = by["floor"] if "median" in by["floor"] else bare
-        if not all("median" in each for each in (own, parts, bare)):
+        own, parts, bare, floor = (by[each] for each in ("rescale", "revealcancel", "bare", "floor"))
+        if not all("median" in each for each in (own, parts, bare, floor)):
             yield {"target": "a result", "where": where, "value": None, "bound": "", "met": False}
             continue
         peers = right_peers(by)
