@@ -27,6 +27,7 @@ __all__ = [
     "location",
     "name_of_function",
     "name_of_traced",
+    "one_output",
     "opened",
     "primitives",
     "scan_lengths",
@@ -74,6 +75,13 @@ def bind(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
     """The outputs of one equation for other operands, as a list."""
     out = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
     return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def one_output(eqn: JaxprEqn, output: int) -> JaxprEqn:
+    """An equation with one output, which is one of several of another's."""
+    operands = [jax.ShapeDtypeStruct(shape(atom), dtype(atom)) for atom in eqn.invars]
+    [call] = jax.make_jaxpr(jax.jit(lambda *operands: bind(eqn, operands)[output]))(*operands).eqns
+    return call.replace(source_info=eqn.source_info)
 
 
 def for_numbers(eqn: JaxprEqn, number: Any) -> JaxprEqn:

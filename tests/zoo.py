@@ -278,6 +278,7 @@ DISCRETE = {
     "equality of two": lambda x: jnp.where(rounded(x) == rounded(x[::-1]), x[:3], x[3:]) @ B[:3],
     "choice of complex numbers": lambda x: jnp.where(rounded(x) == 0, rounded(x) + x[0], 2j * x[3:]).imag @ B[:3],
     "median of a spectrum": lambda x: jnp.median(jnp.abs(jnp.fft.rfft(x)) ** 2),
+    "distance from 0": lambda x: jnp.hypot(jax.nn.relu(dense(x)), jax.nn.relu(flip(x))) @ B,
     "sign bit": lambda x: (jnp.signbit(dense(x)) * B).sum(),
     "copysign": lambda x: jnp.copysign(dense(x), flip(x)) @ B,
     "ldexp": lambda x: jnp.ldexp(dense(x), whole(x)[:5]) @ B,

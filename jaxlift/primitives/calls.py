@@ -83,8 +83,9 @@ def custom_derivative(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequenc
     jaxpr, _ = _compat.inner_jaxpr(eqn)
     if (rule := rule_of_function(_compat.name_of_traced(jaxpr))) is not None:
         return rule(interpreter, eqn, operands)
-    if len(eqn.outvars) == 1 and _is_pointwise(jaxpr, [is_varying(operand) for operand in operands]):
-        return pointwise(interpreter, eqn, operands)
+    if _is_pointwise(jaxpr, [is_varying(operand) for operand in operands]):
+        each = [eqn] if len(eqn.outvars) == 1 else [_compat.one_output(eqn, k) for k in range(len(eqn.outvars))]
+        return [pointwise(interpreter, one, operands)[0] for one in each]
     return inlined(interpreter, eqn, operands)
 
 
