@@ -162,9 +162,15 @@ class RevealCancel(Rule):
 
     @staticmethod
     def _ends(f: PointwiseFunction, x: Array, r: Array, a: Array) -> tuple[Array, Array, Array | bool]:
-        """The reference moved by one part, by the other, and whether `f` is defined at both."""
+        """The reference moved by one part, by the other, and whether `f` is defined at both.
+
+        Moved by all of the difference but for rounding it is the input, to the last bit: `f` may have a step there.
+        """
         d = difference(x, r)
-        up, down = r + (d + a) / 2, r + (d - a) / 2
+        plus, minus = (d + a) / 2, (d - a) / 2
+        rounding = 8 * float(jnp.finfo(d.dtype).eps) * jnp.abs(d)
+        up = jnp.where(jnp.abs(minus) <= rounding, x, r + plus)
+        down = jnp.where(jnp.abs(plus) <= rounding, x, r + minus)
         return up, down, True if f.is_total else jnp.isfinite(f(up)) & jnp.isfinite(f(down))
 
 

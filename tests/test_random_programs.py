@@ -572,7 +572,7 @@ def is_rounding(case, rule, error):
         return True
     with jax.enable_x64(False):
         coarse, _ = errors(case)[RULES.index(rule)]
-    return error <= 1e-6 * coarse
+    return error <= 1e-5 * coarse
 
 
 def relative_errors(case):
