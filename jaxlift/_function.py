@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from typing import Any
@@ -24,6 +24,8 @@ EXACT = frozenset(primitives("neg", "abs", "sign", "max", "min", "select_n", "cl
 ROUNDED = frozenset(primitives("add", "sub", "mul", "div", "sqrt", "square", "integer_pow", "convert_element_type"))
 
 CONVERSIONS = frozenset(primitives("convert_element_type", "reduce_precision"))
+CUSTOM_VJP = frozenset(primitives("custom_vjp_call"))
+CUSTOM = CUSTOM_VJP | frozenset(primitives("custom_jvp_call"))
 
 # fmt: off
 PIECEWISE_OR_SATURATING = frozenset((
@@ -82,12 +84,12 @@ class PointwiseFunction:
 
     def derivative(self, x: Array) -> Array:
         """`f'(x)`, the one that JAX takes: custom derivatives are the user's, and so is the choice at a kink."""
-        return _value_and_slopes(self, x)[1][0]
+        return _value_and_slopes(self, self.equations, x)[1][0]
 
     def sample(self, x: Array) -> Sample:
         """What a secant needs to know at `x`, in float32 at least: half precision has no room for differences."""
         if self.theorem:
-            known = (self(x),)
+            known, x = (self(x),), _finite(x)
         elif self.is_two_rays:
             known = self(x), self.derivative(x)
         else:
@@ -137,13 +139,7 @@ class PointwiseFunction:
     @cached_property
     def equations(self) -> tuple[JaxprEqn, ...]:
         """All equations in the function, those within custom derivatives and nested jits included."""
-        found: list[JaxprEqn] = []
-        pending = [eqn for eqn, _ in self.steps]
-        while pending:
-            eqn = pending.pop()
-            found.append(eqn)
-            pending += [inner for jaxpr in jaxprs_in_params(eqn.params) for inner in jaxpr.eqns]
-        return tuple(found)
+        return _with_nested(eqn for eqn, _ in self.steps)
 
     @cached_property
     def primitives(self) -> frozenset[str]:
@@ -219,6 +215,11 @@ class Form:
     def with_constants(self, constants: Sequence[Array]) -> PointwiseFunction:
         return self.of_no_constants.with_constants(constants)
 
+    @property
+    def may_recur(self) -> bool:
+        """Whether the same function may come again: one with a derivative of its own is made anew for each call."""
+        return all(eqn.primitive not in CUSTOM for eqn in self.of_no_constants.equations)
+
     @cached_property
     def key(self) -> Any:
         f = self.of_no_constants
@@ -239,13 +240,35 @@ def _wide(x: Array) -> Any:
     return jnp.promote_types(x.dtype, jnp.float32)
 
 
-def _value_and_slopes(f: Callable[..., Array], *x: Array) -> tuple[Array, Sequence[Array]]:
-    """`f(x)` and its elementwise derivatives.
+def _finite(x: Array) -> Array:
+    """Large numbers for infinities, so that equal ones differ by 0."""
+    most = float(jnp.finfo(x.dtype).max) / 4
+    return jnp.maximum(jnp.minimum(x, most), -most)
 
-    JAX has none for some special functions in some arguments. There the secant is the quotient wherever it is more than
-    rounding, and 0 at the reference.
+
+def _with_nested(eqns: Iterable[JaxprEqn]) -> tuple[JaxprEqn, ...]:
+    """Equations, and those that they hold."""
+    found, pending = list[JaxprEqn](), list(eqns)
+    while pending:
+        eqn = pending.pop()
+        found.append(eqn)
+        pending += [inner for jaxpr in jaxprs_in_params(eqn.params) for inner in jaxpr.eqns]
+    return tuple(found)
+
+
+def _value_and_slopes(
+    f: Callable[..., Array], equations: Iterable[JaxprEqn], *x: Array
+) -> tuple[Array, Sequence[Array]]:
+    """`f(x)` and its elementwise derivatives; `equations` are all that `f` is made of.
+
+    Forwards, which is traced in less time, but where a function has a derivative for backwards only. JAX has none for
+    some special functions in some arguments. There the secant is the quotient wherever it is more than rounding, and 0
+    at the reference.
     """
     try:
+        if len(x) == 1 and not any(eqn.primitive in CUSTOM_VJP for eqn in equations):
+            y, slope = jax.jvp(f, x, (jnp.ones_like(*x),))
+            return y, (slope,)
         y, pull = jax.vjp(f, *x)
         return y, pull(jnp.ones_like(y))
     except (NotImplementedError, ValueError):
@@ -261,7 +284,7 @@ def _partial_derivatives(eqn: JaxprEqn, values: list[Any], which: list[int]) -> 
 
     if not which or not jnp.issubdtype(_compat.dtype(eqn.outvars[0]), jnp.inexact):
         return step(*(values[k] for k in which)), ()
-    return _value_and_slopes(step, *(values[k] for k in which))
+    return _value_and_slopes(step, _with_nested([eqn]), *(values[k] for k in which))
 
 
 def _sum_or_none(terms: Sequence[Array]) -> Array | None:

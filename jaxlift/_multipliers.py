@@ -60,18 +60,25 @@ def _as_cotangent_of(x: Array, cotangent: Array) -> Array:
     return (cotangent if jnp.iscomplexobj(x) else jnp.real(cotangent)).astype(x.dtype)
 
 
+def where(condition: Any, x: Any, y: Any) -> Array:
+    """`jnp.where` as one operation. JAX's is a call, and calls are taken through each `jax.vmap` one by one."""
+    shape, dtype = jnp.broadcast_shapes(*map(jnp.shape, (condition, x, y))), jnp.result_type(x, y)
+    arrays = condition, jnp.asarray(x, dtype), jnp.asarray(y, dtype)
+    return lax.select(*(each if each.shape == shape else jnp.broadcast_to(each, shape) for each in arrays))
+
+
 def after(cotangent: Array, x: Array) -> Array:
     """`x`, not to be used before the cotangent is there, for what barriers don't hold up.
 
     XLA has no barriers left where it puts a CPU's work in order, and does what it can for all layers at once: with
     RevealCancel's points, N * R of each. That this is `x` but for a cotangent that is not a number it doesn't see.
     """
-    return jnp.where(jnp.isnan(cotangent), cotangent.astype(x.dtype), x)
+    return where(jnp.isnan(cotangent), cotangent.astype(x.dtype), x)
 
 
 def difference(x: Array, r: Array) -> Array:
     """`x - r`, where equal infinities (the masked logits of attention) differ by 0."""
-    return jnp.where(x == r, 0, x - r)
+    return where(x == r, 0, x - r)
 
 
 def magnitude(x: Array, r: Array) -> Array:
@@ -103,7 +110,7 @@ def slope_between(y: Array, y_ref: Array, x: Array, r: Array, dtype: Any) -> Arr
     """
     dtype = jnp.promote_types(dtype, x.dtype) if jnp.iscomplexobj(x) else dtype
     d = difference(x.astype(dtype), r.astype(dtype))
-    return jnp.where(d == 0, 0, difference(y.astype(dtype), y_ref.astype(dtype)) / jnp.where(d == 0, 1, d))
+    return where(d == 0, 0, difference(y.astype(dtype), y_ref.astype(dtype)) / where(d == 0, 1, d))
 
 
 def winners_share(rise: Array, d: Array) -> Array:
@@ -111,4 +118,4 @@ def winners_share(rise: Array, d: Array) -> Array:
 
     Who wins on both sides takes all, differences of 0 and of infinity included.
     """
-    return jnp.where(d == rise, 1, rise / jnp.where(d == 0, 1, d))
+    return where(d == rise, 1, rise / where(d == 0, 1, d))

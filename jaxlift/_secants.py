@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jaxlift._multipliers import difference
+from jaxlift._multipliers import difference, where
 
 
 class Sample(NamedTuple):
@@ -55,12 +55,12 @@ def by_theorem(theorem: Theorem, ends: Ends, times: Factor) -> Array:
     pairs' differences differ is of no matter here: the first stands for all.)
     """
     x, r = ends[0]
-    d = theorem.c * difference(x.at, r.at)
-    near = jnp.abs(d) < (18 * float(jnp.finfo(d.dtype).eps)) ** (1 / 6)
-    square = jnp.square(jnp.where(near, d, 0))
-    series_or_tanh = jnp.where(near, 1 - square * (1 / 3 - 2 / 15 * square), jnp.tanh(d))
+    d = theorem.c * (x.at - r.at)
+    bound = (18 * float(jnp.finfo(d.dtype).eps)) ** (1 / 3)
+    near, square = d * d < bound, jnp.minimum(d * d, bound)
+    series_or_tanh = where(near, 1 - square * (1 / 3 - 2 / 15 * square), jnp.tanh(d))
     weight = _mean(theorem.weight(x.value, r.value) for x, r in ends)
-    return weight * times * series_or_tanh / jnp.where(near, 1, d)
+    return weight * times * series_or_tanh / where(near, 1, d)
 
 
 def of_two_rays(ends: Ends, times: Factor) -> Array:
@@ -73,11 +73,11 @@ def of_two_rays(ends: Ends, times: Factor) -> Array:
     """
     signs = [(jnp.sign(x.at), jnp.sign(r.at)) for x, r in ends]
     same = [sign == sign_ref for sign, sign_ref in signs]
-    runs = [jnp.where(s, 0, jnp.abs(x.at) + jnp.abs(r.at)) for s, (x, r) in zip(same, ends, strict=True)]
+    runs = [where(s, 0, jnp.abs(x.at) + jnp.abs(r.at)) for s, (x, r) in zip(same, ends, strict=True)]
     run = reduce(jnp.maximum, runs)  # the same, where it isn't 0
-    run = jnp.where(run == 0, 1, run)
+    run = where(run == 0, 1, run)
     rises = [
-        jnp.where(s, x.slope * run, sign * x.value + sign_ref * r.value)
+        where(s, x.slope * run, sign * x.value + sign_ref * r.value)
         for s, (sign, sign_ref), (x, r) in zip(same, signs, ends, strict=True)
     ]
     return _mean(rises) * times / run
@@ -105,9 +105,9 @@ def by_quotient_or_derivatives(
     smooth = jnp.abs(mean_rise - mean_slope * d) <= _mean(x.rounding + r.rounding for x, r in ends)
     # For a parabola Simpson's rule is exact, and `smooth` a matter of the last bit. Where `f'` is not finite and `d` is
     # 0, the multiplier is 0 / 1.
-    return jnp.where(smooth, mean_slope * times, mean_rise * times / jnp.where(d == 0, 1, d))
+    return where(smooth, mean_slope * times, mean_rise * times / where(d == 0, 1, d))
 
 
 def _mean(each: Iterable[Array]) -> Array:
     terms = list(each)
-    return reduce(jnp.add, terms) / len(terms)
+    return reduce(jnp.add, terms) / len(terms) if len(terms) > 1 else terms[0]

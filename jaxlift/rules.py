@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxlift._function import PointwiseFunction
-from jaxlift._multipliers import difference
+from jaxlift._multipliers import difference, where
 
 __all__ = [
     "Deconvnet",
@@ -148,7 +148,7 @@ class RevealCancel(Rule):
             at_up, at_down = under, over = f.sample(up), f.sample(down)
         else:
             ends = (up, x), (down, x), (down, r), (up, r)
-            at_up, at_down, over, under = (f.sample(jnp.where(visited, *each)) for each in ends)
+            at_up, at_down, over, under = (f.sample(where(visited, *each)) for each in ends)
         # A part before the other and after it; Rescale where these can't be had.
         return (
             f.mean_secant([(at_up, at_r), (at_x, over)], plus),
@@ -158,7 +158,7 @@ class RevealCancel(Rule):
     def variation(self, f: PointwiseFunction, x: Array, r: Array, a: Array) -> Array:
         up, down, visited = self._ends(f, x, r, a)
         parts = f(up) - f(down)  # the difference of the two formulas above
-        return parts if f.is_total else jnp.where(visited, parts, f.secant(x, r) * a)
+        return parts if f.is_total else where(visited, parts, f.secant(x, r) * a)
 
     @staticmethod
     def _ends(f: PointwiseFunction, x: Array, r: Array, a: Array) -> tuple[Array, Array, Array | bool]:
@@ -169,8 +169,8 @@ class RevealCancel(Rule):
         d = difference(x, r)
         plus, minus = (d + a) / 2, (d - a) / 2
         rounding = 8 * float(jnp.finfo(d.dtype).eps) * jnp.abs(d)
-        up = jnp.where(jnp.abs(minus) <= rounding, x, r + plus)
-        down = jnp.where(jnp.abs(plus) <= rounding, x, r + minus)
+        up = where(jnp.abs(minus) <= rounding, x, r + plus)
+        down = where(jnp.abs(plus) <= rounding, x, r + minus)
         return up, down, True if f.is_total else jnp.isfinite(f(up)) & jnp.isfinite(f(down))
 
 
@@ -222,8 +222,8 @@ class EpsilonLRP(Rule):
 
     def multiplier(self, f: PointwiseFunction, x: Array, r: Array) -> Array:
         del r
-        below = x + jnp.where(x >= 0, self.epsilon, -self.epsilon).astype(x.dtype)
-        return jnp.where(below == 0, f.derivative(x), f(x) / jnp.where(below == 0, 1, below))
+        below = x + where(x >= 0, self.epsilon, -self.epsilon).astype(x.dtype)
+        return where(below == 0, f.derivative(x), f(x) / where(below == 0, 1, below))
 
 
 @dataclass(frozen=True, init=False)

@@ -220,3 +220,14 @@ def test_two_lines_that_meet_at_zero_are_recognised(name):
     np.testing.assert_allclose((m * d)[d != 0], (y - y_ref)[d != 0], rtol=3e-7, atol=0)
     derivative = jax.vjp(f, x)[1](jnp.ones_like(x))[0]
     np.testing.assert_allclose(m[d == 0], derivative[d == 0], rtol=3e-7)
+
+
+@pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
+@pytest.mark.parametrize("name", ["tanh", "sigmoid", "relu", "exp"])
+def test_equal_infinities_do_not_differ(name, rule):
+    """As masked logits do not; beside them, what differs has its sum."""
+    x, r = jnp.array([-jnp.inf, 1.0, -jnp.inf]), jnp.array([-jnp.inf, -2.0, -jnp.inf])
+    (y, y_ref), pullback = jaxlift.vjp(lambda x: FUNCTIONS[name](x), x, r, rule=rule)
+    multipliers = pullback(jnp.ones(3))
+    assert np.isfinite(multipliers).all()
+    np.testing.assert_allclose(multipliers[1] * 3, y[1] - y_ref[1], rtol=1e-6)

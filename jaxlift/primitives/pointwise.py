@@ -149,14 +149,18 @@ def traced_once(make: Callable[[Rule, Form], Any]) -> Callable[[Rule, Form], Any
     changed.
 
     Networks have the same few activations again and again: each is traced once for a shape. (`jax.jit` keeps what it
-    has traced, and what was derived from that, as long as it is the same function.)
+    has traced, and what was derived from that, as long as it is the same function.) What can't come again is not worth
+    a `jax.jit`, which would be derived, transposed and batched as a program of its own.
     """
-    known = lru_cache(maxsize=1024)(make)
+
+    @lru_cache(maxsize=1024)
+    def known(rule: Rule, form: Form) -> Any:
+        return jax.tree.map(jax.jit, make(rule, form))
 
     def of(rule: Rule, form: Form) -> Any:
         own = vars(type(rule)).get("__dataclass_params__")  # a subclass may have attributes that nothing compares
         is_value = own is not None and own.frozen and is_hashable(rule)
-        return (known if is_value else make)(rule, form)
+        return (known if is_value and form.may_recur else make)(rule, form)
 
     return of
 
@@ -183,7 +187,7 @@ def _operations_whole(rule: Rule, form: Form) -> tuple[Operation, Operation]:
         del explained
         return (multiplier(held) * cotangent,)
 
-    return jax.jit(operation(forward, pull)), jax.jit(operation(scale, pull_scale))
+    return operation(forward, pull), operation(scale, pull_scale)
 
 
 @traced_once
@@ -209,7 +213,7 @@ def _operation_by_parts(rule: Rule, form: Form) -> Callable[[Any, Any], tuple[Ar
         plus, minus = rule.parts(f, x, r, a, (of_value + of_variation) / 2, (of_value - of_variation) / 2)
         return plus + minus, plus - minus
 
-    return jax.jit(operation(forward, pull))
+    return operation(forward, pull)
 
 
 # fmt: off
