@@ -25,8 +25,8 @@ from .protocol import serve
 Attribution = Callable[[Weights, Array, Array], Array]
 
 
-def attribution(rule: str, name: str) -> Attribution:
-    attr = jaxlift.attribute(in_jax.MODELS[name], argnums=1, rule=rule, references="shared")
+def attribution(rule: str, name: str, **options: Any) -> Attribution:
+    attr = jaxlift.attribute(in_jax.MODELS[name], argnums=1, rule=rule, references="shared", **options)
     return lambda w, x, r: attr(w, x, reference=r)
 
 
