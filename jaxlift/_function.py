@@ -89,7 +89,7 @@ class PointwiseFunction:
     def sample(self, x: Array) -> Sample:
         """What a secant needs to know at `x`, in float32 at least: half precision has no room for differences."""
         if self.theorem:
-            known, x = (self(x),), _finite(x)
+            known, x = (self(x),), _finite(x.astype(_wide(x)))
         elif self.is_two_rays:
             known = self(x), self.derivative(x)
         else:
@@ -241,8 +241,8 @@ def _wide(x: Array) -> Any:
 
 
 def _finite(x: Array) -> Array:
-    """Large numbers for infinities, so that equal ones differ by 0."""
-    most = float(jnp.finfo(x.dtype).max) / 4
+    """The largest numbers for infinities, so that equal ones differ by 0."""
+    most = float(jnp.finfo(x.dtype).max)
     return jnp.maximum(jnp.minimum(x, most), -most)
 
 
@@ -256,17 +256,24 @@ def _with_nested(eqns: Iterable[JaxprEqn]) -> tuple[JaxprEqn, ...]:
     return tuple(found)
 
 
+def _is_for_backwards(eqn: JaxprEqn) -> bool:
+    """Whether an equation's derivative has to be taken backwards: there is no other, or, as of the modulus of complex
+    numbers, along 1 it is not the whole of it.
+    """
+    atoms = (*eqn.invars, *eqn.outvars)
+    return eqn.primitive in CUSTOM_VJP or any(jnp.issubdtype(_compat.dtype(a), jnp.complexfloating) for a in atoms)
+
+
 def _value_and_slopes(
     f: Callable[..., Array], equations: Iterable[JaxprEqn], *x: Array
 ) -> tuple[Array, Sequence[Array]]:
     """`f(x)` and its elementwise derivatives; `equations` are all that `f` is made of.
 
-    Forwards, which is traced in less time, but where a function has a derivative for backwards only. JAX has none for
-    some special functions in some arguments. There the secant is the quotient wherever it is more than rounding, and 0
-    at the reference.
+    JAX has none for some special functions in some arguments. There the secant is the quotient wherever it is more than
+    rounding, and 0 at the reference.
     """
     try:
-        if len(x) == 1 and not any(eqn.primitive in CUSTOM_VJP for eqn in equations):
+        if len(x) == 1 and not any(map(_is_for_backwards, equations)):  # forwards is traced in less time
             y, slope = jax.jvp(f, x, (jnp.ones_like(*x),))
             return y, (slope,)
         y, pull = jax.vjp(f, *x)

@@ -231,3 +231,34 @@ def test_equal_infinities_do_not_differ(name, rule):
     multipliers = pullback(jnp.ones(3))
     assert np.isfinite(multipliers).all()
     np.testing.assert_allclose(multipliers[1] * 3, y[1] - y_ref[1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["tanh", "sigmoid"])
+@pytest.mark.parametrize(("dtype", "rtol"), [("float16", 3e-3), ("float32", 1e-6)])
+def test_large_numbers_are_not_mistaken_for_infinities(dtype, rtol, name):
+    """In half precision too, which ends at 65504."""
+    x = jnp.array([6e4, 3e4, -6e4], dtype)
+    y, y_ref = (np.asarray(FUNCTIONS[name](each), np.float64) for each in (x, jnp.zeros_like(x)))
+    actual = np.asarray(multiplier(FUNCTIONS[name], x, jnp.zeros_like(x), "rescale"), np.float64)
+    np.testing.assert_allclose(actual * np.asarray(x, np.float64), y - y_ref, rtol=rtol)
+
+
+COMPLEX = {
+    "modulus": lambda z: jnp.abs(z),
+    "scaled modulus": lambda z: jnp.abs(z * (1 + 2j)),
+    "power spectrum": lambda z: jnp.abs(z) ** 2,
+    "conjugate": lambda z: (jnp.conj(z) ** 2).real,
+    "exponential": lambda z: jnp.exp(z).real,
+}
+
+
+@pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
+@pytest.mark.parametrize("name", COMPLEX)
+def test_multipliers_of_equal_complex_numbers_are_derivatives(name, rule):
+    """Both parts of them: a modulus changes in every direction of the plane."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=6), jnp.float32)
+
+    def f(x):
+        return COMPLEX[name](jnp.fft.fft(x)).sum()
+
+    np.testing.assert_allclose(multiplier(f, x, x, rule), jax.grad(f)(x), rtol=1e-5, atol=1e-5)
