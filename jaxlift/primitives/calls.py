@@ -14,6 +14,7 @@ import jax
 
 from jaxlift import _compat
 from jaxlift._compat import Jaxpr, JaxprEqn, primitives
+from jaxlift._function import CUSTOM
 from jaxlift._registry import family, family_by_name, rule_of_function, rule_or_none
 from jaxlift._values import Packing, Value, Varying, is_hashable, is_varying, pack
 from jaxlift.primitives.pointwise import ELEMENTWISE, pointwise
@@ -126,5 +127,5 @@ def checkpoint(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value
 
 family(inlined, primitives("jit", "closed_call", "call"))
 family_by_name(inlined, "custom_vmap_call", "composite")
-family(custom_derivative, primitives("custom_jvp_call", "custom_vjp_call"))
+family(custom_derivative, CUSTOM)
 family(checkpoint, primitives("remat"))

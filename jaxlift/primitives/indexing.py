@@ -19,7 +19,7 @@ from jax import Array, lax
 
 from jaxlift import _compat
 from jaxlift._compat import JaxprEqn, primitives
-from jaxlift._multipliers import difference, winners_share, with_multipliers
+from jaxlift._multipliers import difference, where, winners_share, with_multipliers
 from jaxlift._registry import PrimitiveRule, family
 from jaxlift._values import Settled, Value, Varying
 from jaxlift.primitives.bilinear import midpoint
@@ -88,7 +88,7 @@ def of_all(eqn: JaxprEqn, operands: Sequence[Settled], pull: Callable[[Array, An
 
 def shared(credit: Array, d: Array, count: Array) -> Array:
     """What is credited to a coordinate that differs by `d`, one of so many that differ, per unit of its difference."""
-    return jnp.where(d == 0, 0, credit / jnp.where(d == 0, 1, count * d))
+    return where(d == 0, 0, credit / where(d == 0, 1, count * d))
 
 
 def shared_in_rows(credit: Array, d: Array) -> Array:
@@ -166,18 +166,18 @@ def scatter_extremum(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence
 
         _, at = jax.vjp(put, updates)
         by_input = sign * y >= sign * y_ref
-        best = jnp.where(by_input, y, y_ref)
+        best = where(by_input, y, y_ref)
 
         def wins(element: Array, best: Array) -> Array:
             return (element == best) | (jnp.abs(element - best) <= 4 * jnp.finfo(best.dtype).eps * jnp.abs(best))
 
-        won = wins(jnp.where(by_input, x, r), best)
-        won_updates = wins(jnp.where(at(by_input.astype(y.dtype))[0] > 0, updates, updates_ref), at(best)[0])
+        won = wins(where(by_input, x, r), best)
+        won_updates = wins(where(at(by_input.astype(y.dtype))[0] > 0, updates, updates_ref), at(best)[0])
         count = won.astype(y.dtype) + put(won_updates.astype(y.dtype))
-        each, rise = cotangent / jnp.where(count == 0, 1, count), y - y_ref
+        each, rise = cotangent / where(count == 0, 1, count), y - y_ref
         cotangents = (
-            jnp.where(won, each * winners_share(rise, x - r), 0),
-            jnp.where(won_updates, at(each)[0] * winners_share(at(rise)[0], updates - updates_ref), 0),
+            where(won, each * winners_share(rise, x - r), 0),
+            where(won_updates, at(each)[0] * winners_share(at(rise)[0], updates - updates_ref), 0),
         )
         return tuple(ct for ct, o in zip(cotangents, (settled[0], settled[2]), strict=True) if isinstance(o, Varying))
 

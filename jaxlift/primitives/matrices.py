@@ -22,7 +22,7 @@ from jax.flatten_util import ravel_pytree
 
 from jaxlift import _compat
 from jaxlift._compat import JaxprEqn, primitives
-from jaxlift._multipliers import with_multipliers
+from jaxlift._multipliers import where, with_multipliers
 from jaxlift._registry import family
 from jaxlift._values import Value, Varying, is_varying
 from jaxlift.primitives.bilinear import midpoint
@@ -148,10 +148,10 @@ def decomposition(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Va
         (x,), (r, y_ref) = explained, held
         y, d = _compat.bind(eqn, [x]), x - r
         [derivative] = jax.vjp(lambda a: tuple(_compat.bind(eqn, [a])), midpoint(x, r))[1](cotangents)
-        derivative = jnp.where(jnp.isfinite(derivative), derivative, 0)  # it isn't where eigenvalues meet
+        derivative = where(jnp.isfinite(derivative), derivative, 0)  # it isn't where eigenvalues meet
         change = sum(product(ct, a - b) for ct, a, b in zip(cotangents, y, y_ref, strict=True))
         size = product(d, d.conj())
-        missing = (change - product(derivative, d)) / jnp.where(size == 0, 1, size)
+        missing = (change - product(derivative, d)) / where(size == 0, 1, size)
         return (derivative + missing[..., None, None] * d.conj(),)
 
     references = tuple(_compat.bind(eqn, [a.reference]))

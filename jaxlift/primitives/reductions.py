@@ -21,7 +21,7 @@ from jax import Array, lax
 
 from jaxlift import _compat
 from jaxlift._compat import JaxprEqn, primitives
-from jaxlift._multipliers import difference, slope_between, winners_share, with_multipliers
+from jaxlift._multipliers import difference, slope_between, where, winners_share, with_multipliers
 from jaxlift._registry import family
 from jaxlift._values import Value, Varying
 from jaxlift.primitives.definitions import defined_as, elementwise, folded
@@ -61,9 +61,9 @@ def extremum(
         if of_input:
             won, share = place == input_wins, 1
         else:
-            won = place == jnp.where(y >= y_ref, input_wins, reference_wins)
-            share = jnp.where(input_wins == reference_wins, 1, winners_share(y - y_ref, difference(x, r)))
-        return undo(jnp.where(won, jnp.expand_dims(cotangent, axes) * share, 0))
+            won = place == where(y >= y_ref, input_wins, reference_wins)
+            share = where(input_wins == reference_wins, 1, winners_share(y - y_ref, difference(x, r)))
+        return undo(where(won, jnp.expand_dims(cotangent, axes) * share, 0))
 
     def carrier() -> Array:
         return with_multipliers(forward, pull, (operand.value,), (operand.reference,))
@@ -209,7 +209,7 @@ def winner(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -
         along = lax.broadcasted_iota(value.dtype, x.shape, axis)
         i, j = (along == jnp.expand_dims(place, axis) for place in (value, reference))
         overtaking = i.astype(x.dtype) - j.astype(x.dtype)
-        margin = jnp.where(i ^ j, overtaking * (x - r), 0).sum(axis)
+        margin = where(i ^ j, overtaking * (x - r), 0).sum(axis)
         m = slope_between(value, reference, margin, jnp.zeros_like(margin), cotangent.dtype)
         return (jnp.expand_dims(cotangent * m, axis) * overtaking,)
 

@@ -32,7 +32,7 @@ from jax import Array, lax
 from jaxlift import _compat
 from jaxlift._compat import JaxprEqn, primitives
 from jaxlift._function import PointwiseFunction, affine_ends
-from jaxlift._multipliers import difference, with_multipliers
+from jaxlift._multipliers import difference, where, with_multipliers
 from jaxlift._registry import PrimitiveRule, family
 from jaxlift._values import Node, Pending, Value, Varying, is_varying
 from jaxlift.primitives.linear import carrying, on_each_side
@@ -123,11 +123,11 @@ def log_mean(p: Array, q: Array, log_ratio: Array) -> Array:
     `-distance^3 / 24`.
     """
     distance = jnp.abs(log_ratio)
-    larger = jnp.where(jnp.abs(p) >= jnp.abs(q), p, q)
+    larger = where(jnp.abs(p) >= jnp.abs(q), p, q)
     near = distance < (24 * float(jnp.finfo(distance.dtype).eps)) ** (1 / 3)
-    small = jnp.where(near, distance, 0)
+    small = where(near, distance, 0)
     series = 1 - small * (1 / 2 - small / 6)
-    return larger * jnp.where(near, series, -jnp.expm1(-distance) / jnp.where(near, 1, distance))
+    return larger * where(near, series, -jnp.expm1(-distance) / where(near, 1, distance))
 
 
 def _parts(f: PointwiseFunction, u: Array, is_bare: bool) -> tuple[Array, Array | None]:
