@@ -93,8 +93,12 @@ class PointwiseFunction:
         elif self.is_two_rays:
             known = self(x), self.derivative(x)
         else:
-            known = self._value_slope_and_rounding(x)
+            known = *self._value_slope_and_rounding(x), self._curvature(x)
         return Sample(*(side.astype(_wide(x)) for side in (x, *known)))
+
+    def _curvature(self, x: Array) -> Array:
+        """`f''(x)`; 0 in the plane of complex numbers, where there is more than one."""
+        return _value_and_slopes(self.derivative, self.equations, x)[1][0] if self.is_real else jnp.zeros_like(x)
 
     def _value_slope_and_rounding(self, x: Array) -> tuple[Array, Array, Array]:
         """`f(x)`, `f'(x)`, and a running bound on the rounding error of `f(x)`: each step's own, and what it makes of
@@ -134,7 +138,7 @@ class PointwiseFunction:
             return by_theorem(self.theorem, ends, times)
         if self.is_two_rays:
             return of_two_rays(ends, times)
-        return by_quotient_or_derivatives(lambda x: self.derivative(x.astype(self.dtype)), self.is_total, ends, times)
+        return by_quotient_or_derivatives(self.is_total, ends, times)
 
     @cached_property
     def equations(self) -> tuple[JaxprEqn, ...]:
@@ -269,8 +273,8 @@ def _value_and_slopes(
 ) -> tuple[Array, Sequence[Array]]:
     """`f(x)` and its elementwise derivatives; `equations` are all that `f` is made of.
 
-    JAX has none for some special functions in some arguments. There the secant is the quotient wherever it is more than
-    rounding, and 0 at the reference.
+    JAX has none for some special functions in some arguments, and no second ones for some functions with a derivative
+    of their own. What is missing counts as 0: there the secant is the quotient wherever that is more than rounding.
     """
     try:
         if len(x) == 1 and not any(map(_is_for_backwards, equations)):  # forwards is traced in less time
@@ -278,7 +282,7 @@ def _value_and_slopes(
             return y, (slope,)
         y, pull = jax.vjp(f, *x)
         return y, pull(jnp.ones_like(y))
-    except (NotImplementedError, ValueError):
+    except (NotImplementedError, TypeError, ValueError):
         return f(*x), [jnp.zeros_like(each) for each in x]
 
 

@@ -67,7 +67,7 @@ def test_multipliers_are_those_of_float64(name, rule, grid):
     allowed = np.maximum(1e-3 * np.abs(exact), 1e-6)[known]
     assert (error <= allowed).all(), (x[known][error > allowed][:5], r[known][error > allowed][:5])
     if name in LOST_TAILS:
-        assert np.abs(actual - exact)[finite].max() < 5e-6
+        assert np.abs(actual - exact)[finite & ~known].max() < 5e-6
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -156,7 +156,7 @@ def test_gradients_of_multipliers_are_finite_near_the_reference(rule):
 
 @pytest.mark.parametrize("seed", range(12))
 def test_one_program_and_its_compilation_agree(seed):
-    """Squares: Simpson's rule is exact, so which formula holds is a matter of rounding, and must be decided once."""
+    """Squares: both formulas are exact, so which holds is a matter of rounding, and must be decided once."""
     rng = np.random.default_rng(seed)
     weights, x, r = rng.normal(size=(12, 6)), *rng.normal(size=(2, 12))
 
@@ -170,6 +170,34 @@ def test_one_program_and_its_compilation_agree(seed):
         return jax.vmap(pullback)(jnp.eye(6)) @ (x - r), y - y_ref
 
     np.testing.assert_allclose(*explain(jnp.float32(x), jnp.float32(r)), atol=1e-5)
+
+
+@jax.custom_vjp
+def cubed(x):
+    return x**3
+
+
+cubed.defvjp(lambda x: (x**3, x), lambda x, ct: (3 * x**2 * ct,))
+
+
+@jax.custom_jvp
+def derived_once(x):
+    return jnp.sin(x) * x
+
+
+derived_once.defjvp(lambda x, t: (derived_once(*x), (jnp.cos(x[0]) * x[0] + jnp.sin(x[0])) * t[0] + 0 * cubed(x[0])))
+
+
+@pytest.mark.parametrize("f", [cubed, derived_once])
+def test_functions_without_second_derivatives(f):
+    """JAX takes no second one forwards where a rule calls a `custom_vjp` function. Multipliers only need the first."""
+    x, r = jnp.float32(1.5), jnp.float32(1.5) - jnp.array([0, 1e-6, 1e-4, 1e-2, 1], jnp.float32)
+    m = jax.vmap(lambda r: multiplier(f, x, r, "rescale"))(r)
+    with jax.enable_x64(True):
+        d = np.asarray(x, np.float64) - np.asarray(r, np.float64)
+        exact = [(f(np.float64(x)) - f(np.float64(x) - each)) / each for each in d[1:]]
+    np.testing.assert_allclose(m[0], jax.grad(f)(x), rtol=1e-6)
+    np.testing.assert_allclose(m[1:], exact, rtol=1e-4)
 
 
 @jax.custom_jvp
