@@ -36,6 +36,10 @@ TOTAL = PIECEWISE_OR_SATURATING - {"rem"} | {
     "add", "sub", "mul", "neg", "square", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "xor", "not", "is_finite",
     "convert_element_type", "copy", "reduce_precision", "jit", "custom_jvp_call", "custom_vjp_call", "broadcast_in_dim",
 }
+CONTINUOUS = frozenset((
+    "max", "min", "abs", "clamp", "tanh", "logistic", "erf", "erfc", "atan", "sin", "cos", "exp", "expm1",
+    "add", "sub", "mul", "neg", "square", "copy", "broadcast_in_dim", "jit", "custom_jvp_call",
+))
 # fmt: on
 
 
@@ -50,11 +54,13 @@ class PointwiseFunction:
             the constants and the results of the steps follow.
         literals: the scalars that stand in the program.
         constants: the arrays that don't depend on the explained input, such as biases and learned slopes.
+        known: arguments and what the function is there, which needs no computing.
     """
 
     steps: tuple[tuple[JaxprEqn, tuple[int, ...]], ...]
     literals: tuple[Any, ...]
     constants: tuple[Array, ...]
+    known: tuple[tuple[Array, Array], ...] = ()
 
     @classmethod
     def of(cls, node: Node, argument: Node | None = None) -> PointwiseFunction:
@@ -72,11 +78,16 @@ class PointwiseFunction:
         """The function without its constants."""
         return Form(self.with_constants(()))
 
-    def with_constants(self, constants: Sequence[Array]) -> PointwiseFunction:
+    def with_constants(
+        self, constants: Sequence[Array], known: Iterable[tuple[Array, Array]] = ()
+    ) -> PointwiseFunction:
         """The same function with other constants."""
-        return replace(self, constants=tuple(constants))
+        return replace(self, constants=tuple(constants), known=tuple(known))
 
     def __call__(self, x: Array) -> Array:
+        for argument, value in self.known:
+            if x is argument:
+                return value
         registers = [x, *self.literals, *self.constants]
         for eqn, operands in self.steps:
             registers += _compat.bind(eqn, [registers[i] for i in operands])
@@ -89,7 +100,7 @@ class PointwiseFunction:
     def sample(self, x: Array) -> Sample:
         """What a secant needs to know at `x`, in float32 at least: half precision has no room for differences."""
         if self.theorem:
-            known, x = (self(x),), _finite(x.astype(_wide(x)))
+            known = (self(x),)
         elif self.is_two_rays:
             known = self(x), self.derivative(x)
         else:
@@ -189,6 +200,11 @@ class PointwiseFunction:
         return not jnp.issubdtype(self.dtype, jnp.complexfloating)
 
     @property
+    def is_continuous(self) -> bool:
+        """Whether the function is known to have no steps."""
+        return self.is_two_rays or self.primitives <= CONTINUOUS
+
+    @property
     def is_total(self) -> bool:
         """Whether `f` and `f'` are finite wherever the argument is, as without `exp`, `log`, division and such they
         are.
@@ -216,8 +232,10 @@ class Form:
 
     of_no_constants: PointwiseFunction
 
-    def with_constants(self, constants: Sequence[Array]) -> PointwiseFunction:
-        return self.of_no_constants.with_constants(constants)
+    def with_constants(
+        self, constants: Sequence[Array], known: Iterable[tuple[Array, Array]] = ()
+    ) -> PointwiseFunction:
+        return self.of_no_constants.with_constants(constants, known)
 
     @property
     def may_recur(self) -> bool:
@@ -242,12 +260,6 @@ class Form:
 def _wide(x: Array) -> Any:
     """The dtype in which slopes and rounding errors at `x` are worked out."""
     return jnp.promote_types(x.dtype, jnp.float32)
-
-
-def _finite(x: Array) -> Array:
-    """The largest numbers for infinities, so that equal ones differ by 0."""
-    most = float(jnp.finfo(x.dtype).max)
-    return jnp.maximum(jnp.minimum(x, most), -most)
 
 
 def _with_nested(eqns: Iterable[JaxprEqn]) -> tuple[JaxprEqn, ...]:

@@ -23,7 +23,9 @@ def with_multipliers(
 
 
 def operation(
-    forward: Callable[[Arrays, Arrays], Any], pull: Callable[[Any, Arrays, Arrays], Arrays]
+    forward: Callable[[Arrays, Arrays], Any],
+    pull: Callable[[Any, Arrays, Arrays], Arrays],
+    keep: Callable[[Any], Arrays] = lambda value: (),
 ) -> Callable[[Arrays, Arrays], Any]:
     """A function of `(explained, held)` that has multipliers for its derivative.
 
@@ -31,11 +33,12 @@ def operation(
         forward: computes the value, an array or a tuple of arrays, from `explained`, a tuple of the arrays to which
             multipliers lead, and `held`, a tuple of pytrees to which they don't: references, midpoints, parameters.
         pull: called with a cotangent, `explained` and `held`; returns the cotangents of `explained`.
+        keep: what of the value is kept for `pull`, as the last of `held`, because it costs much to compute again.
 
     Derivatives of the cotangents themselves are plain in everything, so scores can be differentiated.
 
-    What is saved for the backward pass is the arguments and nothing else: N + R examples of them where multipliers are
-    wanted for N * R pairs. The barrier makes the multipliers wait for the cotangent; without it XLA computes those of
+    What is saved for the backward pass is these and nothing else: N + R examples of them where multipliers are wanted
+    for N * R pairs. The barrier makes the multipliers wait for the cotangent; without it XLA computes those of
     all layers as soon as it can and keeps them, N * R of each.
     """
 
@@ -44,7 +47,8 @@ def operation(
         return forward(explained, held)
 
     def save(explained: Arrays, held: Arrays) -> tuple[Any, tuple[Arrays, Arrays]]:
-        return forward(explained, held), (explained, held)
+        value = forward(explained, held)
+        return value, (explained, (*held, *keep(value)))
 
     def restore(saved: tuple[Arrays, Arrays], cotangent: Any) -> tuple[Arrays, None]:
         cotangent, (explained, held) = lax.optimization_barrier((cotangent, saved))

@@ -58,7 +58,7 @@ def by_theorem(theorem: Theorem, ends: Ends, times: Factor) -> Array:
     pairs' differences differ is of no matter here: the first stands for all.)
     """
     x, r = ends[0]
-    d = theorem.c * (x.at - r.at)  # equal infinities were made equal numbers
+    d = theorem.c * difference(x.at, r.at)
     square, bound = d * d, (18 * float(jnp.finfo(d.dtype).eps)) ** (1 / 3)
     near, small = square < bound, jnp.minimum(square, bound)
     series_or_tanh = where(near, 1 - small * (1 / 3 - 2 / 15 * small), jnp.tanh(d))

@@ -164,13 +164,15 @@ class RevealCancel(Rule):
     def _ends(f: PointwiseFunction, x: Array, r: Array, a: Array) -> tuple[Array, Array, Array | bool]:
         """The reference moved by one part, by the other, and whether `f` is defined at both.
 
-        Moved by all of the difference but for rounding it is the input, to the last bit: `f` may have a step there.
+        Moved by all of the difference but for rounding it is the input, to the last bit, if `f` may have a step there.
         """
         d = difference(x, r)
         plus, minus = (d + a) / 2, (d - a) / 2
-        rounding = 8 * float(jnp.finfo(d.dtype).eps) * jnp.abs(d)
-        up = where(jnp.abs(minus) <= rounding, x, r + plus)
-        down = where(jnp.abs(plus) <= rounding, x, r + minus)
+        up, down = r + plus, r + minus
+        if not f.is_continuous:
+            rounding = 8 * float(jnp.finfo(d.dtype).eps) * jnp.abs(d)
+            up = where(jnp.abs(minus) <= rounding, x, up)
+            down = where(jnp.abs(plus) <= rounding, x, down)
         return up, down, True if f.is_total else jnp.isfinite(f(up)) & jnp.isfinite(f(down))
 
 

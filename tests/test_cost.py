@@ -4,6 +4,8 @@ The floor, in forward passes of the model on one example: `N + R + N R` for Resc
 """
 
 import functools
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -111,6 +113,24 @@ def test_revealcancel_keeps_a_variation_for_each_layer(activation):
 
     of_pairs = N * R * 64 * 4
     assert memory(12) - memory(6) <= 6 * 1.5 * of_pairs
+
+
+@pytest.mark.usefixtures("optimized")
+@pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
+def test_values_that_multipliers_are_made_of_are_computed_once(rule):
+    """On pairs a secant of tanh takes one more, of the difference; under RevealCancel two, and one at each point."""
+
+    def model(x):
+        for _ in range(3):
+            x = jnp.tanh(x @ jnp.ones((16, 16)))
+        return x.sum(1)
+
+    attr = jaxlift.attribute(model, rule=rule)
+    program = compiled(lambda x, r: attr(x, reference=r), jnp.ones((N, 16)), jnp.zeros((R, 16)))
+    shapes = re.findall(r"= f32\[([\d,]+)\]\S* tanh\(", program.as_text())
+    sizes = [math.prod(map(int, shape.split(","))) // 16 for shape in shapes]
+    assert (sizes.count(N), sizes.count(R)) == (3, 3)
+    assert sizes.count(N * R) == len(sizes) - 6 == (3 if rule == "rescale" else 3 * 4)
 
 
 @pytest.mark.parametrize("rule", ["rescale", "revealcancel"])

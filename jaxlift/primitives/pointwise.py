@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -124,20 +124,27 @@ def _nonlinearity(interpreter: Interpreter, f: PointwiseFunction, of: Varying, s
     is_real = not jnp.iscomplexobj(of.value)  # complex differences have no positive and negative parts
     if rule.needs_variation and (f.is_rounding or not is_real):
         rule = Rescale()
-    value, variation = (_by_parts if rule.needs_variation else _whole)(rule, f, of)
-    return Varying(value, f(of.reference), variation if is_real else None, of.fed_by)
+    reference = f(of.reference)
+    value, variation = (_by_parts if rule.needs_variation else _whole)(rule, f, of, reference)
+    return Varying(value, reference, variation if is_real else None, of.fed_by)
 
 
-def _whole(rule: Rule, f: PointwiseFunction, of: Varying) -> tuple[Array, Callable[[], Array]]:
+def _kept(f: PointwiseFunction, y: Array) -> tuple[Array, ...]:
+    """A value of `f`, if multipliers are made of it: by an addition theorem they are."""
+    return (y,) if f.theorem else ()
+
+
+def _whole(rule: Rule, f: PointwiseFunction, of: Varying, reference: Array) -> tuple[Array, Callable[[], Array]]:
     """A value under a rule with one multiplier `m` for both parts, and its variation `a_y = m a`."""
     of_value, of_variation = _operations_whole(rule, f.form)
-    value = of_value((of.value,), (of.reference, f.constants))
+    value = of_value((of.value,), (of.reference, f.constants, *_kept(f, reference)))
     return value, lambda: of_variation((of.variation,), (of.value, of.reference, f.constants))
 
 
-def _by_parts(rule: Rule, f: PointwiseFunction, of: Varying) -> tuple[Array, Callable[[], Array]]:
+def _by_parts(rule: Rule, f: PointwiseFunction, of: Varying, reference: Array) -> tuple[Array, Callable[[], Array]]:
     """A value under a rule that tells positive from negative parts, and its variation."""
-    value, variation = _operation_by_parts(rule, f.form)((of.value, of.variation), (of.reference, f.constants))
+    operation = _operation_by_parts(rule, f.form)
+    value, variation = operation((of.value, of.variation), (of.reference, f.constants, *_kept(f, reference)))
     return value, lambda: variation
 
 
@@ -168,13 +175,14 @@ def traced_once(make: Callable[[Rule, Form], Any]) -> Callable[[Rule, Form], Any
 @traced_once
 def _operations_whole(rule: Rule, form: Form) -> tuple[Operation, Operation]:
     def forward(explained: Any, held: Any) -> Array:
-        return form.with_constants(held[-1])(*explained)
+        return form.with_constants(held[1])(*explained)
 
     def pull(cotangent: Array, explained: Any, held: Any) -> tuple[Array]:
-        (x,), (r, constants) = explained, held
+        (x,), (r, constants, *values) = explained, held
+        f = form.with_constants(constants, zip((r, x), values, strict=False))
         if form.of_no_constants.is_rounding:
             cotangent = cotangent.astype(x.dtype)  # numbers of 8 bits mix with no others
-        return (rule.pull(form.with_constants(constants), x, r, cotangent),)
+        return (rule.pull(f, x, r, cotangent),)
 
     def multiplier(held: Any) -> Array:
         x, r, constants = held
@@ -187,7 +195,8 @@ def _operations_whole(rule: Rule, form: Form) -> tuple[Operation, Operation]:
         del explained
         return (multiplier(held) * cotangent,)
 
-    return operation(forward, pull), operation(scale, pull_scale)
+    keep = partial(_kept, form.of_no_constants)
+    return operation(forward, pull, keep), operation(scale, pull_scale)
 
 
 @traced_once
@@ -201,19 +210,19 @@ def _operation_by_parts(rule: Rule, form: Form) -> Callable[[Any, Any], tuple[Ar
     """
 
     def forward(explained: Any, held: Any) -> tuple[Array, Array]:
-        (x, a), (r, constants) = explained, held
+        (x, a), (r, constants, *_) = explained, held
         f = form.with_constants(constants)
         y = f(x)
         return y, rule.variation(f, x, r, a).astype(y.dtype)
 
     def pull(cotangents: tuple[Array, Array], explained: Any, held: Any) -> tuple[Array, Array]:
-        (x, a), (r, constants), (of_value, of_variation) = explained, held, cotangents
-        f = form.with_constants(constants)
+        (x, a), (r, constants, *values), (of_value, of_variation) = explained, held, cotangents
+        f = form.with_constants(constants, zip((r, x), values, strict=False))
         a = after(of_value, a)
         plus, minus = rule.parts(f, x, r, a, (of_value + of_variation) / 2, (of_value - of_variation) / 2)
         return plus + minus, plus - minus
 
-    return operation(forward, pull)
+    return operation(forward, pull, lambda values: _kept(form.of_no_constants, values[0]))
 
 
 # fmt: off
