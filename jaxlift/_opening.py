@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -12,21 +13,37 @@ import jax.core
 from jaxlift import _compat
 from jaxlift._compat import Jaxpr, JaxprEqn, Var
 
+Instead = Mapping[_compat.Primitive, Callable[[JaxprEqn, Sequence[Any]], Sequence[Any]]]
+
+
+def is_layer(eqn: JaxprEqn) -> bool:
+    """Whether an equation is a call of something that multiplies matrices or convolves."""
+    return eqn.primitive in _compat.JIT and _compat.has_product(eqn.params["jaxpr"])
+
 
 def evaluate_opened(
-    jaxpr: Jaxpr, consts: Sequence[Any], inputs: Sequence[Any], is_opened: Callable[[JaxprEqn], bool]
+    jaxpr: Jaxpr,
+    consts: Sequence[Any],
+    inputs: Sequence[Any],
+    is_opened: Callable[[JaxprEqn], bool],
+    instead: Instead = MappingProxyType({}),
 ) -> list[Any]:
-    """The outputs of a jaxpr. Traced, it gives one where calls are replaced by the equations of what they call."""
+    """The outputs of a jaxpr. Traced, it gives one where calls are replaced by the equations of what they call; and
+    some primitives by something else.
+    """
     values: dict[Var, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *inputs], strict=True))
 
     def read(atom: Any) -> Any:
         return atom.val if isinstance(atom, _compat.Literal) else values[atom]
 
     for eqn in jaxpr.eqns:
-        if is_opened(eqn):
-            scope = str(eqn.source_info.name_stack)
+        if is_opened(eqn) or eqn.primitive in instead:
+            scope, operands = str(eqn.source_info.name_stack), [read(atom) for atom in eqn.invars]
             with jax.named_scope(scope) if scope else nullcontext():
-                outputs = evaluate_opened(*_compat.inner_jaxpr(eqn), [read(atom) for atom in eqn.invars], is_opened)
+                if eqn.primitive in instead:
+                    outputs = instead[eqn.primitive](eqn, operands)
+                else:
+                    outputs = evaluate_opened(*_compat.inner_jaxpr(eqn), operands, is_opened, instead)
         else:
             # JAX's own evaluation keeps the lines of the user's code and the name scopes.
             operands = _compat.variables(eqn.invars)

@@ -16,7 +16,7 @@ from jax import Array
 from jax.core import Tracer
 
 from jaxlift._lift import checked_input
-from jaxlift._stages import divided, shape_of_one, sum_in_turn
+from jaxlift._loops import divided, shape_of_one, sum_in_turn
 
 Attribution = Callable[..., Any]
 

@@ -210,6 +210,18 @@ def test_batches_bound_memory(rule):
     assert memory(100, reference_batch_size=10) <= 1.2 * memory(10)
 
 
+def test_references_are_not_copied_before_their_batch():
+    """A hundred of 64 kB each: what they add to ten's need is less than half of them."""
+    width = 16384
+    attr = jaxlift.attribute(lambda x: jnp.tanh(x).sum(1), reference_batch_size=10)
+
+    def memory(r):
+        program = compiled(lambda x, r: attr(x, reference=r), jnp.ones((1, width)), jnp.ones((r, width)))
+        return program.memory_analysis().temp_size_in_bytes
+
+    assert memory(100) - memory(10) < 50 * width * 4
+
+
 @pytest.mark.slow
 def test_within_memory():
     model, params = dilated_network()

@@ -7,10 +7,11 @@ from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from jaxlift._explainer import Explainer, Method, Options, check_count
 from jaxlift._lift import vjp
+from jaxlift._loops import divided, sum_in_turn
 from jaxlift.rules import Gradient
 
 
@@ -45,13 +46,11 @@ def integrated_gradients(fun: Callable[..., Any], *, steps: int = 50, **options:
 
     def explain(fun: Callable[[Any], Array], x: Any, reference: Any) -> Any:
         def pull(weights: Array) -> Any:
-            def step(total: Any, fraction: Array) -> tuple[Any, None]:
+            def gradient(fraction: Array) -> Any:
                 point = jax.tree.map(lambda x, r: r + fraction.astype(x.dtype) * (x - r), x, reference)
-                _, pullback = vjp(fun, point, point, rule=Gradient())
-                return jax.tree.map(jnp.add, total, pullback(weights)), None
+                return vjp(fun, point, point, rule=Gradient())[1](weights)
 
-            total, _ = lax.scan(step, jax.tree.map(jnp.zeros_like, x), (jnp.arange(steps) + 0.5) / steps)
-            return jax.tree.map(lambda leaf: leaf / steps, total)
+            return divided(sum_in_turn(gradient, (jnp.arange(steps) + 0.5) / steps, x), steps, x)
 
         return (fun(x), fun(reference)), pull
 

@@ -1,0 +1,124 @@
+"""Functions over many rows: all at once, or some at a time in a loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial, reduce
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxlift import _compat
+from jaxlift._compat import JaxprEqn, primitives
+from jaxlift._opening import evaluate_opened, is_layer
+
+
+def map_over(fun: Callable[[Any], Any], xs: Any, size: int | None) -> Any:
+    """`fun` over the leading axis of `xs`, of which so many are taken at once; all, if None."""
+    if size is None:
+        return jax.vmap(fun)(xs)
+    count, chunk, rest = _chunks(xs, size)
+    parts = []
+    if count:
+        outputs = lax.map(for_loops(lambda i: jax.vmap(fun)(chunk(i))), jnp.arange(count))
+        parts.append(jax.tree.map(lambda leaf: leaf.swapaxes(0, 1).reshape(-1, *leaf.shape[2:]), outputs))
+    if rest is not None:
+        parts.append(jax.vmap(fun)(rest))
+    return parts[0] if len(parts) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+
+
+def mean_over(fun: Callable[[Any], Any], xs: Any, size: int | None) -> Any:
+    """The mean of `map_over`, without the results that it is the mean of if they are taken in turn."""
+    if size is None:
+        return jax.tree.map(lambda leaf: leaf.mean(0), jax.vmap(fun)(xs))
+
+    def summed(chunk: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf.sum(0, dtype=_wide(leaf.dtype)), jax.vmap(fun)(chunk))
+
+    one = jax.eval_shape(fun, shape_of_one(xs))
+    count, chunk, rest = _chunks(xs, size)
+    totals = [sum_in_turn(lambda i: summed(chunk(i)), jnp.arange(count), one)] if count else []
+    totals += [] if rest is None else [summed(rest)]
+    return divided(reduce(partial(jax.tree.map, jnp.add), totals), len(jax.tree.leaves(xs)[0]), one)
+
+
+def sum_in_turn(fun: Callable[[Any], Any], xs: Any, like: Any) -> Any:
+    """The sum of `fun` over the leading axis of `xs`. One result is held at a time, and low precision summed in more.
+
+    Args:
+        like: the shapes of the result, and the dtypes of what is summed.
+    """
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, _wide(leaf.dtype)), like)
+    fun = for_loops(fun)
+    total, _ = lax.scan(lambda total, x: (jax.tree.map(jnp.add, total, fun(x)), None), zeros, xs)
+    return total
+
+
+def divided(total: Any, count: int, like: Any) -> Any:
+    """The mean that belongs to a sum, in the dtypes of what was summed."""
+    return jax.tree.map(lambda leaf, one: (leaf / count).astype(one.dtype), total, like)
+
+
+def _wide(dtype: Any) -> Any:
+    """What numbers of this dtype are summed in."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def _chunks(xs: Any, size: int) -> tuple[int, Callable[[Array], Any], Any]:
+    """How many chunks of so many rows there are, what takes one of them, and the rows that are left; None for none.
+
+    Rows of a chunk are not neighbours: where the rows are spread over devices, so is each chunk. No chunk is copied
+    before it is needed.
+    """
+    rows = len(jax.tree.leaves(xs)[0])
+    count, left = divmod(rows, size)
+    apart = jax.tree.map(lambda leaf: leaf[: count * size].reshape(size, count, *leaf.shape[1:]), xs)
+
+    def chunk(i: Array) -> Any:
+        return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, i, 1, keepdims=False), apart)
+
+    return count, chunk, jax.tree.map(lambda leaf: leaf[rows - left :], xs) if left else None
+
+
+def shape_of_one(xs: Any) -> Any:
+    """The shapes and dtypes of one row."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), xs)
+
+
+def for_loops(fun: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A function as the body of a loop should have it: with convolutions whose channels come last.
+
+    XLA's CPU compiler arranges convolutions for its fast kernels only outside of loops. Inside, those of backward
+    passes, with their kernels' channels the other way round, take three times as long.
+    """
+    if jax.config.jax_disable_jit:  # what is to be seen step by step stays as it is
+        return fun
+
+    def arranged(x: Any) -> Any:
+        closed, shape = jax.make_jaxpr(fun, return_shape=True)(x)
+        leaves = evaluate_opened(
+            closed.jaxpr, closed.consts, jax.tree.leaves(x), is_layer, dict.fromkeys(CONVOLUTIONS, channels_last)
+        )
+        return jax.tree.unflatten(jax.tree.structure(shape), leaves)
+
+    return arranged
+
+
+CONVOLUTIONS = primitives("conv_general_dilated")
+
+
+def channels_last(eqn: JaxprEqn, operands: Sequence[Array]) -> list[Array]:
+    """A convolution of other operands, by way of one with the axes batch, places, channels; of its kernel, places,
+    inputs, outputs.
+    """
+    numbers = eqn.params["dimension_numbers"]
+    places, last = tuple(range(1, operands[0].ndim - 1)), operands[0].ndim - 1
+    (lhs, rhs), out = (numbers.lhs_spec, numbers.rhs_spec), numbers.out_spec
+    x = lax.transpose(operands[0], (lhs[0], *lhs[2:], lhs[1]))
+    kernel = lax.transpose(operands[1], (*rhs[2:], rhs[1], rhs[0]))
+    axes = (0, last, *places)
+    arranged = lax.ConvDimensionNumbers(axes, (last, last - 1, *range(last - 1)), axes)
+    [y] = _compat.bind(eqn.replace(params=eqn.params | {"dimension_numbers": arranged}), [x, kernel])
+    return [lax.transpose(y, [axis for _, axis in sorted(zip(out, axes, strict=True))])]
