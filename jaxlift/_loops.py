@@ -93,7 +93,7 @@ def for_loops(fun: Callable[[Any], Any]) -> Callable[[Any], Any]:
     XLA's CPU compiler arranges convolutions for its fast kernels only outside of loops. Inside, those of backward
     passes, with their kernels' channels the other way round, take three times as long.
     """
-    if jax.config.jax_disable_jit:  # what is to be seen step by step stays as it is
+    if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue] (what is seen step by step stays)
         return fun
 
     def arranged(x: Any) -> Any:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.benchmarks.competitors import COMPETITORS, matrix_flops
+from tests.benchmarks.measure import ON_JAX
 from tests.benchmarks.networks import NETWORKS, data, weights_of
 
 ROOT = Path(__file__).parent.parent
@@ -49,7 +50,7 @@ def test_every_figure_is_there(results):
     assert [cell["network"] for cell in results["cells"]] == ["mlp", "max_pooling"]
     for cell in results["cells"]:
         by = cell["competitors"]
-        for name in ("rescale", "revealcancel", "gradient", "bare", "floor"):
+        for name in ON_JAX:
             assert by[name].keys() >= EVERY | JUDGED | COMPILED, name
             assert len(by[name]["seconds"]) >= 1
         assert by["bare"].keys() >= {"revealcancel_flops", "revealcancel_matrix_flops"}
@@ -64,6 +65,7 @@ def test_every_figure_is_there(results):
         "matrix FLOPs, of the floor's",
         "RevealCancel's time, of Rescale's",
         "temporary memory, of the leanest right peer's",
+        "times faster than the fastest right peer, in batches",
     }
 
 
@@ -71,12 +73,14 @@ def test_every_figure_is_there(results):
 def test_the_floor_computes_what_jaxlift_computes(results):
     for cell in results["cells"]:
         by = cell["competitors"]
-        for name in ("rescale", "revealcancel", "floor"):
+        for name in set(ON_JAX) - {"gradient", "bare"}:
             assert by[name]["state"] == "right"
             assert by[name]["outputs_differ"] == 0
             assert by[name]["incompleteness"] < 1e-5
         assert by["floor"]["difference"] < 1e-5
+        assert by["rescale_batches"]["difference"] < 1e-5
         assert by["revealcancel"]["difference"] > 1e-2
+        assert by["revealcancel_batches"]["difference"] == pytest.approx(by["revealcancel"]["difference"], rel=1e-3)
         assert by["gradient"]["state"] == "no DeepLIFT"
 
 
@@ -88,6 +92,7 @@ def test_products_are_the_floors(results):
         for flops, floor in (
             (by["rescale"]["matrix_flops"], by["floor"]["matrix_flops"]),
             (by["rescale"]["matrix_flops"], by["bare"]["matrix_flops"]),
+            (by["rescale_batches"]["matrix_flops"], by["bare"]["matrix_flops"]),
             (by["revealcancel"]["matrix_flops"], by["bare"]["revealcancel_matrix_flops"]),
         ):
             assert 0.99 * floor <= flops <= floor

@@ -23,11 +23,27 @@ from .networks import Weights, data, weights_of
 from .protocol import serve
 
 Attribution = Callable[[Weights, Array, Array], Array]
+PAIRS = 80  # at once, in batches
 
 
 def attribution(rule: str, name: str, **options: Any) -> Attribution:
     attr = jaxlift.attribute(in_jax.MODELS[name], argnums=1, rule=rule, references="shared", **options)
     return lambda w, x, r: attr(w, x, reference=r)
+
+
+def in_batches(rule: str, name: str) -> Attribution:
+    """The same, some pairs of an input and a reference at a time."""
+
+    def largest(count: int, pairs: int) -> int:
+        """How many of so many are taken at once, if each brings so many pairs: a divisor, 1 at least."""
+        return max((k for k in range(2, count + 1) if count % k == 0 and k * pairs <= PAIRS), default=1)
+
+    def of_all(w: Weights, x: Array, r: Array) -> Array:
+        n, count = len(x), len(r)
+        size = {"batch_size": largest(n, count)} if count <= PAIRS else {"reference_batch_size": largest(count, n)}
+        return attribution(rule, name, **size)(w, x, r)
+
+    return of_all
 
 
 def gradient(name: str) -> Attribution:
@@ -44,6 +60,8 @@ def gradient(name: str) -> Attribution:
 COMPETITORS: dict[str, Callable[[str], Attribution]] = {
     "rescale": functools.partial(attribution, "rescale"),
     "revealcancel": functools.partial(attribution, "revealcancel"),
+    "rescale_batches": functools.partial(in_batches, "rescale"),
+    "revealcancel_batches": functools.partial(in_batches, "revealcancel"),
     "gradient": gradient,
     "bare": lambda name: functools.partial(floors.bare, name),
     "floor": lambda name: functools.partial(floors.rescale, name),

@@ -20,7 +20,7 @@ from jax import Array
 
 import jaxlift
 
-from . import in_jax
+from . import floors, in_jax
 from .competitors import COMPETITORS, Attribution, attribution, stages
 from .networks import NETWORKS, data, weights_of
 
@@ -57,9 +57,16 @@ def repeated(w: Any, x: Array) -> Array:
     return x.sum(1)
 
 
+def by_hand(w: Any, x: Array, r: Array) -> Array:
+    """Rescale of either. (What repeats is written out: there is nothing in it that JAX could find again.)"""
+    blocks = [floors.residual(floors.chain([floors.dense(layer), floors.activation(jnp.tanh)])) for layer in w]
+    total = floors.linear(lambda h: h.sum(1, keepdims=True))
+    return floors.contributions([*blocks, total], x, r)
+
+
 def cases(depth: int, names: list[str]) -> dict[str, tuple[dict[str, Attribution], tuple[Any, ...]]]:
     """The functions that are compared, and their arguments."""
-    kinds = ("gradient", "rescale", "revealcancel")
+    kinds = ("gradient", "rescale", "revealcancel", "floor")
     found = {
         name: ({kind: COMPETITORS[kind](name) for kind in kinds}, (weights_of(name), *data(name, N, R)))
         for name in names
@@ -76,6 +83,8 @@ def cases(depth: int, names: list[str]) -> dict[str, tuple[dict[str, Attribution
 def made(kind: str, fun: Callable[[Any, Array], Array]) -> Attribution:
     if kind == "gradient":
         return lambda w, x, r: jax.grad(lambda rows: fun(w, rows).sum())(jnp.repeat(x, len(r), 0))
+    if kind == "floor":
+        return by_hand
     attr = jaxlift.attribute(fun, argnums=1, rule=kind, references="shared")
     return lambda w, x, r: attr(w, x, reference=r)
 

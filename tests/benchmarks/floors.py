@@ -287,8 +287,12 @@ LAYERS: dict[str, Callable[[Weights], list[Layer]]] = {
 
 
 def rescale(name: str, w: Weights, x: Array, r: Array) -> Array:
-    """The contributions, averaged over references."""
-    y, y_ref, pull = chain(LAYERS[name](w))(x, r)
+    """The contributions to a network's output, averaged over references."""
+    return contributions(LAYERS[name](w), x, r)
+
+
+def contributions(layers: Sequence[Layer], x: Array, r: Array) -> Array:
+    y, y_ref, pull = chain(layers)(x, r)
     multipliers = pull(jnp.ones((len(y) * len(y_ref), 1), x.dtype)).reshape(len(x), len(r), *x.shape[1:])
     return (multipliers * (x[:, None] - r)).mean(1)
 
