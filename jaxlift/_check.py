@@ -275,6 +275,7 @@ class _Probes:
         original = self.observer.originals.get(id(value), (value, value))[0]
         if id(original) not in self.copies:
             copy = self.probed(original, is_output=False)
+            copy.origin = None
             if isinstance(origin := original.origin, Total):
                 exponential = replace(origin.exponential, of=self.copy(origin.exponential.of))
                 copy.origin = replace(origin, exponential=exponential)

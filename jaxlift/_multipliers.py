@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.custom_derivatives import SymbolicZero, custom_vjp_primal_tree_values
 
 Arrays = tuple[Any, ...]
 
@@ -47,16 +48,25 @@ def operation(
         return forward(explained, held)
 
     def save(explained: Arrays, held: Arrays) -> tuple[Any, tuple[Arrays, Arrays]]:
+        explained, held = custom_vjp_primal_tree_values((explained, held))
         value = forward(explained, held)
         return value, (explained, (*held, *keep(value)))
 
     def restore(saved: tuple[Arrays, Arrays], cotangent: Any) -> tuple[Arrays, None]:
+        if all(isinstance(leaf, SymbolicZero) for leaf in jax.tree.leaves(cotangent)):
+            return jax.tree.map(lambda _: None, saved[0]), None
+        cotangent = jax.tree.map(_as_array, cotangent)
         cotangent, (explained, held) = lax.optimization_barrier((cotangent, saved))
         cotangents = pull(cotangent, explained, held)
         return jax.tree.map(_as_cotangent_of, explained, cotangents), None
 
-    apply.defvjp(save, restore)
+    apply.defvjp(save, restore, symbolic_zeros=True)
     return apply
+
+
+def _as_array(cotangent: Any) -> Array:
+    """A cotangent, which may be known to be 0."""
+    return jnp.zeros(cotangent.shape, cotangent.dtype) if isinstance(cotangent, SymbolicZero) else cotangent
 
 
 def _as_cotangent_of(x: Array, cotangent: Array) -> Array:

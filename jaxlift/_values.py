@@ -34,7 +34,7 @@ class Varying:
         fed_by: the kinds of linear map (``"dense"``, ``"conv"``) that feed this value, the nearest on each path.
         make_carrier: for integers and truth values, which have no derivative, computes the number that carries the
             multipliers in their place, when a rule first asks for it.
-        origin: what softmax is recognised by: whether this is a sum of exponentials.
+        origin: what softmax is recognised by: whether this is a sum of exponentials, or a shifted value.
     """
 
     value: Array

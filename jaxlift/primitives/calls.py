@@ -18,6 +18,7 @@ from jaxlift._function import CUSTOM
 from jaxlift._registry import family, family_by_name, rule_of_function, rule_or_none
 from jaxlift._values import Packing, Value, Varying, is_hashable, is_varying, pack
 from jaxlift.primitives.pointwise import ELEMENTWISE, pointwise
+from jaxlift.primitives.softmax import Total
 
 if TYPE_CHECKING:
     from jaxlift._lift import Interpreter
@@ -74,7 +75,7 @@ def _lifted(inside: Interpreter, eqn: JaxprEqn, made: Any, chosen: Any) -> tuple
 
 
 def _is_total(item: Any) -> bool:
-    return isinstance(item, Varying) and item.origin is not None
+    return isinstance(item, Varying) and isinstance(item.origin, Total)
 
 
 def custom_derivative(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:

@@ -17,7 +17,8 @@ and exactly
     \Delta (e_i / s) = M_i \Delta u_i - (M_i + N_i) \Delta l
 
 It is the derivative of softmax with the logarithmic mean in the place of `p`. A shift of all `u_i`, by a maximum as JAX
-subtracts it or by anything else, takes nothing: what is added to `l` for it is taken off through `u`.
+subtracts it or by anything else, takes nothing: what is added to `l` for it is taken off through `u`. In a softmax of
+nothing but exponentials it is not even asked.
 """
 
 from __future__ import annotations
@@ -79,6 +80,14 @@ class Total:
     along: tuple[int | None, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class Shifted:
+    """A value less another that is the same along some axes, as its maximum over them is."""
+
+    of: Varying
+    along: frozenset[int]
+
+
 def _operand(step: Node) -> Node | None:
     """What `exp` is taken of."""
     [inner] = step.operands
@@ -117,17 +126,20 @@ def _is_multiple(f: PointwiseFunction) -> bool:
 
 
 def log_mean(p: Array, q: Array, log_ratio: Array) -> Array:
-    """`(p - q) / (log p - log q)` for `p` and `q` of one sign: never more than the larger, at any distance.
+    """`(p - q) / (log p - log q)` for `p` and `q` of one sign, which is never more than the larger.
 
-    Near 0, where XLA may work out the distance twice with different results, by the series, the next term of which is
-    `-distance^3 / 24`.
+    Where their logarithms are `d` apart and that is little, it is `sqrt(p q) sinh(d / 2) / (d / 2)`, by the series of
+    which the next term is `d^6 / 322560`. The roots belong to one side each, so that nothing of a pair costs much.
     """
-    distance = jnp.abs(log_ratio)
-    larger = where(jnp.abs(p) >= jnp.abs(q), p, q)
-    near = distance < (24 * float(jnp.finfo(distance.dtype).eps)) ** (1 / 3)
-    small = where(near, distance, 0)
-    series = 1 - small * (1 / 2 - small / 6)
-    return larger * where(near, series, -jnp.expm1(-distance) / where(near, 1, distance))
+    near = jnp.abs(log_ratio) < (322560 * float(jnp.finfo(log_ratio.dtype).eps)) ** (1 / 6)
+    square = where(near, log_ratio, 0) ** 2
+    mean = jnp.sign(p) * _root(p) * _root(q)
+    return where(near, mean * (1 + square * (1 / 24 + square / 1920)), (p - q) / where(near, 1, log_ratio))
+
+
+def _root(p: Array) -> Array:
+    """The root of `|p|`, whose derivative at 0 is 0: what is masked stays so."""
+    return where(p == 0, 0, jnp.sqrt(where(p == 0, 1, jnp.abs(p))))
 
 
 def _parts(f: PointwiseFunction, u: Array, is_bare: bool) -> tuple[Array, Array | None]:
@@ -147,7 +159,7 @@ def _shares(parts: Any, parts_ref: Any, sums: Any, log_ratio: Array) -> tuple[Ar
     varying = log_mean(t / s, t_ref / s_ref, log_ratio - fall)
     if b is None:
         return varying, varying
-    return varying, varying + log_mean(b / s, b_ref / s_ref, fall)
+    return varying, varying + log_mean(b / s, b_ref / s_ref, -fall)
 
 
 def _exact(
@@ -163,14 +175,21 @@ def _exact(
         outputs: the value and its reference.
         cotangents: for a cotangent and the shares of the numerator, what it gives for `u_i` and for the sum's `l`.
     """
+    exponentials = [of.exponential]
+    if numerator is not None and not (numerator.is_bare and numerator.outer.form == of.exponential.outer.form):
+        exponentials.append(numerator)
     u = of.exponential.exponent(interpreter)
-    functions = [of.exponential.outer, *([numerator.outer] if numerator else [])]
-    bare = [of.exponential.is_bare, *([numerator.is_bare] if numerator else [])]
+    functions = [exponential.outer for exponential in exponentials]
+    bare = [exponential.is_bare for exponential in exponentials]
+    explained = u
+    if numerator is not None and all(bare) and isinstance(u.origin, Shifted) and u.origin.along.issuperset(of.axes):
+        explained = u.origin.of  # what the shift would be given is 0
     constants = tuple(f.constants for f in functions)
     functions = [f.with_constants(()) for f in functions]
 
     def pull(cotangent: Array, explained: Any, held: Any) -> tuple[Array]:
-        (x,), (r, _, constants) = explained, held
+        del explained
+        (x, r), _, constants = held
         own = [f.with_constants(c) for f, c in zip(functions, constants, strict=True)]
 
         def side(u: Array) -> Any:
@@ -185,7 +204,8 @@ def _exact(
         varying, every = each[0]
         return (of_u + of_l.sum(of.axes, keepdims=True) * varying / every.sum(of.axes, keepdims=True),)
 
-    value = with_multipliers(lambda explained, held: held[1], pull, (u.value,), (u.reference, outputs[0], constants))
+    held = ((u.value, u.reference), outputs[0], constants)
+    value = with_multipliers(lambda explained, held: held[1], pull, (explained.value,), held)
     return Varying(value, outputs[1], None, u.fed_by)
 
 
@@ -232,6 +252,17 @@ def _is_aligned(value: Value, of: Total) -> bool:
     return len(along) == len(of.exponential.of.shape) and all(
         k in of.axes if own is None else own == k for k, own in enumerate(along)
     )
+
+
+def subtraction(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
+    """The rule of `sub`, which remembers what it was that was shifted."""
+    outputs = pointwise(interpreter, eqn, operands)
+    [out] = outputs
+    if isinstance(out, Varying) and not out.is_discrete:
+        of, shift = map(interpreter.settle, operands)
+        if isinstance(of, Varying) and of.shape == out.shape:
+            out.origin = Shifted(of, frozenset(axis for axis, n in enumerate(shift.shape) if n < of.shape[axis]))
+    return outputs
 
 
 def summation(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
@@ -282,6 +313,7 @@ def after_reshape(eqn: JaxprEqn, along: Sequence[int | None]) -> Sequence[int | 
 
 family(logarithm, primitives("log"))
 family(quotient, primitives("div"))
+family(subtraction, primitives("sub"))
 family(summation, primitives("reduce_sum"))
 family(moving(after_broadcast), primitives("broadcast_in_dim"))
 family(moving(after_squeeze), primitives("squeeze"))
