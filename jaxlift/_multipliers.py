@@ -53,7 +53,7 @@ def operation(
         return value, (explained, (*held, *keep(value)))
 
     def restore(saved: tuple[Arrays, Arrays], cotangent: Any) -> tuple[Arrays, None]:
-        if all(isinstance(leaf, SymbolicZero) for leaf in jax.tree.leaves(cotangent)):
+        if all(map(_is_zero, jax.tree.leaves(cotangent))):  # as of what others hold, and nothing else uses
             return jax.tree.map(lambda _: None, saved[0]), None
         cotangent = jax.tree.map(_as_array, cotangent)
         cotangent, (explained, held) = lax.optimization_barrier((cotangent, saved))
@@ -64,9 +64,13 @@ def operation(
     return apply
 
 
+def _is_zero(cotangent: Any) -> bool:
+    """Whether a cotangent is known to be 0."""
+    return isinstance(cotangent, SymbolicZero)
+
+
 def _as_array(cotangent: Any) -> Array:
-    """A cotangent, which may be known to be 0."""
-    return jnp.zeros(cotangent.shape, cotangent.dtype) if isinstance(cotangent, SymbolicZero) else cotangent
+    return jnp.zeros(cotangent.shape, cotangent.dtype) if _is_zero(cotangent) else cotangent
 
 
 def _as_cotangent_of(x: Array, cotangent: Array) -> Array:
