@@ -1,4 +1,6 @@
-"""What a step of a pointwise function does to degrees: whether the function is a line, or two lines that meet at 0."""
+"""What a step of a pointwise function does to degrees: whether the function is a line, a parabola, or two lines that
+meet at 0.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +15,21 @@ from jaxlift._compat import Jaxpr, JaxprEqn
 
 
 def degree(eqn: JaxprEqn, degrees: Sequence[int]) -> int:
-    """The degree of a step in the argument, from those of its operands: 0, 1 (affine), or 2 for anything else."""
+    """The degree of a step in the argument, from those of its operands: 0, 1 (affine), 2, or 3 for anything else."""
     match eqn.primitive.name, degrees:
         case (("add" | "sub" | "add_any" | "neg" | "copy"), _):
             return max(degrees)
         case (("convert_element_type" | "reduce_precision"), [of]) if _is_between_floats(eqn) and not rounds_away(eqn):
             return of
         case "mul", _:
-            return min(sum(degrees), 2)
+            return min(sum(degrees), 3)
         case "div", [of, 0]:
             return of
+        case ("square", [of]) | ("integer_pow", [of]) if eqn.params.get("y", 2) == 2:
+            return min(2 * of, 3)
         case "select_n", [0, *cases]:
             return max(cases)
-    return 2
+    return 3
 
 
 Homogeneity = frozenset[int]

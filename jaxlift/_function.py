@@ -15,7 +15,17 @@ from jax.extend.core import jaxprs_in_params
 from jaxlift import _compat
 from jaxlift._compat import JaxprEqn, primitives
 from jaxlift._degrees import ARGUMENT, CONSTANT, ZERO, degree, homogeneity, rounds_away
-from jaxlift._secants import THEOREMS, Ends, Sample, Theorem, by_quotient_or_derivatives, by_theorem, of_two_rays
+from jaxlift._multipliers import where
+from jaxlift._secants import (
+    THEOREMS,
+    Ends,
+    Sample,
+    Theorem,
+    by_quotient_or_derivatives,
+    by_theorem,
+    of_parabola,
+    of_two_rays,
+)
 from jaxlift._values import Node, is_hashable, key_of, postorder
 
 # By how much the last bit of a primitive's result may be off, in units of the dtype's epsilon. Elementary functions are
@@ -103,6 +113,9 @@ class PointwiseFunction:
             known = (self(x),)
         elif self.is_two_rays:
             known = self(x), self.derivative(x)
+        elif self.is_parabola:
+            slope = self.derivative(x)
+            known = self(x), where(jnp.isfinite(slope), slope, 0)  # equal infinities differ by 0
         else:
             known = *self._value_slope_and_rounding(x), self._curvature(x)
         return Sample(*(side.astype(_wide(x)) for side in (x, *known)))
@@ -149,6 +162,8 @@ class PointwiseFunction:
             return by_theorem(self.theorem, ends, times)
         if self.is_two_rays:
             return of_two_rays(ends, times)
+        if self.is_parabola:
+            return of_parabola(ends, times)
         return by_quotient_or_derivatives(self.is_total, ends, times)
 
     @cached_property
@@ -218,12 +233,21 @@ class PointwiseFunction:
         return all(eqn.primitive in CONVERSIONS for eqn in equations) and any(map(rounds_away, equations))
 
     @cached_property
-    def is_affine(self) -> bool:
-        """Whether `f` is `c x + b` whatever `x` is, so that its plain derivative is exact."""
+    def degree(self) -> int:
+        """That of the polynomial that `f` is: 0, 1 or 2, or 3 for anything else."""
         degrees = [1] + [0] * (len(self.literals) + len(self.constants))
         for eqn, operands in self.steps:
             degrees.append(degree(eqn, [degrees[i] for i in operands]))
-        return degrees[-1] <= 1
+        return degrees[-1]
+
+    @property
+    def is_affine(self) -> bool:
+        """Whether `f` is `c x + b` whatever `x` is, so that its plain derivative is exact."""
+        return self.degree <= 1
+
+    @property
+    def is_parabola(self) -> bool:
+        return self.is_real and self.degree == 2
 
 
 @dataclass(frozen=True, eq=False)

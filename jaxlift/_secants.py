@@ -86,6 +86,11 @@ def of_two_rays(ends: Ends, times: Factor) -> Array:
     return _mean(rises) * times / run
 
 
+def of_parabola(ends: Ends, times: Factor) -> Array:
+    """Secants of squares and the like: the derivative at the midpoint, which is the mean of those at the ends."""
+    return _mean((x.slope + r.slope) / 2 for x, r in ends) * times
+
+
 def by_quotient_or_derivatives(is_total: bool, ends: Ends, times: Factor) -> Array:
     """Secants of functions that nothing is known of, but for whether they are finite wherever their argument is.
 

@@ -250,6 +250,57 @@ def test_two_lines_that_meet_at_zero_are_recognised(name):
     np.testing.assert_allclose(m[d == 0], derivative[d == 0], rtol=3e-7)
 
 
+PARABOLAS = {
+    "square": jnp.square,
+    "product": lambda x: x * x,
+    "power": lambda x: x**2 / 3,
+    "three terms": lambda x: 2 * (x - 0.3) ** 2 - x,
+    "coefficients of each": lambda x: SLOPES * x * (x - 1),
+}
+HIGHER = {
+    "cube": lambda x: x**3,
+    "fourth": lambda x: jnp.square(x * x),
+    "kinked": lambda x: x * jnp.maximum(x, 0),
+    "one over": lambda x: x / (1 + x * x),
+}
+
+
+@pytest.mark.parametrize("name", [*PARABOLAS, *HIGHER])
+def test_parabolas_are_recognised(name):
+    """Their multiplier is the derivative at the midpoint, exactly, at any distance."""
+    seen = []
+
+    class Seeing(jaxlift.Rescale):
+        def pull(self, f, x, r, cotangent):
+            seen.append(f.is_parabola)
+            return super().pull(f, x, r, cotangent)
+
+    f = (PARABOLAS | HIGHER)[name]
+    rng = np.random.default_rng(2)
+    r = rng.normal(size=(40, 4)).astype(np.float32)
+    x = r + (10.0 ** rng.uniform(-9, 3, size=r.shape) * rng.choice([-1, 0, 1], size=r.shape)).astype(np.float32)
+    m = multiplier(f, x, r, Seeing())
+    assert seen == [name in PARABOLAS]
+    if name in PARABOLAS:
+        with jax.enable_x64(True):
+            middle = jnp.asarray((x.astype(np.float64) + r) / 2)
+            exact = jax.vjp(f, middle)[1](jnp.ones_like(middle))[0]
+        np.testing.assert_allclose(m, exact, rtol=1e-6, atol=1e-6)
+
+
+def test_parabolas_of_infinities_that_are_equal():
+    """As of distances to what is masked, which `exp` makes 0."""
+
+    def fun(x):
+        distance = jnp.where(jnp.array([True, False, True]), x, jnp.inf)
+        return jnp.exp(-jnp.stack([distance**2, distance**2 + 1]).sum(0)).sum()
+
+    x, r = jnp.array([0.5, 1.0, -1.0]), jnp.array([0.0, 2.0, 1.5])
+    m = multiplier(fun, x, r, "rescale")
+    assert m[1] == 0
+    np.testing.assert_allclose((m * (x - r)).sum(), fun(x) - fun(r), rtol=1e-6)
+
+
 @pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
 @pytest.mark.parametrize("name", ["tanh", "sigmoid", "relu", "exp"])
 def test_equal_infinities_do_not_differ(name, rule):
