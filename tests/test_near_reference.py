@@ -70,6 +70,18 @@ def test_multipliers_are_those_of_float64(name, rule, grid):
         assert np.abs(actual - exact)[finite & ~known].max() < 5e-6
 
 
+@pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
+@pytest.mark.parametrize("name", ["tanh", "sigmoid", "relu", "gelu erf", "elu"])
+def test_references_that_are_much_larger_than_the_input(name, rule):
+    """And inputs much larger than the reference: what is missing is no more than the rounding of their difference."""
+    f = FUNCTIONS[name]
+    small, large = (side.ravel().astype(np.float32) for side in np.meshgrid([0.5, -0.7, 2], [-1e4, -1e6, -1e9]))
+    for x, r in ((small, large), (large, small)):
+        m = multiplier(f, x, r, rule)
+        error = np.abs(np.asarray(m, np.float64) * (x - r) - (np.asarray(f(x), np.float64) - f(r)))
+        assert (error <= 1e-7 * np.abs(x - r)).all()
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_contributions_are_complete_to_rounding(name, grid):
     """What is missing is no more than the rounding of `f` itself, intermediate results included."""
