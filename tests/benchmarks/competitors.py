@@ -19,11 +19,10 @@ import jaxlift
 from jaxlift._lift import needed
 
 from . import floors, in_jax
-from .networks import Weights, data, weights_of
+from .networks import NETWORKS, Weights, data, weights_of
 from .protocol import serve
 
 Attribution = Callable[[Weights, Array, Array], Array]
-PAIRS = 80  # at once, in batches
 
 
 def attribution(rule: str, name: str, **options: Any) -> Attribution:
@@ -33,14 +32,15 @@ def attribution(rule: str, name: str, **options: Any) -> Attribution:
 
 def in_batches(rule: str, name: str) -> Attribution:
     """The same, some pairs of an input and a reference at a time."""
+    rows = NETWORKS[name].batch_rows
 
     def largest(count: int, pairs: int) -> int:
         """How many of so many are taken at once, if each brings so many pairs: a divisor, 1 at least."""
-        return max((k for k in range(2, count + 1) if count % k == 0 and k * pairs <= PAIRS), default=1)
+        return max((k for k in range(2, count + 1) if count % k == 0 and k * pairs <= rows), default=1)
 
     def of_all(w: Weights, x: Array, r: Array) -> Array:
         n, count = len(x), len(r)
-        size = {"batch_size": largest(n, count)} if count <= PAIRS else {"reference_batch_size": largest(count, n)}
+        size = {"batch_size": largest(n, count)} if count <= rows else {"reference_batch_size": largest(count, n)}
         return attribution(rule, name, **size)(w, x, r)
 
     return of_all

@@ -33,7 +33,7 @@ class Settings:
     """How much is measured.
 
     Attributes:
-        rounds: how often each competitor is called, after a first call that isn't counted.
+        rounds: how often it is each competitor's turn, after a first one that isn't counted.
         budget: seconds for these rounds in one cell of the table. After that no round begins, but one is always made.
         limit: seconds that one competitor may take for one call, or to trace and compile.
         gigabytes: how large one competitor may grow.

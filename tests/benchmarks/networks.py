@@ -32,6 +32,7 @@ class Network:
         weights: makes the weights of a random generator.
         pool: whether the network has max-pooling, for which other figures are aimed at.
         peer_rows: how many pairs tangermeme explains at once. Its default is 32; small networks are faster with more.
+        batch_rows: how many pairs jaxlift explains at once in batches, or, where one row of them has more, one row.
     """
 
     shape: tuple[int, ...]
@@ -39,6 +40,7 @@ class Network:
     one_hot: bool = False
     pool: bool = False
     peer_rows: int = 32
+    batch_rows: int = 80
 
 
 def weight(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -103,10 +105,10 @@ def zoo(rng: np.random.Generator) -> Weights:
 
 
 NETWORKS = {
-    "mlp": Network((784,), mlp, peer_rows=640),
-    "mnist_cnn": Network((28, 28, 1), mnist, peer_rows=128),
-    "max_pooling": Network((1024, 4), max_pooling, one_hot=True, pool=True),
-    "bpnet": Network((2114, 4), bpnet, one_hot=True),
+    "mlp": Network((784,), mlp, peer_rows=640, batch_rows=320),
+    "mnist_cnn": Network((28, 28, 1), mnist, peer_rows=128, batch_rows=40),
+    "max_pooling": Network((1024, 4), max_pooling, one_hot=True, pool=True, batch_rows=20),
+    "bpnet": Network((2114, 4), bpnet, one_hot=True, batch_rows=4),
     "transformer": Network((32, 16), transformer, peer_rows=128),
     "lstm": Network((64, 8), lstm, peer_rows=640),
     "activations": Network((128,), zoo, peer_rows=640),
