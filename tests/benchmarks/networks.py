@@ -108,7 +108,7 @@ NETWORKS = {
     "mlp": Network((784,), mlp, peer_rows=640, batch_rows=320),
     "mnist_cnn": Network((28, 28, 1), mnist, peer_rows=128, batch_rows=40),
     "max_pooling": Network((1024, 4), max_pooling, one_hot=True, pool=True, batch_rows=20),
-    "bpnet": Network((2114, 4), bpnet, one_hot=True, batch_rows=4),
+    "bpnet": Network((2114, 4), bpnet, one_hot=True, batch_rows=2),
     "transformer": Network((32, 16), transformer, peer_rows=128),
     "lstm": Network((64, 8), lstm, peer_rows=640),
     "activations": Network((128,), zoo, peer_rows=640),
