@@ -80,6 +80,17 @@ def test_unchanged_by_a_constant_on_either_side(fun, of_input):
     np.testing.assert_allclose(shifted, expected, rtol=1e-11, atol=1e-15)
 
 
+@pytest.mark.parametrize(("fun", "asked"), [(jax.nn.softmax, False), (by_hand_with_max, False), (jnp.max, True)])
+def test_the_maximum_that_is_subtracted_is_not_asked(fun, asked):
+    """Its multipliers, which find the place of the winner, would all be given 0."""
+
+    def explained(h, q):
+        y, pullback = jaxlift.vjp(fun, h, q)
+        return y, pullback(jnp.ones_like(y[0]))
+
+    assert ("iota" in jax.jit(explained).lower(H, Q).as_text()) is asked
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("fun", [jax.nn.softmax, by_hand_with_max, jax.nn.log_softmax])
 def test_logits_far_apart(fun, dtype):

@@ -261,7 +261,8 @@ def subtraction(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Valu
     if isinstance(out, Varying) and not out.is_discrete:
         of, shift = map(interpreter.settle, operands)
         if isinstance(of, Varying) and of.shape == out.shape:
-            out.origin = Shifted(of, frozenset(axis for axis, n in enumerate(shift.shape) if n < of.shape[axis]))
+            sizes = shift.shape or (1,) * len(of.shape)
+            out.origin = Shifted(of, frozenset(axis for axis, n in enumerate(sizes) if n < of.shape[axis]))
     return outputs
 
 
