@@ -52,18 +52,23 @@ THEOREMS = {
 
 
 def by_theorem(theorem: Theorem, ends: Ends, times: Factor) -> Array:
-    """Secants of functions with an addition theorem, in which no values are subtracted.
+    """Secants of functions with an addition theorem: arithmetic, and nothing of `f` is evaluated for pairs.
 
-    With `tanhc(d) = tanh(d) / d`, near 0 by its series, the next term of which is `17/315 d^6`. (By how little the
-    pairs' differences differ is of no matter here: the first stands for all.)
+    Where the ends are near, no values are subtracted. With `d = c (x - r)` the secant is `weight * tanh(d) / d`, and by
+    Lambert's continued fraction, with `z = d^2`,
+
+        tanh(d) / d = 1 / (1 + z / (3 + z / (5 + z / (7 + ...)))) = (105 + 10 z) / (105 + 45 z + z^2) + O(1e-5 z^4)
+
+    Where that is more than the last bit, the ends are far enough apart for the quotient. (By how little the pairs'
+    differences differ is of no matter here: the first stands for all.)
     """
     x, r = ends[0]
-    d = theorem.c * difference(x.at, r.at)
-    square, bound = d * d, (18 * float(jnp.finfo(d.dtype).eps)) ** (1 / 3)
-    near, small = square < bound, jnp.minimum(square, bound)
-    series_or_tanh = where(near, 1 - small * (1 / 3 - 2 / 15 * small), jnp.tanh(d))
-    weight = _mean(theorem.weight(x.value, r.value) for x, r in ends)
-    return weight * times * series_or_tanh / where(near, 1, d)
+    run = difference(x.at, r.at)
+    square = (theorem.c * run) ** 2
+    bound = (5e4 * float(jnp.finfo(run.dtype).eps)) ** (1 / 4)
+    near, z = square < bound, jnp.minimum(square, bound)
+    weight, rise = _mean(theorem.weight(x.value, r.value) for x, r in ends), _mean(x.value - r.value for x, r in ends)
+    return where(near, weight * (10 * z + 105), rise) * times / where(near, (z + 45) * z + 105, run)
 
 
 def of_two_rays(ends: Ends, times: Factor) -> Array:

@@ -174,8 +174,12 @@ def carrying(linear_in: Callable[[int], bool] = everywhere, negated: int | None 
                 return -operand.variation if position == negated else operand.variation
             return jnp.zeros_like(operand) if linear_in(position) else operand
 
+        @cache
+        def variations() -> Sequence[Array]:
+            return _compat.bind(eqn, [part(i, operand) for i, operand in enumerate(settled)])
+
         def variation(output: int) -> Array:
-            return _compat.bind(eqn, [part(i, operand) for i, operand in enumerate(settled)])[output]
+            return variations()[output]
 
         return [
             Varying(value, reference, partial(variation, output) if is_real else None, feeds(settled))
