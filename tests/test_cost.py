@@ -133,6 +133,18 @@ def test_values_that_multipliers_are_made_of_are_computed_once(rule):
     assert sizes.count(N * R) == len(sizes) - 6 == (0 if rule == "rescale" else 3 * 2)
 
 
+@pytest.mark.parametrize(("rule", "count"), [("rescale", 1), ("revealcancel", 2)])
+def test_the_parts_of_a_split_are_put_together_once(rule, count):
+    """In the backward pass: for the value, and for its variation under RevealCancel. The gates of an LSTM are such."""
+
+    def model(x):
+        return sum(jnp.tanh(part).sum(1) for part in jnp.split(x @ jnp.ones((16, 16)), 4, -1))
+
+    attr = jaxlift.attribute(model, rule=rule)
+    program = jax.jit(lambda x, r: attr(x, reference=r)).lower(jnp.ones((N, 16)), jnp.zeros((R, 16)))
+    assert len(re.findall(r"stablehlo\.(?:concatenate|pad)\b", program.as_text())) == count
+
+
 @pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
 def test_the_model_is_evaluated_on_n_plus_r_examples(rule):
     """Counted in the program: convolutions on N, on R and on N R examples."""
