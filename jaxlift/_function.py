@@ -107,17 +107,27 @@ class PointwiseFunction:
         """`f'(x)`, the one that JAX takes: custom derivatives are the user's, and so is the choice at a kink."""
         return _value_and_slopes(self, self.equations, x)[1][0]
 
-    def sample(self, x: Array) -> Sample:
-        """What a secant needs to know at `x`, in float32 at least: half precision has no room for differences."""
+    def ends(self, x: Array, r: Array) -> tuple[Sample, Sample]:
+        """What a secant needs to know at inputs and at references, computed for N and for R of them, not for pairs."""
+        return lax.optimization_barrier((self.sample(x, with_rounding=False), self.sample(r)))
+
+    def sample(self, x: Array, with_rounding: bool = True) -> Sample:
+        """What a secant needs to know at `x`, in float32 at least: half precision has no room for differences.
+
+        Args:
+            with_rounding: whether to give the rounding error of `f(x)`, which a secant needs at one of its ends.
+        """
         if self.theorem:
             known = (self(x),)
-        elif self.is_two_rays:
-            known = self(x), self.derivative(x)
-        elif self.is_parabola:
+        elif self.is_two_rays or self.is_parabola:
             slope = self.derivative(x)
             known = self(x), where(jnp.isfinite(slope), slope, 0)  # equal infinities differ by 0
+        elif with_rounding:
+            y, slope, rounding = self._value_slope_and_rounding(x)
+            known = y, slope, self._curvature(x), rounding
         else:
-            known = *self._value_slope_and_rounding(x), self._curvature(x)
+            y, slopes = _value_and_slopes(self, self.equations, x)
+            known = y, *slopes, self._curvature(x)
         return Sample(*(side.astype(_wide(x)) for side in (x, *known)))
 
     def _curvature(self, x: Array) -> Array:
@@ -148,13 +158,8 @@ class PointwiseFunction:
         return y, jnp.zeros_like(y) if slope is None else slope, jnp.zeros_like(y) if error is None else error
 
     def secant(self, x: Array, r: Array, times: Array | float = 1.0) -> Array:
-        """`(f(x) - f(r)) / (x - r) * times`, to rounding for all `x` and `r`, and with `f'(r)` where they are equal.
-
-        What concerns one end only is computed for N inputs and for R references, before it is paired: the barrier keeps
-        XLA from computing it again for each of the N * R pairs.
-        """
-        at_x, at_r = lax.optimization_barrier((self.sample(x), self.sample(r)))
-        return self.mean_secant([(at_x, at_r)], times)
+        """`(f(x) - f(r)) / (x - r) * times`, to rounding for all `x` and `r`, and with `f'(r)` where they are equal."""
+        return self.mean_secant([self.ends(x, r)], times)
 
     def mean_secant(self, ends: Ends, times: Array | float = 1.0) -> Array:
         """The mean of secants over equal differences, times a factor."""

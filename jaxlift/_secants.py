@@ -22,15 +22,20 @@ from jaxlift._multipliers import difference, where
 
 
 class Sample(NamedTuple):
-    """What a secant may need to know about `f` at one end: `x`, `f(x)`, `f'(x)`, the rounding error of `f(x)`, and
-    `f''(x)`.
+    """What a secant may need to know about `f` at one end: `x`, `f(x)`, `f'(x)`, `f''(x)`, and the rounding error of
+    `f(x)`, unless the other end's will do.
     """
 
     at: Array
     value: Array
     slope: Any = None
-    rounding: Any = None
     curvature: Any = None
+    rounding: Any = None
+
+    def if_(self, condition: Array | bool, other: Sample) -> Sample:
+        """This where the condition holds, and elsewhere the other, as much of it as there is of this."""
+        both = zip(self, other, strict=True)
+        return Sample(*(None if mine is None else where(condition, mine, its) for mine, its in both))
 
 
 Ends = Sequence[tuple[Sample, Sample]]
@@ -104,9 +109,9 @@ def by_quotient_or_derivatives(is_total: bool, ends: Ends, times: Factor) -> Arr
 
         (f'(x) + f'(r)) / 2 - (f''(x) - f''(r)) (x - r) / 12 + O((x - r)^4)
 
-    unless the two disagree by more than the noise: then there is a kink or a step between the ends, or they are far
-    apart, and the quotient is right. (The mean of `f'` alone is not enough: in the tails of tanh it is off by 0.6% in
-    float32, where noise still hides it.) So `f` is evaluated at the ends only, of which there are N and R, not N * R.
+    unless the two disagree by more than the noise: then there is a kink or a step between the ends, or
+    they are far apart, and the quotient is right. (The mean of `f'` alone is not enough: in the tails of tanh it is off
+    by 0.6% in float32, where noise still hides it.)
     """
 
     def rise(x: Sample, r: Sample) -> Array:
@@ -114,15 +119,19 @@ def by_quotient_or_derivatives(is_total: bool, ends: Ends, times: Factor) -> Arr
 
     def slope(x: Sample, r: Sample) -> Array:
         bend = x.curvature - r.curvature
-        # At a point such as 0 of `x^1.5`, `f'` is finite and `f''` is not.
-        return (x.slope + r.slope) / 2 - where(jnp.isfinite(bend), bend, 0) * difference(x.at, r.at) / 12
+        if not is_total:  # at a point such as 0 of `x^1.5`, `f'` is finite and `f''` is not
+            bend = where(jnp.isfinite(bend), bend, 0)
+        return (x.slope + r.slope) / 2 - bend * difference(x.at, r.at) / 12
 
-    d = _mean(difference(x.at, r.at) for x, r in ends)
-    mean_rise, mean_slope = (_mean(of(x, r) for x, r in ends) for of in (rise, slope))
-    smooth = jnp.abs(mean_rise - mean_slope * d) <= _mean(x.rounding + r.rounding for x, r in ends)
-    # For a cubic the mean is exact, and `smooth` a matter of the last bit. Where `f'` is not finite and `d` is 0, the
-    # multiplier is 0 / 1.
-    return where(smooth, mean_slope * times, mean_rise * times / where(d == 0, 1, d))
+    def noise(x: Sample, r: Sample) -> Array:
+        known = [side.rounding for side in (x, r) if side.rounding is not None]
+        return known[0] + known[-1]
+
+    run = _mean(difference(x.at, r.at) for x, r in ends)
+    mean_rise, mean_slope, mean_noise = (_mean(of(x, r) for x, r in ends) for of in (rise, slope, noise))
+    smooth = mean_noise - jnp.abs(mean_rise - mean_slope * run) >= 0  # not where `f'` is not finite
+    nowhere = smooth if is_total else smooth | (run == 0)
+    return where(smooth, mean_slope, mean_rise) * times / where(nowhere, 1, run)
 
 
 def _mean(each: Iterable[Array]) -> Array:

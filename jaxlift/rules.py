@@ -144,15 +144,12 @@ class RevealCancel(Rule):
     ) -> tuple[Array, Array]:
         up, down, visited = self._ends(f, x, r, a)
         at_x, at_r = lax.optimization_barrier((f.sample(x), f.sample(r)))
-        if f.is_total:
-            at_up, at_down = under, over = f.sample(up), f.sample(down)
-        else:
-            ends = (up, x), (down, x), (down, r), (up, r)
-            at_up, at_down, over, under = (f.sample(where(visited, *each)) for each in ends)
+        at_up = f.sample(where(visited, up, x), with_rounding=False)
+        at_down = f.sample(where(visited, down, r), with_rounding=False)
         # A part before the other and after it; Rescale where these can't be had.
         return (
-            f.mean_secant([(at_up, at_r), (at_x, over)], plus),
-            f.mean_secant([(at_down, at_r), (at_x, under)], minus),
+            f.mean_secant([(at_up, at_r), (at_x, at_down)], plus),
+            f.mean_secant([(at_down.if_(visited, at_x), at_r), (at_x, at_up.if_(visited, at_r))], minus),
         )
 
     def variation(self, f: PointwiseFunction, x: Array, r: Array, a: Array) -> Array:
