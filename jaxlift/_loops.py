@@ -70,14 +70,21 @@ def _chunks(xs: Any, size: int) -> tuple[int, Callable[[Array], Any], Any]:
     """How many chunks of so many rows there are, what takes one of them, and the rows that are left; None for none.
 
     Rows of a chunk are not neighbours: where the rows are spread over devices, so is each chunk. No chunk is copied
-    before it is needed.
+    before it is needed; so axes of length 1 are left out until then, for which XLA may want another layout in a loop.
     """
     rows = len(jax.tree.leaves(xs)[0])
     count, left = divmod(rows, size)
-    apart = jax.tree.map(lambda leaf: leaf[: count * size].reshape(size, count, *leaf.shape[1:]), xs)
+
+    def apart(leaf: Array) -> Array:
+        return leaf[: count * size].reshape(size, count, *(length for length in leaf.shape[1:] if length != 1))
+
+    def chunk_of(i: Array, leaf: Array, like: Array) -> Array:
+        return lax.dynamic_index_in_dim(leaf, i, 1, keepdims=False).reshape(size, *like.shape[1:])
+
+    parts = jax.tree.map(apart, xs)
 
     def chunk(i: Array) -> Any:
-        return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, i, 1, keepdims=False), apart)
+        return jax.tree.map(partial(chunk_of, i), parts, xs)
 
     return count, chunk, jax.tree.map(lambda leaf: leaf[rows - left :], xs) if left else None
 

@@ -108,13 +108,13 @@ def measured(rounds: int, depth: int, names: list[str]) -> list[dict[str, Any]]:
 
 
 def growth(names: list[str]) -> list[dict[str, Any]]:
-    """Temporary bytes of Rescale with R = 10 and with R = 100, ten references at a time."""
+    """Temporary bytes of Rescale with R = 10 and with R = 100, five references at a time: a loop in both programs."""
     results = []
     for name in names:
         sizes = {}
         for r in (10, 100):
             args = jax.tree.map(jnp.asarray, (weights_of(name), *data(name, N, r)))
-            sizes[str(r)] = stages(attribution("rescale", name, reference_batch_size=10), *args)[1]["temporary_bytes"]
+            sizes[str(r)] = stages(attribution("rescale", name, reference_batch_size=5), *args)[1]["temporary_bytes"]
         results.append({"network": name, "temporary_bytes": sizes})
     return results
 

@@ -85,7 +85,7 @@ def targets(results: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield target(what, row["network"], spent[0] / spent[1], 2.5)
     for row in results.get("growth", ()):
         small, large = (row["temporary_bytes"][r] for r in ("10", "100"))
-        yield target("temporary memory at R = 100, of R = 10, 10 at a time", row["network"], large / small, 1.2)
+        yield target("temporary memory at R = 100, of R = 10, 5 at a time", row["network"], large / small, 1.2)
 
 
 def added(result: dict[str, Any]) -> int:
