@@ -182,6 +182,11 @@ class PointwiseFunction:
         return frozenset(eqn.primitive.name for eqn in self.equations)
 
     @property
+    def _kinds(self) -> frozenset[str]:
+        """The names of all primitives; powers that are products count as such."""
+        return frozenset("mul" if eqn.params.get("y", -1) > 0 else eqn.primitive.name for eqn in self.equations)
+
+    @property
     def is_relu(self) -> bool:
         """Whether the function is `max(x, 0)`, however it is wrapped."""
         maxima = [eqn for eqn in self.equations if eqn.primitive.name == "max"]
@@ -222,14 +227,14 @@ class PointwiseFunction:
     @property
     def is_continuous(self) -> bool:
         """Whether the function is known to have no steps."""
-        return self.is_two_rays or self.primitives <= CONTINUOUS
+        return self.is_two_rays or self._kinds <= CONTINUOUS
 
     @property
     def is_total(self) -> bool:
         """Whether `f` and `f'` are finite wherever the argument is, as without `exp`, `log`, division and such they
         are.
         """
-        return self.primitives <= TOTAL
+        return self._kinds <= TOTAL
 
     @property
     def is_rounding(self) -> bool:

@@ -117,20 +117,25 @@ def test_revealcancel_keeps_a_variation_for_each_layer(activation):
 
 @pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
-def test_values_that_multipliers_are_made_of_are_computed_once(rule):
-    """Secants of tanh take none more for pairs. RevealCancel takes one at each of its two points."""
+@pytest.mark.parametrize("activation", [jnp.tanh, jax.nn.gelu])
+def test_no_secant_evaluates_tanh_for_pairs(activation, rule):
+    """Rescale does nowhere, RevealCancel at each of its two points. (That of GELU is of a third power, which is finite
+    as a product is.)
+    """
 
     def model(x):
         for _ in range(3):
-            x = jnp.tanh(x @ jnp.ones((16, 16)))
+            x = activation(x @ jnp.ones((16, 16)))
         return x.sum(1)
 
     attr = jaxlift.attribute(model, rule=rule)
     program = compiled(lambda x, r: attr(x, reference=r), jnp.ones((N, 16)), jnp.zeros((R, 16)))
     shapes = re.findall(r"= f32\[([\d,]+)\]\S* tanh\(", program.as_text())
     sizes = [math.prod(map(int, shape.split(","))) // 16 for shape in shapes]
-    assert (sizes.count(N), sizes.count(R)) == (3, 3)
-    assert sizes.count(N * R) == len(sizes) - 6 == (0 if rule == "rescale" else 3 * 2)
+    assert sizes.count(N) == sizes.count(R) >= 3
+    if activation is jnp.tanh:  # whose secants are made of its values
+        assert sizes.count(N) == 3
+    assert sizes.count(N * R) == len(sizes) - 2 * sizes.count(N) == (0 if rule == "rescale" else 3 * 2)
 
 
 @pytest.mark.parametrize(("rule", "count"), [("rescale", 1), ("revealcancel", 2)])
