@@ -16,6 +16,7 @@ from jaxlift import _compat
 from jaxlift._compat import JaxprEqn, primitives
 from jaxlift._degrees import ARGUMENT, CONSTANT, ZERO, degree, homogeneity, rounds_away
 from jaxlift._multipliers import where
+from jaxlift._ranges import Range, range_of, range_of_literal
 from jaxlift._secants import (
     THEOREMS,
     Ends,
@@ -26,7 +27,7 @@ from jaxlift._secants import (
     of_parabola,
     of_two_rays,
 )
-from jaxlift._values import Node, is_hashable, key_of, postorder
+from jaxlift._values import Node, is_hashable, key_of, number_of, postorder
 
 # By how much the last bit of a primitive's result may be off, in units of the dtype's epsilon. Elementary functions are
 # taken to be good to two units, as XLA's are.
@@ -42,13 +43,9 @@ PIECEWISE_OR_SATURATING = frozenset((
     "max", "min", "abs", "sign", "select_n", "clamp", "floor", "ceil", "round", "rem", "tanh", "logistic", "erf",
     "erfc", "atan", "sin", "cos", "bessel_i0e", "bessel_i1e",
 ))
-TOTAL = PIECEWISE_OR_SATURATING - {"rem"} | {
-    "add", "sub", "mul", "neg", "square", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "xor", "not", "is_finite",
-    "convert_element_type", "copy", "reduce_precision", "jit", "custom_jvp_call", "custom_vjp_call", "broadcast_in_dim",
-}
 CONTINUOUS = frozenset((
     "max", "min", "abs", "clamp", "tanh", "logistic", "erf", "erfc", "atan", "sin", "cos", "exp", "expm1",
-    "add", "sub", "mul", "neg", "square", "copy", "broadcast_in_dim", "jit", "custom_jvp_call",
+    "add", "sub", "mul", "neg", "square", "integer_pow", "copy", "broadcast_in_dim", "jit", "custom_jvp_call",
 ))
 # fmt: on
 
@@ -182,11 +179,6 @@ class PointwiseFunction:
         return frozenset(eqn.primitive.name for eqn in self.equations)
 
     @property
-    def _kinds(self) -> frozenset[str]:
-        """The names of all primitives; powers that are products count as such."""
-        return frozenset("mul" if eqn.params.get("y", -1) > 0 else eqn.primitive.name for eqn in self.equations)
-
-    @property
     def is_relu(self) -> bool:
         """Whether the function is `max(x, 0)`, however it is wrapped."""
         maxima = [eqn for eqn in self.equations if eqn.primitive.name == "max"]
@@ -202,7 +194,7 @@ class PointwiseFunction:
     @cached_property
     def is_two_rays(self) -> bool:
         """Whether `f(c x) = c f(x)` for all `c > 0`, as of ReLUs: two lines that meet at 0."""
-        known = [ARGUMENT, *(CONSTANT if literal else ZERO for literal in self.literals)]
+        known = [ARGUMENT, *(ZERO if number_of(literal) == 0 else CONSTANT for literal in self.literals)]
         known += [CONSTANT] * len(self.constants)
         for eqn, operands in self.steps:
             known.append(homogeneity(eqn, [known[i] for i in operands]))
@@ -227,14 +219,18 @@ class PointwiseFunction:
     @property
     def is_continuous(self) -> bool:
         """Whether the function is known to have no steps."""
-        return self.is_two_rays or self._kinds <= CONTINUOUS
+        return self.is_two_rays or self.primitives <= CONTINUOUS
 
-    @property
+    @cached_property
     def is_total(self) -> bool:
-        """Whether `f` and `f'` are finite wherever the argument is, as without `exp`, `log`, division and such they
-        are.
-        """
-        return self._kinds <= TOTAL
+        """Whether `f` and `f'` are finite wherever the argument is."""
+        ranges = [Range(), *map(range_of_literal, self.literals), *[Range()] * len(self.constants)]
+        for eqn, operands in self.steps:
+            found = range_of(eqn, [ranges[i] for i in operands])
+            if found is None:
+                return False
+            ranges.append(found)
+        return True
 
     @property
     def is_rounding(self) -> bool:

@@ -15,12 +15,13 @@ import numpy as np
 from jax import Array
 
 from jaxlift import _compat, _registry
-from jaxlift._compat import JIT, Jaxpr, JaxprEqn
+from jaxlift._compat import JIT, Jaxpr, JaxprEqn, primitives
 from jaxlift._values import Pending, Settled, Value, Varying, is_hashable, is_varying, key_of
 from jaxlift.primitives import settle
 from jaxlift.primitives.linear import both_sides, carrier_dtype, is_inexact, on_each_side
 from jaxlift.rules import Rule, as_rule
 
+OF_LITERALS = frozenset(primitives("broadcast_in_dim", "convert_element_type"))
 MaxPooling = Literal["complete", "original"]
 MissingRule = Literal["raise", "derivative"]
 
@@ -73,6 +74,8 @@ class Interpreter:
     def outputs(self, eqn: JaxprEqn, inputs: Sequence[Value]) -> Sequence[Value]:
         """The outputs of one equation."""
         if not any(map(is_varying, inputs)):
+            if eqn.primitive in OF_LITERALS and isinstance(inputs[0], np.ndarray) and is_inexact(eqn.outvars[0]):
+                return [as_literal(inputs[0], eqn.outvars[0])]
             return _compat.bind(eqn, inputs)
         try:
             return _registry.rule_of(eqn, self.where)(self, eqn, inputs)
@@ -232,6 +235,12 @@ def vjp(
     lifted = lift(fun, rule=rule, max_pooling=max_pooling, missing_rule=missing_rule)
     y, pullback, y_ref = jax.vjp(lambda x: lifted(x, reference), x, has_aux=True)
     return (y, y_ref), lambda cotangent: pullback(cotangent)[0]
+
+
+def as_literal(value: np.ndarray, like: Any) -> Any:
+    """A literal in another dtype and shape: a literal still, of which it is known what number it is."""
+    with np.errstate(over="ignore"):
+        return np.broadcast_to(value.astype(_compat.dtype(like)), _compat.shape(like))
 
 
 def by_derivative(eqn: JaxprEqn, operands: Sequence[Settled]) -> list[Value]:

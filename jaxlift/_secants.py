@@ -35,7 +35,7 @@ class Sample(NamedTuple):
     def if_(self, condition: Array | bool, other: Sample) -> Sample:
         """This where the condition holds, and elsewhere the other, as much of it as there is of this."""
         both = zip(self, other, strict=True)
-        return Sample(*(None if mine is None else where(condition, mine, its) for mine, its in both))
+        return Sample._make(None if mine is None else where(condition, mine, its) for mine, its in both)
 
 
 Ends = Sequence[tuple[Sample, Sample]]

@@ -118,12 +118,19 @@ def is_varying(value: Any) -> TypeGuard[Varying | Pending]:
 
 
 def key_of(value: Any) -> Any:
-    """What equal literals of a program have in common: dtype and number, which tells 0.0 from -0.0; of other values,
-    which one it is, as long as it lives.
+    """What equal literals of a program have in common: dtype, shape and number, which tells 0.0 from -0.0; of other
+    values, which one it is, as long as it lives.
     """
-    if isinstance(value, np.ndarray) and value.size == 1:
-        return str(value.dtype), repr(value.item())
+    if (number := number_of(value)) is not None:
+        return str(value.dtype), value.shape, repr(number)
     return id(value)
+
+
+def number_of(value: Any) -> Any:
+    """The number that a literal is, or a literal of any shape is full of; None of other values."""
+    if isinstance(value, np.ndarray) and (value.size == 1 or (value.size and not any(value.strides))):
+        return value.flat[0].item()
+    return None
 
 
 def is_hashable(key: Any) -> bool:

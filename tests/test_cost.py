@@ -229,8 +229,8 @@ def test_batches_bound_memory(rule):
 
 @pytest.mark.parametrize("shape", [(16384,), (128, 128, 1)])
 def test_references_are_not_copied_before_their_batch(shape):
-    """A hundred of 64 kB each: what they add to twenty's need is less than half of them. (XLA lays out an axis of length
-    1 for a convolution otherwise than it comes.)
+    """A hundred of 64 kB each: what they add to twenty's need is less than half of them. (An axis of length 1 XLA lays
+    out for a convolution otherwise than it comes.)
     """
     kernel = jnp.ones((4, 4, 1, 8)) / 16
 

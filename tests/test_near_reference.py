@@ -223,6 +223,7 @@ TWO_RAYS = {
     "relu": jax.nn.relu,
     "leaky relu": jax.nn.leaky_relu,
     "a slope for each": lambda x: jnp.where(x > 0, x, SLOPES * x),
+    "where": lambda x: jnp.where(x > 0, x, 0),
     "abs": jnp.abs,
     "min": lambda x: jnp.minimum(x, 0),
     "max with a line": lambda x: jnp.maximum(x, 0.3 * x),
@@ -241,19 +242,24 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("name", [*TWO_RAYS, *OTHERS])
-def test_two_lines_that_meet_at_zero_are_recognised(name):
+def seeing(what, f, x, r):
+    """Multipliers, and what is known of each nonlinearity in a jitted function, whose constants are tracers."""
     seen = []
 
     class Seeing(jaxlift.Rescale):
         def pull(self, f, x, r, cotangent):
-            seen.append(f.is_two_rays)
+            seen.append(getattr(f, what))
             return super().pull(f, x, r, cotangent)
 
+    return jax.jit(lambda x, r: multiplier(f, x, r, Seeing()))(x, r), seen
+
+
+@pytest.mark.parametrize("name", [*TWO_RAYS, *OTHERS])
+def test_two_lines_that_meet_at_zero_are_recognised(name):
     f = (TWO_RAYS | OTHERS)[name]
     x = jnp.asarray([[3, 1e-10, -2, 0], [0, 5, -1, 2], [-1e-30, 1e30, 1, -1]], jnp.float32)
     r = jnp.asarray([[-1, -1, 1, 0], [2, 0, -3, 1], [1, -1e30, 1, -1]], jnp.float32)
-    m = multiplier(f, x, r, Seeing())
+    m, seen = seeing("is_two_rays", f, x, r)
     assert seen == [name in TWO_RAYS]
     y, y_ref = (np.asarray(f(side), np.float64) for side in (x, r))
     d = np.asarray(x, np.float64) - np.asarray(r, np.float64)
@@ -280,18 +286,11 @@ HIGHER = {
 @pytest.mark.parametrize("name", [*PARABOLAS, *HIGHER])
 def test_parabolas_are_recognised(name):
     """Their multiplier is the derivative at the midpoint, exactly, at any distance."""
-    seen = []
-
-    class Seeing(jaxlift.Rescale):
-        def pull(self, f, x, r, cotangent):
-            seen.append(f.is_parabola)
-            return super().pull(f, x, r, cotangent)
-
     f = (PARABOLAS | HIGHER)[name]
     rng = np.random.default_rng(2)
     r = rng.normal(size=(40, 4)).astype(np.float32)
     x = r + (10.0 ** rng.uniform(-9, 3, size=r.shape) * rng.choice([-1, 0, 1], size=r.shape)).astype(np.float32)
-    m = multiplier(f, x, r, Seeing())
+    m, seen = seeing("is_parabola", f, x, r)
     assert seen == [name in PARABOLAS]
     if name in PARABOLAS:
         with jax.enable_x64(True):
@@ -353,3 +352,44 @@ def test_multipliers_of_equal_complex_numbers_are_derivatives(name, rule):
         return COMPLEX[name](jnp.fft.fft(x)).sum()
 
     np.testing.assert_allclose(multiplier(f, x, x, rule), jax.grad(f)(x), rtol=1e-5, atol=1e-5)
+
+
+FINITE = {
+    "elu": jax.nn.elu,
+    "celu": lambda x: jax.nn.celu(x, 0.5),
+    "selu": jax.nn.selu,
+    "softplus": jax.nn.softplus,
+    "mish": jax.nn.mish,
+    "log sigmoid": jax.nn.log_sigmoid,
+    "soft sign": jax.nn.soft_sign,
+    "gelu": jax.nn.gelu,
+    "bump": lambda x: jnp.exp(-(x**2)) + jnp.exp(-(x * x) / 2),
+    "either side": lambda x: jnp.where(x <= 0, jnp.exp(jnp.where(x < 0, x, 0)), jnp.log1p(jnp.where(x < 0, 0, x))),
+    "root": lambda x: x / jnp.sqrt(jnp.square(x) + 0.5) * jnp.abs(x),
+    "powers of two": lambda x: 2 - jnp.exp2(-3 * jnp.abs(x)) / (1 + jnp.minimum(x, 0) ** 2),
+}
+NOT_FINITE = {
+    "exp": jnp.exp,
+    "sigmoid by hand": lambda x: 1 / (1 + jnp.exp(-x)),
+    "softplus by hand": lambda x: jnp.log1p(jnp.exp(x)),
+    "derivative is not": lambda x: jnp.where(x > 0, x, jnp.expm1(x)),
+    "other side": lambda x: jnp.where(x > 0, jnp.expm1(jnp.where(x > 0, x, 0)), x),
+    "compared with something else": lambda x: jnp.expm1(jnp.where(x > 0, 0, 2 * x)),
+    "root of a modulus": lambda x: jnp.sqrt(jnp.abs(x)) * jnp.tanh(x),
+    "pole": lambda x: jnp.tanh(x) / x,
+    "infinity": lambda x: jnp.where(x > 0, x, jnp.inf),
+}
+
+
+@pytest.mark.parametrize("name", [*FINITE, *NOT_FINITE])
+def test_functions_that_are_finite_everywhere_are_recognised(name):
+    """RevealCancel needs no guards where it evaluates them."""
+    f = (FINITE | NOT_FINITE)[name]
+    x, r = jnp.asarray([-3, 0.5, 2], jnp.float32), jnp.asarray([1, 2, -0.25], jnp.float32)
+    _, seen = seeing("is_total", f, x, r)
+    assert seen == [name in FINITE]
+    if name in FINITE:
+        ends = jnp.asarray([0, 1e-30, 1e-5, 1, 10, 88, 100, 1e4], jnp.float32)
+        y, pull = jax.vjp(f, jnp.concatenate([ends, -ends]))
+        assert jnp.isfinite(y).all()
+        assert jnp.isfinite(pull(jnp.ones_like(y))[0]).all()
