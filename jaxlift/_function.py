@@ -59,7 +59,7 @@ class PointwiseFunction:
     Attributes:
         steps: the primitives in order, each with the registers that it reads. Register 0 is the argument; the literals,
             the constants and the results of the steps follow.
-        literals: the scalars that stand in the program.
+        literals: the numbers that stand in the program: scalars, or arrays that are full of one.
         constants: the arrays that don't depend on the explained input, such as biases and learned slopes.
         known: arguments and what the function is there, which needs no computing.
     """

@@ -109,9 +109,9 @@ def by_quotient_or_derivatives(is_total: bool, ends: Ends, times: Factor) -> Arr
 
         (f'(x) + f'(r)) / 2 - (f''(x) - f''(r)) (x - r) / 12 + O((x - r)^4)
 
-    unless the two disagree by more than the noise: then there is a kink or a step between the ends, or
-    they are far apart, and the quotient is right. (The mean of `f'` alone is not enough: in the tails of tanh it is off
-    by 0.6% in float32, where noise still hides it.)
+    unless the two disagree by more than the noise: then there is a kink or a step between the ends, or they are far
+    apart, and the quotient is right. (The mean of `f'` alone is not enough: in the tails of tanh it is off by 0.6% in
+    float32, where noise still hides it.) Where the ends are near, so are their rounding errors: one stands for both.
     """
 
     def rise(x: Sample, r: Sample) -> Array:
@@ -130,8 +130,8 @@ def by_quotient_or_derivatives(is_total: bool, ends: Ends, times: Factor) -> Arr
     run = _mean(difference(x.at, r.at) for x, r in ends)
     mean_rise, mean_slope, mean_noise = (_mean(of(x, r) for x, r in ends) for of in (rise, slope, noise))
     smooth = mean_noise - jnp.abs(mean_rise - mean_slope * run) >= 0  # not where `f'` is not finite
-    nowhere = smooth if is_total else smooth | (run == 0)
-    return where(smooth, mean_slope, mean_rise) * times / where(nowhere, 1, run)
+    no_run = smooth if is_total else smooth | (run == 0)
+    return where(smooth, mean_slope, mean_rise) * times / where(no_run, 1, run)
 
 
 def _mean(each: Iterable[Array]) -> Array:
