@@ -16,12 +16,12 @@ from jax import Array
 
 from jaxlift import _compat, _registry
 from jaxlift._compat import JIT, Jaxpr, JaxprEqn, primitives
-from jaxlift._values import Pending, Settled, Value, Varying, is_hashable, is_varying, key_of
+from jaxlift._values import Pending, Settled, Value, Varying, is_hashable, is_varying, key_of, number_of
 from jaxlift.primitives import settle
 from jaxlift.primitives.linear import both_sides, carrier_dtype, is_inexact, on_each_side
 from jaxlift.rules import Rule, as_rule
 
-OF_LITERALS = frozenset(primitives("broadcast_in_dim", "convert_element_type"))
+OF_NUMBERS = frozenset(primitives("broadcast_in_dim", "convert_element_type"))
 MaxPooling = Literal["complete", "original"]
 MissingRule = Literal["raise", "derivative"]
 
@@ -74,9 +74,8 @@ class Interpreter:
     def outputs(self, eqn: JaxprEqn, inputs: Sequence[Value]) -> Sequence[Value]:
         """The outputs of one equation."""
         if not any(map(is_varying, inputs)):
-            if eqn.primitive in OF_LITERALS and isinstance(inputs[0], np.ndarray) and is_inexact(eqn.outvars[0]):
-                return [as_literal(inputs[0], eqn.outvars[0])]
-            return _compat.bind(eqn, inputs)
+            literal = literal_of(eqn, inputs)
+            return _compat.bind(eqn, inputs) if literal is None else [literal]
         try:
             return _registry.rule_of(eqn, self.where)(self, eqn, inputs)
         except _registry.MissingRuleError as error:
@@ -237,10 +236,16 @@ def vjp(
     return (y, y_ref), lambda cotangent: pullback(cotangent)[0]
 
 
-def as_literal(value: np.ndarray, like: Any) -> Any:
-    """A literal in another dtype and shape: a literal still, of which it is known what number it is."""
+def literal_of(eqn: JaxprEqn, inputs: Sequence[Any]) -> Any:
+    """What an equation only converts or broadcasts of a number: a literal still, of which it is known what number it
+    is. None of other equations.
+    """
+    number = number_of(inputs[0]) if eqn.primitive in OF_NUMBERS and is_inexact(eqn.outvars[0]) else None
+    if number is None:
+        return None
+    [out] = eqn.outvars
     with np.errstate(over="ignore"):
-        return np.broadcast_to(value.astype(_compat.dtype(like)), _compat.shape(like))
+        return np.broadcast_to(np.asarray(number, _compat.dtype(out)), _compat.shape(out))
 
 
 def by_derivative(eqn: JaxprEqn, operands: Sequence[Settled]) -> list[Value]:

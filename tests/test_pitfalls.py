@@ -173,6 +173,25 @@ def test_7_literals_have_the_dtype_of_the_program():
     assert jaxlift.vjp(fun, X, R)[0][0].dtype == jnp.bfloat16
 
 
+@pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
+@pytest.mark.parametrize(
+    "fun",
+    [
+        lambda x: x[:, None] * jnp.ones(4)[:, None] * jnp.full((4, 3), 2.0),
+        lambda x: jnp.tanh(x) + jax.lax.broadcast_in_dim(jnp.full(2, 0.5), (2, 4), (0,)),
+        lambda x: jnp.tanh(jnp.full((2, 0, 4), 1.5) * x).sum(1) + x,
+        lambda x: jnp.where(x > 0, x, jnp.full(4, 0, jnp.bfloat16).astype(jnp.float32)) * jnp.full(4, 1e30, x.dtype),
+    ],
+    ids=["column", "axis", "empty", "converted"],
+)
+def test_7_numbers_of_any_shape(fun, rule):
+    """A number that is broadcast or converted is a literal still, and may be broadcast again, along any axis."""
+    (y, y_ref), pullback = jaxlift.vjp(fun, X, R, rule=rule)
+    np.testing.assert_array_equal(y, fun(X))
+    np.testing.assert_array_equal(y_ref, fun(R))
+    np.testing.assert_allclose((pullback(jnp.ones_like(y)) * (X - R)).sum(), (y - y_ref).sum(), rtol=1e-5)
+
+
 def test_8_two_activations_in_a_row_are_one_function():
     """RevealCancel of the whole is the Shapley value of the two parts; layer by layer, as in the original, it isn't."""
     x, r, w = jnp.array([2.0, 1.0]), jnp.zeros(2), jnp.array([1.0, -1.5])
