@@ -104,9 +104,14 @@ class PointwiseFunction:
         """`f'(x)`, the one that JAX takes: custom derivatives are the user's, and so is the choice at a kink."""
         return _value_and_slopes(self, self.equations, x)[1][0]
 
-    def ends(self, x: Array, r: Array) -> tuple[Sample, Sample]:
-        """What a secant needs to know at inputs and at references, computed for N and for R of them, not for pairs."""
-        return lax.optimization_barrier((self.sample(x, with_rounding=False), self.sample(r)))
+    def ends(self, x: Array, r: Array, with_rounding: bool = False) -> tuple[Sample, Sample]:
+        """What a secant needs to know at inputs and at references, computed before they are paired: for N and for R of
+        them. (The barrier says so. XLA's CPU compiler has none left where it works cheap things out again for pairs.)
+
+        Args:
+            with_rounding: whether to give the rounding error of `f(x)` besides that of `f(r)`.
+        """
+        return lax.optimization_barrier((self.sample(x, with_rounding), self.sample(r)))
 
     def sample(self, x: Array, with_rounding: bool = True) -> Sample:
         """What a secant needs to know at `x`, in float32 at least: half precision has no room for differences.

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from jaxlift._function import PointwiseFunction
 from jaxlift._multipliers import difference, where
@@ -143,7 +143,7 @@ class RevealCancel(Rule):
         self, f: PointwiseFunction, x: Array, r: Array, a: Array, plus: Factor = 1.0, minus: Factor = 1.0
     ) -> tuple[Array, Array]:
         up, down, visited = self._ends(f, x, r, a)
-        at_x, at_r = lax.optimization_barrier((f.sample(x), f.sample(r)))
+        at_x, at_r = f.ends(x, r, with_rounding=True)
         at_up = f.sample(where(visited, up, x), with_rounding=False)
         at_down = f.sample(where(visited, down, r), with_rounding=False)
         # A part before the other and after it; Rescale where these can't be had.
