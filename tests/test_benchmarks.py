@@ -11,9 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.benchmarks import in_jax
+from tests.benchmarks.by_hand.secants import exact
 from tests.benchmarks.competitors import COMPETITORS, matrix_flops
+from tests.benchmarks.compiling import cases
 from tests.benchmarks.measure import ON_JAX
-from tests.benchmarks.networks import NETWORKS, data, weights_of
+from tests.benchmarks.networks import NETWORKS, ZOO, data, weights_of
 
 ROOT = Path(__file__).parent.parent
 EVERY = {"state", "seconds", "median", "spread", "first_seconds", "resident_before", "resident_peak"}
@@ -31,17 +34,54 @@ def results(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_floors_are_attributions(name):
+@pytest.mark.parametrize(
+    ("own", "floor"), [("rescale", "floor"), ("rescale", "exact_floor"), ("revealcancel", "revealcancel_floor")]
+)
+def test_floors_are_attributions(name, own, floor):
     """What is written by hand gives jaxlift's contributions, with as many products.
 
-    Its quotients lose digits where activations hardly differ.
+    Plain quotients lose digits where activations hardly differ.
     """
     args = jax.tree.map(jnp.asarray, (weights_of(name), *data(name, 2, 3)))
-    both = [COMPETITORS[competitor](name) for competitor in ("rescale", "floor")]
-    own, floor = (jax.jit(fun)(*args) for fun in both)
-    np.testing.assert_allclose(own, floor, rtol=0, atol=1e-4 * np.abs(floor).max())
+    both = [COMPETITORS[competitor](name) for competitor in (own, floor)]
+    found, expected = (jax.jit(fun)(*args) for fun in both)
+    tolerance = 1e-5 if floor == "exact_floor" else 1e-4
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(expected).max())
     products, least = (matrix_flops(jax.make_jaxpr(fun)(*args).jaxpr) for fun in both)
     assert 0.99 * least <= products <= least
+
+
+@pytest.mark.parametrize("name", ["20 equations", "block called 1 times"])
+def test_what_is_compiled_is_the_same(name):
+    functions, args = cases(4, [])[name]
+    args = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), args)
+    found = {kind: fun(*args) for kind, fun in functions.items()}
+    for floor, own, tolerance in (
+        ("floor", "rescale", 1e-3),  # plain quotients
+        ("exact_floor", "rescale", 1e-5),
+        ("revealcancel_floor", "revealcancel", 1e-3),
+    ):
+        np.testing.assert_allclose(found[floor], found[own], rtol=0, atol=tolerance)
+    assert np.abs(found["rescale"] - found["revealcancel"]).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.usefixtures("x64")
+def test_exact_secants_by_hand(name):
+    """They are within 1e-3 of those in float64, however near input and reference are."""
+    r = jnp.linspace(-4, 4, 81).astype(jnp.float32)[:, None]
+    x = r + jnp.float32(10.0) ** -jnp.arange(8, dtype=jnp.float32)
+    f, secant = in_jax.ACTIVATIONS[name], exact(name)
+
+    def pairs(x, r):
+        return jax.vmap(lambda x, r: secant(x[None], r[None], f(x[None]), f(r[None])))(x.ravel(), r.ravel())
+
+    r = jnp.broadcast_to(r, x.shape)
+    wide, wide_ref = x.astype(jnp.float64), r.astype(jnp.float64)
+    d = wide - wide_ref
+    slope = jax.vmap(jax.grad(f))((wide.ravel() + wide_ref.ravel()) / 2).reshape(d.shape)
+    expected = jnp.where(jnp.abs(d) < 1e-5, slope, (f(wide) - f(wide_ref)) / d)
+    np.testing.assert_allclose(pairs(x, r).reshape(d.shape), expected, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -64,6 +104,9 @@ def test_every_figure_is_there(results):
         "time, of the floor's",
         "matrix FLOPs, of the floor's",
         "RevealCancel's time, of Rescale's",
+        "RevealCancel's time, of Rescale's, by hand",
+        "RevealCancel's time, of its floor's",
+        "time, of the exact floor's",
         "temporary memory, of the leanest right peer's",
         "times faster than the fastest right peer, in batches",
     }
@@ -78,6 +121,8 @@ def test_the_floor_computes_what_jaxlift_computes(results):
             assert by[name]["outputs_differ"] == 0
             assert by[name]["incompleteness"] < 1e-5
         assert by["floor"]["difference"] < 1e-5
+        assert by["exact_floor"]["difference"] < 1e-5
+        assert by["revealcancel_floor"]["difference"] == pytest.approx(by["revealcancel"]["difference"], rel=1e-3)
         assert by["rescale_batches"]["difference"] < 1e-5
         assert by["revealcancel"]["difference"] > 1e-2
         assert by["revealcancel_batches"]["difference"] == pytest.approx(by["revealcancel"]["difference"], rel=1e-3)
@@ -93,6 +138,7 @@ def test_products_are_the_floors(results):
             (by["rescale"]["matrix_flops"], by["floor"]["matrix_flops"]),
             (by["rescale"]["matrix_flops"], by["bare"]["matrix_flops"]),
             (by["rescale_batches"]["matrix_flops"], by["bare"]["matrix_flops"]),
+            (by["revealcancel"]["matrix_flops"], by["revealcancel_floor"]["matrix_flops"]),
             (by["revealcancel"]["matrix_flops"], by["bare"]["revealcancel_matrix_flops"]),
         ):
             assert 0.99 * floor <= flops <= floor

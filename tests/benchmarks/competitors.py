@@ -18,7 +18,7 @@ from jax.extend.core import jaxprs_in_params
 import jaxlift
 from jaxlift._lift import needed
 
-from . import floors, in_jax
+from . import by_hand, in_jax
 from .networks import NETWORKS, Weights, data, weights_of
 from .protocol import serve
 
@@ -63,8 +63,10 @@ COMPETITORS: dict[str, Callable[[str], Attribution]] = {
     "rescale_batches": functools.partial(in_batches, "rescale"),
     "revealcancel_batches": functools.partial(in_batches, "revealcancel"),
     "gradient": gradient,
-    "bare": lambda name: functools.partial(floors.bare, name),
-    "floor": lambda name: functools.partial(floors.rescale, name),
+    "bare": lambda name: functools.partial(by_hand.bare, name),
+    "floor": functools.partial(by_hand.attribution, by_hand.RESCALE),
+    "exact_floor": functools.partial(by_hand.attribution, by_hand.RESCALE_EXACT),
+    "revealcancel_floor": functools.partial(by_hand.attribution, by_hand.REVEALCANCEL),
 }
 
 
@@ -118,10 +120,10 @@ class Compiled:
     def prepare(self) -> dict[str, Any]:
         self.compiled, costs = stages(self.fun, *self.args)
         if self.competitor == "bare":
-            costs |= self.revealcancel_floor(costs)
+            costs |= self.flops_by_parts(costs)
         return costs
 
-    def revealcancel_floor(self, bare: dict[str, Any]) -> dict[str, Any]:
+    def flops_by_parts(self, bare: dict[str, Any]) -> dict[str, Any]:
         """FLOPs of what RevealCancel has besides: a forward and a backward pass of N * R variations."""
         w, x, r = self.args
         pairs = jnp.repeat(x, len(r), 0)

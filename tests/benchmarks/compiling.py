@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -20,7 +21,7 @@ from jax import Array
 
 import jaxlift
 
-from . import floors, in_jax
+from . import by_hand, in_jax
 from .competitors import COMPETITORS, Attribution, attribution, stages
 from .networks import NETWORKS, data, weights_of
 
@@ -57,34 +58,41 @@ def repeated(w: Any, x: Array) -> Array:
     return x.sum(1)
 
 
-def by_hand(w: Any, x: Array, r: Array) -> Array:
-    """Rescale of either. (What repeats is written out: there is nothing in it that JAX could find again.)"""
-    blocks = [floors.residual(floors.chain([floors.dense(layer), floors.activation(jnp.tanh)])) for layer in w]
-    total = floors.linear(lambda h: h.sum(1, keepdims=True))
-    return floors.contributions([*blocks, total], x, r)
+FLOORS = {
+    "floor": by_hand.RESCALE,
+    "exact_floor": by_hand.RESCALE_EXACT,
+    "revealcancel_floor": by_hand.REVEALCANCEL,
+}
+KINDS = ("gradient", "rescale", "revealcancel", *FLOORS)
+
+
+def floor(rule: by_hand.Rule, times: int, w: Any, x: Array, r: Array) -> Array:
+    """Either by hand. (What repeats is written out: there is nothing in it that JAX could find again.)"""
+    blocks = [by_hand.residual(rule.activated(by_hand.dense(layer), "tanh")) for layer in w for _ in range(times)]
+    return by_hand.contributions([*blocks, by_hand.SUM], x, r)
 
 
 def cases(depth: int, names: list[str]) -> dict[str, tuple[dict[str, Attribution], tuple[Any, ...]]]:
     """The functions that are compared, and their arguments."""
-    kinds = ("gradient", "rescale", "revealcancel", "floor")
     found = {
-        name: ({kind: COMPETITORS[kind](name) for kind in kinds}, (weights_of(name), *data(name, N, R)))
+        name: ({kind: COMPETITORS[kind](name) for kind in KINDS}, (weights_of(name), *data(name, N, R)))
         for name in names
     }
     rows = np.random.default_rng(0).normal(size=(N + R, WIDTH)).astype(np.float32)
-    for name, fun, count in (
-        (f"{5 * depth} equations", long, depth),
-        (f"block called {depth // IN_BLOCK} times", repeated, depth // IN_BLOCK),
+    for name, fun, count, times in (
+        (f"{5 * depth} equations", long, depth, 1),
+        (f"block called {depth // IN_BLOCK} times", repeated, depth // IN_BLOCK, IN_BLOCK),
     ):
-        found[name] = ({kind: made(kind, fun) for kind in kinds}, (layers(count), rows[:N], rows[N:]))
+        found[name] = ({kind: made(kind, fun, times) for kind in KINDS}, (layers(count), rows[:N], rows[N:]))
     return found
 
 
-def made(kind: str, fun: Callable[[Any, Array], Array]) -> Attribution:
+def made(kind: str, fun: Callable[[Any, Array], Array], times: int) -> Attribution:
+    """An attribution of a function whose layers each come so many times."""
     if kind == "gradient":
         return lambda w, x, r: jax.grad(lambda rows: fun(w, rows).sum())(jnp.repeat(x, len(r), 0))
-    if kind == "floor":
-        return by_hand
+    if kind in FLOORS:
+        return partial(floor, FLOORS[kind], times)
     attr = jaxlift.attribute(fun, argnums=1, rule=kind, references="shared")
     return lambda w, x, r: attr(w, x, reference=r)
 

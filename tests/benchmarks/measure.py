@@ -22,7 +22,17 @@ from .networks import NETWORKS
 from .protocol import ROOT, THREADS, FailedError, Process
 
 PEERS = ("captum", "shap", "tangermeme")
-ON_JAX = ("rescale", "revealcancel", "rescale_batches", "revealcancel_batches", "gradient", "bare", "floor")
+ON_JAX = (
+    "rescale",
+    "revealcancel",
+    "rescale_batches",
+    "revealcancel_batches",
+    "gradient",
+    "bare",
+    "floor",
+    "exact_floor",
+    "revealcancel_floor",
+)
 REQUIREMENTS = ("torch==2.13.0", "captum==0.9.0", "shap==0.51.0", "tangermeme==1.6.0")
 ENVIRONMENT = Path(__file__).parent / ".peers-venv"
 COMPLETE = 1e-3  # of the largest difference of outputs; float32 leaves 1e-5

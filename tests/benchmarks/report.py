@@ -18,7 +18,9 @@ TITLES = {
     "revealcancel_batches": "RevealCancel in batches",
     "gradient": "jax.grad, N R rows",
     "bare": "N + R forward, N R backward",
-    "floor": "Rescale by hand",
+    "floor": "Rescale by hand, plain quotients",
+    "exact_floor": "Rescale by hand, exact secants",
+    "revealcancel_floor": "RevealCancel by hand",
     "captum": "Captum",
     "shap": "SHAP",
     "tangermeme": "tangermeme",
@@ -51,8 +53,10 @@ def targets(results: dict[str, Any]) -> Iterator[dict[str, Any]]:
         name, n, r, by = cell["network"], cell["n"], cell["r"], cell["competitors"]
         where = f"{name} {n} x {r}"
         own, parts, bare, floor = (by[each] for each in ("rescale", "revealcancel", "bare", "floor"))
+        exact, parts_floor = by["exact_floor"], by["revealcancel_floor"]
         batches, parts_batches = by["rescale_batches"], by["revealcancel_batches"]
-        if not all("median" in each for each in (own, parts, batches, parts_batches, bare, floor)):
+        needed = (own, parts, batches, parts_batches, bare, floor, exact, parts_floor)
+        if not all("median" in each for each in needed):
             yield {"target": "a result", "where": where, "value": None, "bound": "", "met": False}
             continue
         peers = right_peers(by)
@@ -68,9 +72,14 @@ def targets(results: dict[str, Any]) -> Iterator[dict[str, Any]]:
                 True,
             )
             yield target(f"time, of the floor's{how}", where, one["median"] / floor["median"], 1.15)
+            yield target(f"time, of the exact floor's{how}", where, one["median"] / exact["median"], 1.15)
             yield target(f"RevealCancel's time, of Rescale's{how}", where, by_parts["median"] / one["median"], 3.3)
+            yield target(
+                f"RevealCancel's time, of its floor's{how}", where, by_parts["median"] / parts_floor["median"], 1.15
+            )
             temporary = leanest and one["temporary_bytes"] / leanest
             yield target(f"temporary memory, of the leanest right peer's{how}", where, temporary, 1 / 3)
+        yield target("RevealCancel's time, of Rescale's, by hand", where, parts_floor["median"] / exact["median"], 3.3)
         yield target("matrix FLOPs, of the floor's", where, own["matrix_flops"] / bare["matrix_flops"], 1)
         yield target(
             "matrix FLOPs of RevealCancel", where, parts["matrix_flops"] / bare["revealcancel_matrix_flops"], 1
@@ -79,7 +88,7 @@ def targets(results: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield target("FLOPs, of the floor's", where, own["flops"] / floor["flops"], 1.05)
             yield target("FLOPs of RevealCancel", where, parts["flops"] / bare["revealcancel_flops"], 1.15)
     for row in results.get("compile", ()):
-        for kind in ("rescale", "revealcancel", "floor"):
+        for kind in ("rescale", "revealcancel", "floor", "exact_floor", "revealcancel_floor"):
             spent = [row[each]["trace_seconds"] + row[each]["compile_seconds"] for each in (kind, "gradient")]
             what = f"trace and compile, {TITLES[kind]}, of jax.grad's"
             yield target(what, row["network"], spent[0] / spent[1], 2.5)
