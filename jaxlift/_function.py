@@ -15,7 +15,7 @@ from jax.extend.core import jaxprs_in_params
 from jaxlift import _compat
 from jaxlift._compat import JaxprEqn, primitives
 from jaxlift._degrees import ARGUMENT, CONSTANT, ZERO, degree, homogeneity, rounds_away
-from jaxlift._multipliers import where
+from jaxlift._multipliers import once, where
 from jaxlift._ranges import Range, range_of, range_of_literal
 from jaxlift._secants import (
     THEOREMS,
@@ -33,6 +33,9 @@ from jaxlift._values import Node, is_hashable, key_of, number_of, postorder
 # taken to be good to two units, as XLA's are.
 EXACT = frozenset(primitives("neg", "abs", "sign", "max", "min", "select_n", "clamp", "floor", "ceil", "round", "copy"))
 ROUNDED = frozenset(primitives("add", "sub", "mul", "div", "sqrt", "square", "integer_pow", "convert_element_type"))
+
+# What XLA writes out as polynomials of 40 to 80 operations, each of which it takes to be cheap.
+WRITTEN_OUT = frozenset(primitives("erfc", "erf_inv", "lgamma", "digamma", "bessel_i0e", "bessel_i1e"))
 
 CONVERSIONS = frozenset(primitives("convert_element_type", "reduce_precision"))
 CUSTOM_VJP = frozenset(primitives("custom_vjp_call"))
@@ -97,7 +100,7 @@ class PointwiseFunction:
                 return value
         registers = [x, *self.literals, *self.constants]
         for eqn, operands in self.steps:
-            registers += _compat.bind(eqn, [registers[i] for i in operands])
+            registers += _step(eqn, [registers[i] for i in operands])
         return registers[-1]
 
     def derivative(self, x: Array) -> Array:
@@ -292,6 +295,12 @@ class Form:
         return isinstance(other, Form) and self.key == other.key
 
 
+def _step(eqn: JaxprEqn, operands: list[Any]) -> Sequence[Array]:
+    """The outputs of an elementwise equation."""
+    outputs = _compat.bind(eqn, operands)
+    return [once(y) for y in outputs] if eqn.primitive in WRITTEN_OUT else outputs
+
+
 def _wide(x: Array) -> Any:
     """The dtype in which slopes and rounding errors at `x` are worked out."""
     return jnp.promote_types(x.dtype, jnp.float32)
@@ -338,7 +347,7 @@ def _partial_derivatives(eqn: JaxprEqn, values: list[Any], which: list[int]) -> 
 
     def step(*varied: Array) -> Array:
         replaced = dict(zip(which, varied, strict=True))
-        return _compat.bind(eqn, [replaced.get(k, value) for k, value in enumerate(values)])[0]
+        return _step(eqn, [replaced.get(k, value) for k, value in enumerate(values)])[0]
 
     if not which or not jnp.issubdtype(_compat.dtype(eqn.outvars[0]), jnp.inexact):
         return step(*(values[k] for k in which)), ()

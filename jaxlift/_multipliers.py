@@ -88,12 +88,28 @@ def where(condition: Any, x: Any, y: Any) -> Array:
 
 
 def after(cotangent: Array, x: Array) -> Array:
-    """`x`, not to be used before the cotangent is there, for what barriers don't hold up.
+    """`x`, not to be worked out before the cotangent is there, for what barriers don't hold up.
 
     XLA has no barriers left where it puts a CPU's work in order, and does what it can for all layers at once: with
-    RevealCancel's points, N * R of each. That this is `x` but for a cotangent that is not a number it doesn't see.
+    RevealCancel's points, N * R of each.
     """
-    return where(jnp.isnan(cotangent), cotangent.astype(x.dtype), x)
+    return x / _one(cotangent).astype(x.dtype)
+
+
+@jax.custom_jvp
+def once(x: Array) -> Array:
+    """`x`, to be worked out once. XLA works cheap things out again wherever they are used on a CPU, and a division is
+    not cheap.
+    """
+    return x / _one(x)
+
+
+once.defjvp(lambda primals, tangents: (once(*primals), *tangents))
+
+
+def _one(x: Array) -> Array:
+    """1, of which XLA doesn't know that it is, unless a number is none."""
+    return where(jnp.isnan(x), lax.stop_gradient(x), 1)
 
 
 def difference(x: Array, r: Array) -> Array:

@@ -65,15 +65,16 @@ def by_theorem(theorem: Theorem, ends: Ends, times: Factor) -> Array:
         tanh(d) / d = 1 / (1 + z / (3 + z / (5 + z / (7 + ...)))) = (105 + 10 z) / (105 + 45 z + z^2) + O(1e-5 z^4)
 
     Where that is more than the last bit, the ends are far enough apart for the quotient. (By how little the pairs'
-    differences differ is of no matter here: the first stands for all.)
+    differences differ is of no matter here: the first stands for all.) Equal infinities, whose difference is not a
+    number, are not far apart: `z` is 0 there, and so is the weight.
     """
     x, r = ends[0]
-    run = difference(x.at, r.at)
+    run = x.at - r.at
     square = (theorem.c * run) ** 2
     bound = (5e4 * float(jnp.finfo(run.dtype).eps)) ** (1 / 4)
-    near, z = square < bound, jnp.minimum(square, bound)
+    far, z = square >= bound, where(square < bound, square, 0)
     weight, rise = _mean(theorem.weight(x.value, r.value) for x, r in ends), _mean(x.value - r.value for x, r in ends)
-    return where(near, weight * (10 * z + 105), rise) * times / where(near, (z + 45) * z + 105, run)
+    return where(far, rise, weight * (10 * z + 105)) * times / where(far, run, (z + 45) * z + 105)
 
 
 def of_two_rays(ends: Ends, times: Factor) -> Array:

@@ -14,7 +14,7 @@ from jaxlift import _compat
 from jaxlift._compat import JaxprEqn, primitives
 from jaxlift._degrees import rounds_away
 from jaxlift._function import CONVERSIONS, Form, PointwiseFunction, affine_ends
-from jaxlift._multipliers import after, operation
+from jaxlift._multipliers import after, once, operation
 from jaxlift._registry import family
 from jaxlift._values import Node, Pending, Value, Varying, is_hashable, is_varying
 from jaxlift.primitives.linear import broadcast, is_inexact, step
@@ -124,9 +124,16 @@ def _nonlinearity(interpreter: Interpreter, f: PointwiseFunction, of: Varying, s
     is_real = not jnp.iscomplexobj(of.value)  # complex differences have no positive and negative parts
     if rule.needs_variation and (f.is_rounding or not is_real):
         rule = Rescale()
-    reference = f(of.reference)
+    reference = _value(rule, f, of.reference)
     value, variation = (_by_parts if rule.needs_variation else _whole)(rule, f, of, reference)
     return Varying(value, reference, variation if is_real else None, of.fed_by)
+
+
+def _value(rule: Rule, f: PointwiseFunction, x: Array) -> Array:
+    """`f(x)`, which is not worked out again for each pair where the variation begins anew, as `|D|`."""
+    y = f(x)
+    takes_little = f.theorem or f.is_two_rays or f.is_parabola
+    return once(y) if rule.needs_variation and not takes_little else y
 
 
 def _kept(f: PointwiseFunction, y: Array) -> tuple[Array, ...]:
@@ -212,7 +219,7 @@ def _operation_by_parts(rule: Rule, form: Form) -> Callable[[Any, Any], tuple[Ar
     def forward(explained: Any, held: Any) -> tuple[Array, Array]:
         (x, a), (r, constants, *_) = explained, held
         f = form.with_constants(constants)
-        y = f(x)
+        y = _value(rule, f, x)
         return y, rule.variation(f, x, r, a).astype(y.dtype)
 
     def pull(cotangents: tuple[Array, Array], explained: Any, held: Any) -> tuple[Array, Array]:
