@@ -88,7 +88,7 @@ def where(condition: Any, x: Any, y: Any) -> Array:
 
 
 def after(cotangent: Array, x: Array) -> Array:
-    """`x`, not to be worked out before the cotangent is there, for what barriers don't hold up.
+    """`x`, to be worked out once, and not before the cotangent is there, for what barriers don't hold up.
 
     XLA has no barriers left where it puts a CPU's work in order, and does what it can for all layers at once: with
     RevealCancel's points, N * R of each.

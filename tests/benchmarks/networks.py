@@ -111,7 +111,7 @@ NETWORKS = {
     "bpnet": Network((2114, 4), bpnet, one_hot=True, batch_rows=2),
     "transformer": Network((32, 16), transformer, peer_rows=128),
     "lstm": Network((64, 8), lstm, peer_rows=640),
-    "activations": Network((128,), zoo, peer_rows=640),
+    "activations": Network((128,), zoo, peer_rows=640, batch_rows=320),
 }
 
 
