@@ -225,6 +225,7 @@ def _operation_by_parts(rule: Rule, form: Form) -> Callable[[Any, Any], tuple[Ar
     def pull(cotangents: tuple[Array, Array], explained: Any, held: Any) -> tuple[Array, Array]:
         (x, a), (r, constants, *values), (of_value, of_variation) = explained, held, cotangents
         f = form.with_constants(constants, zip((r, x), values, strict=False))
+        of_value = once(of_value)
         a = after(of_value, a)
         plus, minus = rule.parts(f, x, r, a, (of_value + of_variation) / 2, (of_value - of_variation) / 2)
         return plus + minus, plus - minus
