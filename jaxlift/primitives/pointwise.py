@@ -124,16 +124,9 @@ def _nonlinearity(interpreter: Interpreter, f: PointwiseFunction, of: Varying, s
     is_real = not jnp.iscomplexobj(of.value)  # complex differences have no positive and negative parts
     if rule.needs_variation and (f.is_rounding or not is_real):
         rule = Rescale()
-    reference = _value(rule, f, of.reference)
+    reference = f(of.reference)
     value, variation = (_by_parts if rule.needs_variation else _whole)(rule, f, of, reference)
     return Varying(value, reference, variation if is_real else None, of.fed_by)
-
-
-def _value(rule: Rule, f: PointwiseFunction, x: Array) -> Array:
-    """`f(x)`, which is not worked out again for each pair where the variation begins anew, as `|D|`."""
-    y = f(x)
-    takes_little = f.theorem or f.is_two_rays or f.is_parabola
-    return once(y) if rule.needs_variation and not takes_little else y
 
 
 def _kept(f: PointwiseFunction, y: Array) -> tuple[Array, ...]:
@@ -219,7 +212,7 @@ def _operation_by_parts(rule: Rule, form: Form) -> Callable[[Any, Any], tuple[Ar
     def forward(explained: Any, held: Any) -> tuple[Array, Array]:
         (x, a), (r, constants, *_) = explained, held
         f = form.with_constants(constants)
-        y = _value(rule, f, x)
+        y = f(x)
         return y, rule.variation(f, x, r, a).astype(y.dtype)
 
     def pull(cotangents: tuple[Array, Array], explained: Any, held: Any) -> tuple[Array, Array]:
