@@ -64,9 +64,7 @@ COMPETITORS: dict[str, Callable[[str], Attribution]] = {
     "revealcancel_batches": functools.partial(in_batches, "revealcancel"),
     "gradient": gradient,
     "bare": lambda name: functools.partial(by_hand.bare, name),
-    "floor": functools.partial(by_hand.attribution, by_hand.RESCALE),
-    "exact_floor": functools.partial(by_hand.attribution, by_hand.RESCALE_EXACT),
-    "revealcancel_floor": functools.partial(by_hand.attribution, by_hand.REVEALCANCEL),
+    **{name: functools.partial(by_hand.attribution, rule) for name, rule in by_hand.FLOORS.items()},
 }
 
 

@@ -26,6 +26,7 @@ from .competitors import COMPETITORS, Attribution, attribution, stages
 from .networks import NETWORKS, data, weights_of
 
 N, R = 4, 10
+KINDS = ("gradient", "rescale", "revealcancel", *by_hand.FLOORS)
 WIDTH = 16
 IN_BLOCK = 4
 BUDGET = 120  # seconds for the rounds of one network; one round is always made
@@ -58,14 +59,6 @@ def repeated(w: Any, x: Array) -> Array:
     return x.sum(1)
 
 
-FLOORS = {
-    "floor": by_hand.RESCALE,
-    "exact_floor": by_hand.RESCALE_EXACT,
-    "revealcancel_floor": by_hand.REVEALCANCEL,
-}
-KINDS = ("gradient", "rescale", "revealcancel", *FLOORS)
-
-
 def floor(rule: by_hand.Rule, times: int, w: Any, x: Array, r: Array) -> Array:
     """Either by hand. (What repeats is written out: there is nothing in it that JAX could find again.)"""
     blocks = [by_hand.residual(rule.activated(by_hand.dense(layer), "tanh")) for layer in w for _ in range(times)]
@@ -91,8 +84,8 @@ def made(kind: str, fun: Callable[[Any, Array], Array], times: int) -> Attributi
     """An attribution of a function whose layers each come so many times."""
     if kind == "gradient":
         return lambda w, x, r: jax.grad(lambda rows: fun(w, rows).sum())(jnp.repeat(x, len(r), 0))
-    if kind in FLOORS:
-        return partial(floor, FLOORS[kind], times)
+    if kind in by_hand.FLOORS:
+        return partial(floor, by_hand.FLOORS[kind], times)
     attr = jaxlift.attribute(fun, argnums=1, rule=kind, references="shared")
     return lambda w, x, r: attr(w, x, reference=r)
 

@@ -1,9 +1,9 @@
 """What an attribution must compute and nothing else, written by hand for each network. Results are jaxlift's.
 
-`RESCALE` is Rescale as plain as it can be: forward passes of N inputs and of R references, and a backward pass of the
+`floor` is Rescale as plain as it can be: forward passes of N inputs and of R references, and a backward pass of the
 N * R pairs, with quotients of differences for multipliers, good to rounding except very near the reference.
-`RESCALE_EXACT` is the same with secants that are good there too, and `REVEALCANCEL` has a forward and a backward pass
-of N * R variations besides.
+`exact_floor` is the same with secants that are good there too, and `revealcancel_floor` has a forward and a backward
+pass of N * R variations besides.
 
 `bare` is the passes of Rescale by plain derivatives, for the FLOPs of products: forward passes of N and of R, and a
 backward pass of N * R cotangents. Its result means nothing.
@@ -33,9 +33,11 @@ class Rule(NamedTuple):
     lstm: Callable[[Weights], Layer]
 
 
-RESCALE = Rule(partial(rescale.activated, plain), partial(rescale.lstm, plain))
-RESCALE_EXACT = Rule(partial(rescale.activated, exact), partial(rescale.lstm, exact))
-REVEALCANCEL = Rule(revealcancel.activated, revealcancel.lstm)
+FLOORS = {
+    "floor": Rule(partial(rescale.activated, plain), partial(rescale.lstm, plain)),
+    "exact_floor": Rule(partial(rescale.activated, exact), partial(rescale.lstm, exact)),
+    "revealcancel_floor": Rule(revealcancel.activated, revealcancel.lstm),
+}
 
 FLAT = linear(lambda h: h.reshape(len(h), -1))
 MEAN = linear(lambda h: h.mean(1))

@@ -11,6 +11,7 @@ from jax import Array, lax
 
 from .. import in_jax
 from ..networks import HEADS, Weights
+from .secants import quotient
 
 Pull = Callable[[Array], Array]
 # From inputs and references to the same one layer on, and what pulls the cotangents of pairs (N * R, ...) back.
@@ -64,8 +65,13 @@ def flat(pairs: Array) -> Array:
     return pairs.reshape(-1, *pairs.shape[2:])
 
 
+def mean(x: Array, r: Array) -> Array:
+    """Of both, for pairs (N, R, ...)."""
+    return (x[:, None] + r) / 2
+
+
 def midpoint(x: Array, r: Array) -> Array:
-    return of_pairs(lambda x, r: (x + r) / 2, (x, r))
+    return flat(mean(x, r))
 
 
 def pool(size: int) -> Layer:
@@ -159,16 +165,15 @@ def attention(w: Weights) -> Layer:
             return jnp.einsum("nhqk,nkhd->nqhd", p, v).reshape(len(p), p.shape[2], -1)
 
         def logarithmic_mean(p: Array, q: Array, log_p: Array, log_q: Array) -> Array:
-            d = log_p - log_q
-            return jnp.where(d == 0, q, (p - q) / jnp.where(d == 0, 1, d))
+            return quotient(p - q, log_p - log_q, log_p == log_q, q)
 
         def pull(cotangent: Array) -> Array:
             cotangent = split(cotangent)
             of_p = jnp.einsum("nqhd,nkhd->nhqk", cotangent, midpoint(v, v_ref))
             of_v = jnp.einsum("nhqk,nqhd->nkhd", midpoint(p, p_ref), cotangent)
-            mean = of_pairs(logarithmic_mean, (p, p_ref), (log_p, log_p_ref))
-            shares = mean * of_p
-            of_logits = scale * (shares - mean * (shares.sum(-1, keepdims=True) / mean.sum(-1, keepdims=True)))
+            weights = of_pairs(logarithmic_mean, (p, p_ref), (log_p, log_p_ref))
+            shares = weights * of_p
+            of_logits = scale * (shares - weights * (shares.sum(-1, keepdims=True) / weights.sum(-1, keepdims=True)))
             of_q = jnp.einsum("nhqk,nkhd->nqhd", of_logits, midpoint(k, k_ref))
             of_k = jnp.einsum("nhqk,nqhd->nkhd", of_logits, midpoint(q, q_ref))
             return sum(
@@ -181,24 +186,18 @@ def attention(w: Weights) -> Layer:
     return layer
 
 
-def cell(z: list[Array], c: Array) -> tuple[Array, list[Array]]:
-    """The next output of an LSTM's cell, and the input, forget, cell and output gates, the cell and its tanh."""
-    i, f, g, o = jax.nn.sigmoid(z[0]), jax.nn.sigmoid(z[1]), jnp.tanh(z[2]), jax.nn.sigmoid(z[3])
-    after = f * c + i * g
-    t = jnp.tanh(after)
-    return o * t, [i, f, g, o, after, t]
-
-
 def run_lstm(u: Array, state: Array) -> tuple[Array, list[Array]]:
     """From a sequence of gates' inputs to the last hidden state, and for each step what is kept of it: the state and
-    the cell before it, what the four gates are of, and what `cell` returns.
+    the cell before it, what the four gates are of, the input, forget, cell and output gates, the cell and its tanh.
     """
 
     def step(carry: tuple[Array, Array], u: Array) -> tuple[tuple[Array, Array], list[Array]]:
         h, c = carry
         z = jnp.split(u + h @ state, 4, -1)
-        y, made = cell(z, c)
-        return (y, made[4]), [h, c, *z, *made]
+        i, f, g, o = jax.nn.sigmoid(z[0]), jax.nn.sigmoid(z[1]), jnp.tanh(z[2]), jax.nn.sigmoid(z[3])
+        after = f * c + i * g
+        t = jnp.tanh(after)
+        return (o * t, after), [h, c, *z, i, f, g, o, after, t]
 
     zeros = jnp.zeros((len(u), len(state)), u.dtype)
     (h, _), kept = lax.scan(step, (zeros, zeros), u.swapaxes(0, 1))

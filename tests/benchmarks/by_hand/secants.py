@@ -34,9 +34,9 @@ def slope_of(name: str) -> Callable[[Array, Array], Array]:
     return SLOPES.get(name, lambda x, y: derivative(in_jax.ACTIVATIONS[name])(x))
 
 
-def quotient(rise: Array, run: Array, unless: Array) -> Array:
-    """Finite where it isn't wanted."""
-    return rise / jnp.where(unless, 1, run)
+def quotient(rise: Array, run: Array, unless: Array, then: Array) -> Array:
+    """`rise / run`, and something else where it isn't wanted, which may be where `run` is 0."""
+    return jnp.where(unless, then, rise / jnp.where(unless, 1, run))
 
 
 def plain(name: str) -> Secant:
@@ -44,7 +44,7 @@ def plain(name: str) -> Secant:
 
     def secant(x: Array, r: Array, y: Array, y_ref: Array) -> Array:
         d = x[:, None] - r
-        return jnp.where(d == 0, slope_of(name)(r, y_ref), quotient(y[:, None] - y_ref, d, d == 0))
+        return quotient(y[:, None] - y_ref, d, d == 0, slope_of(name)(r, y_ref))
 
     return secant
 
@@ -57,7 +57,7 @@ def by_theorem(c: float, weight: Callable[[Array, Array], Array]) -> Secant:
         z = (c * d) ** 2
         near = z < 0.25
         fraction = (105 + 10 * z) / (105 + z * (45 + z))
-        return jnp.where(near, weight(y[:, None], y_ref) * fraction, quotient(y[:, None] - y_ref, d, near))
+        return quotient(y[:, None] - y_ref, d, near, weight(y[:, None], y_ref) * fraction)
 
     return secant
 
@@ -69,7 +69,7 @@ def of_two_rays(name: str) -> Secant:
         sign, sign_ref, slope = jnp.sign(x), jnp.sign(r), slope_of(name)(x, y)
         same = sign[:, None] == sign_ref
         rise, run = (sign * y)[:, None] + sign_ref * y_ref, jnp.abs(x)[:, None] + jnp.abs(r)
-        return jnp.where(same, slope[:, None], quotient(rise, run, same))
+        return quotient(rise, run, same, slope[:, None])
 
     return secant
 
@@ -84,7 +84,7 @@ def by_cubic(name: str) -> Secant:
         mean = first(x)[:, None] / 2 + first(r) / 2 - (second(x)[:, None] - second(r)) / 12 * d
         rounding = 8 * float(jnp.finfo(x.dtype).eps) * (jnp.abs(r) + jnp.abs(y_ref))
         near = jnp.abs(rise - mean * d) <= rounding
-        return jnp.where(near, mean, quotient(rise, d, near))
+        return quotient(rise, d, near, mean)
 
     return secant
 
@@ -115,9 +115,7 @@ def variation(f: Callable[[Array], Array], x: Array, r: Array, a: Array) -> Arra
 
 def parts(name: str, x: Array, r: Array, y: Array, y_ref: Array, a: Array) -> tuple[Array, Array]:
     """RevealCancel's multipliers of both parts, by plain quotients."""
-    (plus, minus), f, slope = points(x, r, a), in_jax.ACTIVATIONS[name], slope_of(name)
-    rise, half = (y[:, None] - y_ref) / 2, (f(r + plus) - f(r + minus)) / 2
+    (plus, minus), slope = points(x, r, a), slope_of(name)
+    rise, half = (y[:, None] - y_ref) / 2, variation(in_jax.ACTIVATIONS[name], x, r, a) / 2
     limit = slope(x, y)[:, None] / 2 + slope(r, y_ref) / 2
-    of_plus = jnp.where(plus == 0, limit, quotient(rise + half, plus, plus == 0))
-    of_minus = jnp.where(minus == 0, limit, quotient(rise - half, minus, minus == 0))
-    return of_plus, of_minus
+    return quotient(rise + half, plus, plus == 0, limit), quotient(rise - half, minus, minus == 0, limit)
