@@ -8,13 +8,13 @@ from jaxlift import metrics as metrics
 from jaxlift._attribute import attribute as attribute
 from jaxlift._check import Report as Report
 from jaxlift._check import check as check
+from jaxlift._core.table import MissingRuleError as MissingRuleError
 from jaxlift._layers import above as above
 from jaxlift._layers import below as below
 from jaxlift._lift import lift as lift
 from jaxlift._lift import vjp as vjp
 from jaxlift._memory import within_memory as within_memory
 from jaxlift._register import register as register
-from jaxlift._registry import MissingRuleError as MissingRuleError
 from jaxlift.methods.grad_cam import grad_cam as grad_cam
 from jaxlift.methods.grad_cam import guided_grad_cam as guided_grad_cam
 from jaxlift.methods.integrated_gradients import integrated_gradients as integrated_gradients

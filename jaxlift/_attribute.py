@@ -10,12 +10,13 @@ from typing import Any
 import jax
 from jax import Array
 
+from jaxlift._arguments import check_option
+from jaxlift._core.interpreter import Interpreter, MaxPooling, MissingRule
+from jaxlift._core.values import Varying, both_sides
 from jaxlift._explainer import Explainer, Method, Output, References
 from jaxlift._layers import Names
-from jaxlift._lift import Interpreter, MaxPooling, MissingRule, check_option, evaluate_values, vjp
+from jaxlift._lift import evaluate_values, vjp
 from jaxlift._targets import Target
-from jaxlift._values import Varying
-from jaxlift.primitives.linear import both_sides
 from jaxlift.rules import Rule, as_rule
 
 

@@ -13,11 +13,13 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
-from jaxlift import _compat, _registry
-from jaxlift._compat import JaxprEqn
-from jaxlift._lift import Interpreter, MaxPooling, MissingRule, checked_pair, evaluate_jointly, summed
-from jaxlift._multipliers import difference
-from jaxlift._values import Node, Pending, Value, Varying, is_varying, postorder
+from jaxlift._arguments import checked_pair, summed
+from jaxlift._core import table, versions
+from jaxlift._core.differences import difference
+from jaxlift._core.interpreter import Interpreter, MaxPooling, MissingRule
+from jaxlift._core.values import Node, Pending, Value, Varying, is_varying, postorder
+from jaxlift._core.versions import JaxprEqn
+from jaxlift._lift import evaluate_jointly
 from jaxlift.primitives.calls import custom_derivative, inlined
 from jaxlift.primitives.pointwise import ELEMENTWISE
 from jaxlift.primitives.softmax import Total, exponential, logarithm, quotient, summation, total
@@ -227,7 +229,7 @@ class Observer(Interpreter):
         return False  # each call has probes of its own
 
     def outputs(self, eqn: JaxprEqn, inputs: Sequence[Value]) -> Sequence[Value]:
-        rule = _registry.rule_or_none(eqn.primitive)
+        rule = table.rule_or_none(eqn.primitive)
         if not any(map(is_varying, inputs)) or rule in (inlined, custom_derivative):
             return super().outputs(eqn, inputs)
         if eqn.primitive in ELEMENTWISE:
@@ -238,7 +240,7 @@ class Observer(Interpreter):
         sees_what_they_are_made_of = rule in (logarithm, quotient, summation)
         if not (sees_what_they_are_made_of and any(exponential(value) or total(value) for value in inputs)):
             inputs = [self.settle(value) for value in inputs]
-        record = _Probes(self, eqn.primitive.name, _compat.location(eqn) or self.where)
+        record = _Probes(self, eqn.primitive.name, versions.location(eqn) or self.where)
         copies = [record.copied(value) if is_varying(value) else value for value in inputs]
         outputs = self.plain.outputs(eqn, copies)
         return [record.passed(self.plain.settle(out)) if is_varying(out) else out for out in outputs]
@@ -249,7 +251,7 @@ class Observer(Interpreter):
         if value.settled is None:
             eqns = [node.eqn for node in postorder([value.node], _operands) if isinstance(node, Node)]
             operation = " ".join(dict.fromkeys(eqn.primitive.name for eqn in eqns))
-            record = _Probes(self, operation, _compat.location(eqns[-1]) or self.where)
+            record = _Probes(self, operation, versions.location(eqns[-1]) or self.where)
             value.settled = record.passed(self.plain.settle(record.copied(value)))
         return value.settled
 

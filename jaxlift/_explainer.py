@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxlift._arguments import check_option, check_structure, checked_input, summed
+from jaxlift._batching.loops import map_over, mean_over, shape_of_one
+from jaxlift._batching.partial_evaluation import Stages, staged
 from jaxlift._check import warn_of_cancellation
 from jaxlift._layers import Names, above, below
-from jaxlift._lift import check_option, check_structure, checked_input, summed
-from jaxlift._loops import map_over, mean_over, shape_of_one
-from jaxlift._stages import Stages, staged
 from jaxlift._targets import Target, aim_of_each, check_target, weights_of
 
 Output = Literal["contributions", "multipliers", "hypothetical"]

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from jax import Array
 from jax.extend.core import jaxprs_in_params
 
-from jaxlift import _compat
-from jaxlift._compat import Jaxpr, JaxprEqn, Var
-from jaxlift._lift import needed
-from jaxlift._opening import evaluate_opened
-from jaxlift._registry import rule_or_none
+from jaxlift._core import versions
+from jaxlift._core.inlining import evaluate_inlined
+from jaxlift._core.interpreter import needed
+from jaxlift._core.table import rule_or_none
+from jaxlift._core.versions import Jaxpr, JaxprEqn, Var
 from jaxlift.primitives.calls import checkpoint, inlined
 
 Names = str | tuple[str, ...]
@@ -126,12 +126,12 @@ def _trace(fun: Callable[..., Any], args: tuple[Any, ...], names: Names) -> _Tra
             )
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(args)]
     is_opened = partial(_leads_to, set(wanted))
-    flat = jax.make_jaxpr(lambda leaves: evaluate_opened(closed.jaxpr, closed.consts, leaves, is_opened))(leaves)
+    flat = jax.make_jaxpr(lambda leaves: evaluate_inlined(closed.jaxpr, closed.consts, leaves, is_opened))(leaves)
     values = {eqn.params["name"]: eqn.outvars[0] for eqn in flat.jaxpr.eqns if eqn.primitive in _NAME}
     return _Traced(flat.jaxpr, flat.consts, leaves, [values[name] for name in wanted], jax.tree.structure(shape))
 
 
-_NAME = _compat.primitives("name")
+_NAME = versions.primitives("name")
 
 
 def _names_in(eqn: JaxprEqn) -> list[str]:
@@ -149,7 +149,7 @@ def _leads_to(wanted: set[str], eqn: JaxprEqn) -> bool:
     if rule_or_none(eqn.primitive) in (inlined, checkpoint):
         return True
     raise ValueError(
-        f"the value named {min(held)!r} is inside of `{eqn.primitive.name}`, called from {_compat.location(eqn)}: "
+        f"the value named {min(held)!r} is inside of `{eqn.primitive.name}`, called from {versions.location(eqn)}: "
         "values in loops, in branches and in functions with a derivative of their own can't be reached. Return it "
         "from there, and name it after."
     )

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxlift import _compat, _registry
-from jaxlift._compat import JaxprEqn, Primitive
-from jaxlift._multipliers import with_multipliers
-from jaxlift._values import Value, Varying
-from jaxlift.primitives.linear import both_sides, feeds, is_inexact
-
-if TYPE_CHECKING:
-    from jaxlift._lift import Interpreter
+from jaxlift._core import table, versions
+from jaxlift._core.custom_derivatives import with_multipliers
+from jaxlift._core.interpreter import Interpreter
+from jaxlift._core.values import Value, Varying, both_sides, feeds, is_inexact
+from jaxlift._core.versions import JaxprEqn, Primitive
 
 # Called with the cotangents of the outputs, the operands at the input, the operands at the reference, and the
 # primitive's parameters by name.
@@ -66,12 +63,12 @@ def register(operation: Primitive | str | Callable[..., Any]) -> Callable[[Pullb
 
     def record(pull: Pullback) -> Pullback:
         if isinstance(operation, Primitive):
-            _registry.family(by_pullback(pull), [operation])
+            table.family(by_pullback(pull), [operation])
         elif isinstance(operation, str):
-            _registry.family_by_name(by_pullback(pull), operation)
+            table.family_by_name(by_pullback(pull), operation)
         else:
             rule = by_pullback(lambda ct, values, references, **params: pull(ct, values, references))
-            _registry.family_of_functions(rule, _compat.name_of_function(operation))
+            table.family_of_functions(rule, versions.name_of_function(operation))
         return pull
 
     if not isinstance(operation, Primitive | str | jax.custom_jvp | jax.custom_vjp):
@@ -81,7 +78,7 @@ def register(operation: Primitive | str | Callable[..., Any]) -> Callable[[Pullb
     return record
 
 
-def by_pullback(pull: Pullback) -> _registry.PrimitiveRule:
+def by_pullback(pull: Pullback) -> table.PrimitiveRule:
     """The rule of a primitive of which only the multipliers are given."""
 
     def rule(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
@@ -93,7 +90,7 @@ def by_pullback(pull: Pullback) -> _registry.PrimitiveRule:
         def forward(explained: Any, held: Any) -> tuple[Array, ...]:
             """The outputs, computed where nothing asks for JAX's derivative, which there may be none of."""
             del explained
-            outputs = _compat.bind(eqn, held[0])
+            outputs = versions.bind(eqn, held[0])
             return tuple(outputs[k] for k in numbers)
 
         def pulled(cotangents: Any, explained: Any, held: Any) -> tuple[Array, ...]:
@@ -120,12 +117,12 @@ def by_pullback(pull: Pullback) -> _registry.PrimitiveRule:
 
         explained = tuple(o.carrier for o in settled if isinstance(o, Varying))
         found = iter(with_multipliers(forward, pulled, explained, (values, references)))
-        integers = _compat.bind(eqn, jax.lax.stop_gradient(values)) if len(numbers) < len(eqn.outvars) else ()
+        integers = versions.bind(eqn, jax.lax.stop_gradient(values)) if len(numbers) < len(eqn.outvars) else ()
         return [
             Varying(next(found), reference, None, feeds(settled))
             if k in numbers
             else Varying(integers[k], reference, make_carrier=interpreter.refusal(eqn, "has an output of integers"))
-            for k, reference in enumerate(_compat.bind(eqn, references))
+            for k, reference in enumerate(versions.bind(eqn, references))
         ]
 
     return rule

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from jaxlift._arguments import check_structure, checked_input
 from jaxlift._explainer import number_of_examples
-from jaxlift._lift import check_structure, checked_input
 from jaxlift._targets import Target, aim_of_each, weights_of
 from jaxlift.wrappers import check_size, draw_like, keys_of_samples, mean_in_turn
 

@@ -15,8 +15,8 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
-from jaxlift._lift import checked_input
-from jaxlift._loops import divided, shape_of_one, sum_in_turn
+from jaxlift._arguments import checked_input
+from jaxlift._batching.loops import divided, shape_of_one, sum_in_turn
 
 Attribution = Callable[..., Any]
 

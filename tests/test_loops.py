@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 
 import jaxlift
-from jaxlift._loops import for_loops, map_over, mean_over
+from jaxlift._batching.loops import for_loops, map_over, mean_over
 
 LAYOUTS = {
     "channels last": ("NWHC", "WHIO", "NWHC"),

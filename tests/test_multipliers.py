@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlift._multipliers import after, once
+from jaxlift._core.compilers import after, once
 
 NUMBERS = [0.0, -0.0, 1.5, -3e4, 1e-3, np.inf, -np.inf, np.nan]
 

@@ -4,7 +4,7 @@ import jax
 import jax.extend
 import pytest
 
-from jaxlift import _registry
+from jaxlift._core import table
 
 NAMES = sorted({name for home in (jax.lax, jax.extend.core.primitives) for name in dir(home) if name.endswith("_p")})
 
@@ -12,6 +12,6 @@ NAMES = sorted({name for home in (jax.lax, jax.extend.core.primitives) for name 
 @pytest.mark.parametrize("name", NAMES)
 def test_is_classified(name):
     primitives = {getattr(home, name) for home in (jax.lax, jax.extend.core.primitives) if hasattr(home, name)}
-    assert all(_registry.rule_or_none(primitive) for primitive in primitives), (
+    assert all(table.rule_or_none(primitive) for primitive in primitives), (
         "add the primitive to a family in jaxlift/primitives, or to refused.py with the reason"
     )

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxlift._batching.loops import divided, sum_in_turn
 from jaxlift._explainer import Explainer, Method, Options, check_count
 from jaxlift._lift import vjp
-from jaxlift._loops import divided, sum_in_turn
 from jaxlift.rules import Gradient
 
 

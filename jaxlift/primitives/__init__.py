@@ -14,11 +14,10 @@ from jaxlift.primitives import (
     refused,
     softmax,
 )
-from jaxlift.primitives.pointwise import settle
 
 # fmt: off
 __all__ = [
     "bilinear", "calls", "control", "definitions", "indexing", "linear", "matrices", "operands", "pointwise",
-    "reductions", "refused", "settle", "softmax",
+    "reductions", "refused", "softmax",
 ]
 # fmt: on

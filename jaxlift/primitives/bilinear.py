@@ -11,21 +11,20 @@ operands.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxlift import _compat
-from jaxlift._compat import JaxprEqn, primitives
-from jaxlift._multipliers import with_multipliers
-from jaxlift._registry import PrimitiveRule, family, family_by_name
-from jaxlift._values import Value, Varying, is_varying
-from jaxlift.primitives.linear import extended_to_integers, magnitude, mixing
-
-if TYPE_CHECKING:
-    from jaxlift._lift import Interpreter
+from jaxlift._core import versions
+from jaxlift._core.custom_derivatives import with_multipliers
+from jaxlift._core.differences import magnitude
+from jaxlift._core.interpreter import Interpreter
+from jaxlift._core.table import PrimitiveRule, family, family_by_name
+from jaxlift._core.values import Value, Varying, is_varying
+from jaxlift._core.versions import JaxprEqn, primitives
+from jaxlift.primitives.linear import extended_to_integers, mixing
 
 
 def midpoint(x: Array, r: Array) -> Array:
@@ -49,7 +48,7 @@ def product_of(
     values, references = (left.value, right.value), (left.reference, right.reference)
 
     def product(operands: tuple[Array, Array], _: Any = ()) -> Array:
-        return _compat.bind(eqn, [*operands, *rest])[0]
+        return versions.bind(eqn, [*operands, *rest])[0]
 
     def pull(cotangent: Array, values: Any, references: Any) -> tuple[Array, Array]:
         return jax.vjp(product, tuple(map(midpoint, values, references)))[1](cotangent)[0]

@@ -8,30 +8,28 @@ reference is the user's; otherwise differences replace derivatives, and it isn't
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 
-from jaxlift import _compat
-from jaxlift._compat import Jaxpr, JaxprEqn, primitives
-from jaxlift._function import CUSTOM
-from jaxlift._registry import family, family_by_name, rule_of_function, rule_or_none
-from jaxlift._values import Packing, Value, Varying, is_hashable, is_varying, pack
+from jaxlift._core import versions
+from jaxlift._core.interpreter import Interpreter
+from jaxlift._core.table import family, family_by_name, rule_of_function, rule_or_none
+from jaxlift._core.values import Packing, Value, Varying, is_hashable, is_varying, pack
+from jaxlift._core.versions import Jaxpr, JaxprEqn, primitives
+from jaxlift._pointwise.function import CUSTOM
 from jaxlift.primitives.pointwise import ELEMENTWISE, pointwise
 from jaxlift.primitives.softmax import Total
-
-if TYPE_CHECKING:
-    from jaxlift._lift import Interpreter
 
 
 def inlined(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
     """The rule of a call: what is called is evaluated in its place."""
     # JAX's own small functions are jitted too: between those, boundaries cost more than they spare.
-    if interpreter.is_repeated(eqn) and _compat.has_product(eqn.params["jaxpr"]):
+    if interpreter.is_repeated(eqn) and versions.has_product(eqn.params["jaxpr"]):
         outputs = _called(interpreter, eqn, operands)
         if outputs is not None:
             return outputs
-    jaxpr, consts = _compat.inner_jaxpr(eqn)
+    jaxpr, consts = versions.inner_jaxpr(eqn)
     return interpreter.inside(eqn).evaluate(jaxpr, consts, operands)
 
 
@@ -65,7 +63,7 @@ def _lifted(inside: Interpreter, eqn: JaxprEqn, made: Any, chosen: Any) -> tuple
 
     def lifted(arrays: Sequence[jax.Array]) -> list[jax.Array]:
         items = made(arrays)
-        outputs = inside.afresh().evaluate(*_compat.inner_jaxpr(eqn), chosen(items))
+        outputs = inside.afresh().evaluate(*versions.inner_jaxpr(eqn), chosen(items))
         packing = Packing(outputs, inside.rule.needs_variation, items)
         results.append(None if any(map(_is_total, packing.items)) else (packing.made, packing.chosen))
         return packing.arrays
@@ -82,32 +80,32 @@ def custom_derivative(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequenc
     """The rule of `custom_jvp` and `custom_vjp` functions: their own, if one was registered; or else they are one
     primitive if they are pointwise, and a plain call if not.
     """
-    jaxpr, _ = _compat.inner_jaxpr(eqn)
-    if (rule := rule_of_function(_compat.name_of_traced(jaxpr))) is not None:
+    jaxpr, _ = versions.inner_jaxpr(eqn)
+    if (rule := rule_of_function(versions.name_of_traced(jaxpr))) is not None:
         return rule(interpreter, eqn, operands)
     if _is_pointwise(jaxpr, [is_varying(operand) for operand in operands]):
-        each = [eqn] if len(eqn.outvars) == 1 else [_compat.one_output(eqn, k) for k in range(len(eqn.outvars))]
+        each = [eqn] if len(eqn.outvars) == 1 else [versions.one_output(eqn, k) for k in range(len(eqn.outvars))]
         return [pointwise(interpreter, one, operands)[0] for one in each]
     return inlined(interpreter, eqn, operands)
 
 
 def _is_pointwise(jaxpr: Jaxpr, varying: Sequence[bool]) -> bool:
     """Whether all that a jaxpr does to its varying inputs is elementwise, at the shape of its outputs."""
-    shape = _compat.shape(jaxpr.outvars[0])
+    shape = versions.shape(jaxpr.outvars[0])
     depends = {var for var, varies in zip(jaxpr.invars, varying, strict=True) if varies}
     for eqn in jaxpr.eqns:
-        inputs = [not isinstance(atom, _compat.Literal) and atom in depends for atom in eqn.invars]
+        inputs = [not isinstance(atom, versions.Literal) and atom in depends for atom in eqn.invars]
         if not any(inputs):
             continue
         rule = rule_or_none(eqn.primitive)
         if rule in (inlined, custom_derivative):
-            elementwise = _is_pointwise(_compat.inner_jaxpr(eqn)[0], inputs)
+            elementwise = _is_pointwise(versions.inner_jaxpr(eqn)[0], inputs)
         else:
             elementwise = eqn.primitive in ELEMENTWISE
         if not elementwise:
             return False
         depends.update(eqn.outvars)
-    return all(_compat.shape(var) == shape for var in (*jaxpr.outvars, *depends))
+    return all(versions.shape(var) == shape for var in (*jaxpr.outvars, *depends))
 
 
 def checkpoint(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> list[Value]:

@@ -8,21 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxlift import _compat
-from jaxlift._compat import JaxprEqn, primitives
-from jaxlift._registry import family, family_by_name
-from jaxlift._values import Settled, Value, Varying, is_varying, pack
+from jaxlift._core import versions
+from jaxlift._core.interpreter import Interpreter
+from jaxlift._core.table import family, family_by_name
+from jaxlift._core.values import Settled, Value, Varying, both_sides, carrier_dtype, is_varying, pack, with_carrier
+from jaxlift._core.versions import JaxprEqn, primitives
 from jaxlift.primitives.definitions import evaluated
-from jaxlift.primitives.linear import both_sides, carrier_dtype, with_carrier
-
-if TYPE_CHECKING:
-    from jaxlift._lift import Interpreter
 
 # Of a value that leaves a body: None if it doesn't vary, or else the linear maps that feed it.
 Kind = frozenset[str] | None
@@ -73,7 +70,7 @@ class Body:
 
     def __init__(self, interpreter: Interpreter, eqn: JaxprEqn, jaxpr: Any) -> None:
         self.interpreter, self.eqn = interpreter, eqn
-        self.jaxpr, self.consts = _compat.opened(jaxpr)
+        self.jaxpr, self.consts = versions.opened(jaxpr)
         self.kinds: list[Kind] = []
 
     def __call__(self, operands: Sequence[Value]) -> list[Settled]:
@@ -93,7 +90,7 @@ def scan(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> 
     A carry may come to vary after a step only, or be fed by a dense layer then: its kind is made wider until a step
     leaves it as it is.
     """
-    n_consts, n_carry = _compat.scan_lengths(eqn)
+    n_consts, n_carry = versions.scan_lengths(eqn)
     with_variations = interpreter.rule.needs_variation
     settled = [interpreter.settle(operand) for operand in operands]
     initial = settled[n_consts : n_consts + n_carry]
@@ -153,7 +150,7 @@ def shard_map(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]
     arrays = taken_apart(kinds, settled, with_variations)
     body = Body(interpreter, eqn, eqn.params["jaxpr"])
     every: list[Kind] = [frozenset()] * len(eqn.outvars)
-    counts = [len(_as_varying(jnp.zeros((), _compat.dtype(var))).arrays(with_variations)) for var in eqn.outvars]
+    counts = [len(_as_varying(jnp.zeros((), versions.dtype(var))).arrays(with_variations)) for var in eqn.outvars]
 
     def joint(arrays: Any) -> Any:
         return taken_apart(every, body(put_together(kinds, arrays)), with_variations)
@@ -172,7 +169,7 @@ def shard_map(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]
 def on_the_input(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
     """The rule of what only has effects, such as printing: done once, for the input."""
     values, _ = both_sides([interpreter.settle(operand) for operand in operands])
-    return _compat.bind(eqn, values)
+    return versions.bind(eqn, values)
 
 
 family(scan, primitives("scan"))

@@ -8,21 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.core
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxlift import _compat
-from jaxlift._compat import JaxprEqn, primitives
-from jaxlift._registry import PrimitiveRule, family, family_by_name
-from jaxlift._values import Value
-from jaxlift.primitives.linear import both_sides
-
-if TYPE_CHECKING:
-    from jaxlift._lift import Interpreter
+from jaxlift._core import versions
+from jaxlift._core.interpreter import Interpreter
+from jaxlift._core.table import PrimitiveRule, family, family_by_name
+from jaxlift._core.values import Value, both_sides
+from jaxlift._core.versions import JaxprEqn, primitives
 
 
 def defined_as(definition: Callable[..., Any]) -> PrimitiveRule:
@@ -36,7 +33,7 @@ def defined_as(definition: Callable[..., Any]) -> PrimitiveRule:
 
 def expanded(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
     """The rule of a primitive that brings its definition with it."""
-    return evaluated(interpreter, eqn, _compat.expansion(eqn), operands)
+    return evaluated(interpreter, eqn, versions.expansion(eqn), operands)
 
 
 def evaluated(
@@ -83,7 +80,7 @@ def reduction(*operands: Array, jaxpr: Any, dimensions: Sequence[int], **_: Any)
 
 def elementwise(jaxpr: Any, consts: Sequence[Any] = ()) -> Callable[..., Sequence[Array]]:
     """A jaxpr of scalars as a function of arrays of one shape."""
-    jaxpr, own = _compat.opened(jaxpr)
+    jaxpr, own = versions.opened(jaxpr)
 
     def combine(*operands: Array) -> Sequence[Array]:
         if operands[0].ndim == 0:

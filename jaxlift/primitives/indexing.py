@@ -11,23 +11,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxlift import _compat
-from jaxlift._compat import JaxprEqn, primitives
-from jaxlift._multipliers import difference, where, winners_share, with_multipliers
-from jaxlift._registry import PrimitiveRule, family
-from jaxlift._values import Settled, Value, Varying
+from jaxlift._core import versions
+from jaxlift._core.custom_derivatives import with_multipliers
+from jaxlift._core.differences import difference, where, winners_share
+from jaxlift._core.interpreter import Interpreter
+from jaxlift._core.table import PrimitiveRule, family
+from jaxlift._core.values import Settled, Value, Varying, both_sides, carrier_dtype, feeds, on_each_side
+from jaxlift._core.versions import JaxprEqn, primitives
 from jaxlift.primitives.bilinear import midpoint
 from jaxlift.primitives.definitions import at_places, defined_as
-from jaxlift.primitives.linear import both_sides, carrier_dtype, carrying, extended_to_integers, feeds, on_each_side
-
-if TYPE_CHECKING:
-    from jaxlift._lift import Interpreter
+from jaxlift.primitives.linear import carrying, extended_to_integers
 
 # For an equation, the cotangent of its output, the change that moving makes there, and the differences of the places:
 # the cotangents of the places.
@@ -49,7 +48,7 @@ def indexing(linear_in: Callable[[int], bool], credit: Credit, negated: int | No
 
             def at_each_end(elements: Sequence[Array]) -> list[Array]:
                 moved = ([end[k] if k in places else e for k, e in enumerate(elements)] for end in ends)
-                return [_compat.bind(eqn, operands)[0] for operands in moved]
+                return [versions.bind(eqn, operands)[0] for operands in moved]
 
             def mean(elements: Sequence[Array]) -> Array:
                 return midpoint(*at_each_end(elements))
@@ -130,7 +129,7 @@ def scatter_add(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Valu
 
         def gathered(places: Array) -> Array:
             def added(updates: Array) -> Array:
-                return _compat.bind(eqn, [jnp.zeros_like(cotangent), places, updates])[0]
+                return versions.bind(eqn, [jnp.zeros_like(cotangent), places, updates])[0]
 
             return jax.vjp(added, updates)[1](cotangent)[0]
 
@@ -157,7 +156,7 @@ def scatter_extremum(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence
     def pull(cotangent: Array, explained: Any, held: Any) -> tuple[Array, ...]:
         del explained
         y, (x, places, updates), (r, _, updates_ref) = held
-        y_ref = _compat.bind(eqn, [r, places, updates_ref])[0]
+        y_ref = versions.bind(eqn, [r, places, updates_ref])[0]
 
         def put(updates: Array) -> Array:
             """The sum of updates at their places, and by its transpose, what stands at the place of each."""

@@ -10,89 +10,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
 
-from jaxlift import _compat
-from jaxlift._compat import JaxprEqn, primitives
-from jaxlift._multipliers import magnitude, slope_between, with_multipliers
-from jaxlift._registry import PrimitiveRule, family, family_by_name
-from jaxlift._values import Settled, Value, Varying, is_varying
-
-if TYPE_CHECKING:
-    from jaxlift._lift import Interpreter
-
-
-def both_sides(operands: Sequence[Value]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Settled operands at the input, and at the reference."""
-    return (
-        tuple(o.value if isinstance(o, Varying) else o for o in operands),
-        tuple(o.reference if isinstance(o, Varying) else o for o in operands),
-    )
-
-
-def on_each_side(eqn: JaxprEqn, operands: Sequence[Value]) -> list[tuple[Array, Array]]:
-    """The outputs of an equation on the values and on the references of its operands."""
-    return list(zip(*(_compat.bind(eqn, side) for side in both_sides(operands)), strict=True))
-
-
-def is_inexact(value: Any) -> bool:
-    """Whether a value, variable or literal is made of numbers that can carry multipliers."""
-    return jnp.issubdtype(_dtype(value), jnp.inexact)
-
-
-def carrier_dtype(value: Any = None) -> Any:
-    """The dtype of what carries a value's multipliers: its own, or for integers and truth values the default one."""
-    return _dtype(value) if value is not None and is_inexact(value) else jnp.result_type(float)
-
-
-def _dtype(value: Any) -> Any:
-    return value.dtype if hasattr(value, "dtype") else _compat.dtype(value)
-
-
-def with_carrier(
-    value: Callable[[], Array],
-    reference: Array,
-    carrier: Callable[[], Array],
-    fed_by: frozenset[str],
-    variation: Callable[[], Array] | None = None,
-) -> Varying:
-    """A value whose multipliers the carrier has. Numbers are their own carrier; integers have theirs beside them."""
-    if is_inexact(reference):
-        return Varying(carrier(), reference, variation, fed_by)
-    return Varying(value(), reference, None, fed_by, carrier)
-
-
-def as_number(operand: Varying, dtype: Any = None) -> Varying:
-    """Integers or truth values as the numbers that carry their multipliers, of this dtype."""
-    if not operand.is_discrete:
-        return operand
-    carrier = operand.carrier.astype(dtype or operand.carrier.dtype)
-    return Varying(carrier, operand.reference.astype(carrier.dtype), None, operand.fed_by)
-
-
-def broadcast(operand: Varying, shape: tuple[int, ...]) -> Varying:
-    """An operand at the shape of an elementwise primitive's output; primitives take scalars and axes of size 1 as they
-    are.
-    """
-
-    def at_shape(array: Array) -> Array:
-        return jnp.broadcast_to(array, shape)
-
-    return Varying(
-        at_shape(operand.value),
-        at_shape(operand.reference),
-        lambda: at_shape(operand.variation),
-        operand.fed_by,
-        (lambda: at_shape(operand.carrier)) if operand.is_discrete else None,
-    )
-
-
-def feeds(operands: Sequence[Value]) -> frozenset[str]:
-    """The linear maps that feed any of the operands."""
-    return frozenset().union(*(o.fed_by for o in operands if isinstance(o, Varying)))
+from jaxlift._core import versions
+from jaxlift._core.custom_derivatives import with_multipliers
+from jaxlift._core.differences import magnitude, slope_between
+from jaxlift._core.interpreter import Interpreter
+from jaxlift._core.table import PrimitiveRule, family, family_by_name
+from jaxlift._core.values import (
+    Settled,
+    Value,
+    Varying,
+    as_number,
+    carrier_dtype,
+    feeds,
+    is_inexact,
+    is_varying,
+    on_each_side,
+    with_carrier,
+)
+from jaxlift._core.versions import JaxprEqn, primitives
 
 
 def step(value: Array, reference: Array, of: Varying) -> Varying:
@@ -140,7 +80,7 @@ def extended_to_integers(rule: PrimitiveRule, linear_in: Callable[[int], bool] =
         @cache
         def mapped() -> Sequence[Any]:
             numbers = [as_numbers(o) if linear_in(i) else o for i, o in enumerate(settled)]
-            return rule(interpreter, eqn if is_inexact(eqn.outvars[0]) else _compat.for_numbers(eqn, number), numbers)
+            return rule(interpreter, eqn if is_inexact(eqn.outvars[0]) else versions.for_numbers(eqn, number), numbers)
 
         def carrier(output: int, value: Array, reference: Array) -> Array:
             return step(value, reference, mapped()[output]).carrier
@@ -176,7 +116,7 @@ def carrying(linear_in: Callable[[int], bool] = everywhere, negated: int | None 
 
         @cache
         def variations() -> Sequence[Array]:
-            return _compat.bind(eqn, [part(i, operand) for i, operand in enumerate(settled)])
+            return versions.bind(eqn, [part(i, operand) for i, operand in enumerate(settled)])
 
         def variation(output: int) -> Array:
             return variations()[output]
@@ -194,7 +134,7 @@ def mixing(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value], k
     settled = [interpreter.settle(operand) for operand in operands]
 
     def variation() -> Array:
-        return _compat.bind(
+        return versions.bind(
             eqn, [magnitude(o.value, o.reference) if isinstance(o, Varying) else jnp.abs(o) for o in settled]
         )[0]
 

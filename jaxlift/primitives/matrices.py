@@ -12,7 +12,7 @@ L_mid^T`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.core
@@ -20,16 +20,15 @@ import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from jaxlift import _compat
-from jaxlift._compat import JaxprEqn, primitives
-from jaxlift._multipliers import where, with_multipliers
-from jaxlift._registry import family
-from jaxlift._values import Value, Varying, is_varying
+from jaxlift._core import versions
+from jaxlift._core.custom_derivatives import with_multipliers
+from jaxlift._core.differences import where
+from jaxlift._core.interpreter import Interpreter
+from jaxlift._core.table import family
+from jaxlift._core.values import Value, Varying, both_sides, feeds, is_varying, on_each_side
+from jaxlift._core.versions import JaxprEqn, primitives
 from jaxlift.primitives.bilinear import midpoint
-from jaxlift.primitives.linear import both_sides, carrying, feeds, on_each_side
-
-if TYPE_CHECKING:
-    from jaxlift._lift import Interpreter
+from jaxlift.primitives.linear import carrying
 
 
 def triangular_solve(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
@@ -52,7 +51,7 @@ def triangular_solve(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence
     def pull(cotangent: Array, explained: Any, held: Any) -> tuple[Array, Array]:
         (matrix, _), (matrix_ref, x, x_ref) = explained, held
         middle = midpoint(matrix, matrix_ref)
-        [of_b] = jax.vjp(lambda b: _compat.bind(eqn, [middle, b])[0], x)[1](cotangent)
+        [of_b] = jax.vjp(lambda b: versions.bind(eqn, [middle, b])[0], x)[1](cotangent)
         [of_a] = jax.vjp(lambda a: -applied(a, midpoint(x, x_ref)), matrix)[1](of_b)
         return of_a, of_b
 
@@ -71,7 +70,7 @@ def cholesky(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value])
         del explained
         middle = midpoint(*held)
         between = middle @ jnp.swapaxes(middle, -1, -2).conj()
-        return jax.vjp(lambda a: _compat.bind(eqn, [a])[0], between)[1](cotangent)
+        return jax.vjp(lambda a: versions.bind(eqn, [a])[0], between)[1](cotangent)
 
     factor = with_multipliers(lambda explained, held: held[0], pull, (a.value,), (value, reference))
     return [Varying(factor, reference, None, a.fed_by)]
@@ -95,7 +94,7 @@ def linear_solve(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Val
     values, references = zip(*sides, strict=True)
     matrix = [interpreter.settle(operand) for operand in operands[: lengths.matvec]]
     b = [interpreter.settle(operand) for operand in operands[constants:]]
-    inner, consts = _compat.opened(matvec)
+    inner, consts = versions.opened(matvec)
 
     middle = [held_constant(midpoint(*side)) for side in sides]
     applied = interpreter.evaluate(inner, consts, [*matrix, *middle])
@@ -146,17 +145,17 @@ def decomposition(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Va
 
     def pull(cotangents: Any, explained: Any, held: Any) -> tuple[Array]:
         (x,), (r, y_ref) = explained, held
-        y, d = _compat.bind(eqn, [x]), x - r
-        [derivative] = jax.vjp(lambda a: tuple(_compat.bind(eqn, [a])), midpoint(x, r))[1](cotangents)
+        y, d = versions.bind(eqn, [x]), x - r
+        [derivative] = jax.vjp(lambda a: tuple(versions.bind(eqn, [a])), midpoint(x, r))[1](cotangents)
         derivative = where(jnp.isfinite(derivative), derivative, 0)  # it isn't where eigenvalues meet
         change = sum(product(ct, a - b) for ct, a, b in zip(cotangents, y, y_ref, strict=True))
         size = product(d, d.conj())
         missing = (change - product(derivative, d)) / where(size == 0, 1, size)
         return (derivative + missing[..., None, None] * d.conj(),)
 
-    references = tuple(_compat.bind(eqn, [a.reference]))
+    references = tuple(versions.bind(eqn, [a.reference]))
     values = with_multipliers(
-        lambda explained, held: tuple(_compat.bind(eqn, explained)), pull, (a.value,), (a.reference, references)
+        lambda explained, held: tuple(versions.bind(eqn, explained)), pull, (a.value,), (a.reference, references)
     )
     return [Varying(*sides, None, a.fed_by) for sides in zip(values, references, strict=True)]
 

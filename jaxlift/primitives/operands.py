@@ -10,22 +10,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import product
 from math import comb
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
 
-from jaxlift import _compat
-from jaxlift._compat import JaxprEqn, primitives
-from jaxlift._function import PointwiseFunction
-from jaxlift._multipliers import slope_between, with_multipliers
-from jaxlift._registry import PrimitiveRule
-from jaxlift._values import Node, Value, Varying
+from jaxlift._core import versions
+from jaxlift._core.custom_derivatives import with_multipliers
+from jaxlift._core.differences import slope_between
+from jaxlift._core.interpreter import Interpreter
+from jaxlift._core.table import PrimitiveRule
+from jaxlift._core.values import Node, Value, Varying, carrier_dtype, feeds, is_inexact, with_carrier
+from jaxlift._core.versions import JaxprEqn, primitives
+from jaxlift._pointwise.function import PointwiseFunction
 from jaxlift.primitives.bilinear import midpoint, product_of
-from jaxlift.primitives.linear import carrier_dtype, carrying, feeds, is_inexact, with_carrier
-
-if TYPE_CHECKING:
-    from jaxlift._lift import Interpreter
+from jaxlift.primitives.linear import carrying
 
 # Called with an equation, its operands at the input, its operands at the reference, and which of them vary.
 Multipliers = Callable[[JaxprEqn, Sequence[Any], Sequence[Any], Sequence[int]], list[Array]]
@@ -57,7 +56,7 @@ def operandwise(multipliers: Multipliers) -> PrimitiveRule:
         def forward(explained: Any, held: Any) -> Array:
             del explained
             values, _, constants = held
-            out = _compat.bind(eqn, filled(values, constants))[0]
+            out = versions.bind(eqn, filled(values, constants))[0]
             return out.astype(carrier_dtype(out))
 
         def pull(cotangent: Array, explained: Any, held: Any) -> tuple[Array, ...]:
@@ -72,7 +71,7 @@ def operandwise(multipliers: Multipliers) -> PrimitiveRule:
             return tuple(jnp.abs(m) * cotangent for m in each(held))
 
         held = (tuple(o.value for o in varying), tuple(o.reference for o in varying), constants)
-        reference = _compat.bind(eqn, filled(held[1], constants))[0]
+        reference = versions.bind(eqn, filled(held[1], constants))[0]
 
         def variation() -> Array:
             weighed = with_multipliers(weigh, pull_parts, tuple(o.variation for o in varying), held)
@@ -82,7 +81,7 @@ def operandwise(multipliers: Multipliers) -> PrimitiveRule:
             return with_multipliers(forward, pull, tuple(o.carrier for o in varying), held)
 
         def value() -> Array:
-            return _compat.bind(eqn, filled(held[0], constants))[0]
+            return versions.bind(eqn, filled(held[0], constants))[0]
 
         is_real = not jnp.iscomplexobj(reference)
         return [with_carrier(value, reference, carrier, feeds(varying), variation if is_real else None)]
@@ -127,7 +126,7 @@ def choice(eqn: JaxprEqn, values: Sequence[Any], references: Sequence[Any], whic
         if position > 0:
             chosen = [(side == position - 1).astype(x[0].dtype) for side in (p, q)]
             return (chosen[0] + chosen[1]) / 2
-        (x_p, r_p), (x_q, r_q) = ([_compat.bind(eqn, [side, *cases])[0] for cases in (x, r)] for side in (p, q))
+        (x_p, r_p), (x_q, r_q) = ([versions.bind(eqn, [side, *cases])[0] for cases in (x, r)] for side in (p, q))
         dtype = jnp.result_type(x_p.dtype, carrier_dtype())
         return (slope_between(x_p, x_q, p, q, dtype) + slope_between(r_p, r_q, p, q, dtype)) / 2
 

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxlift import _compat
-from jaxlift._compat import JaxprEqn, primitives
-from jaxlift._degrees import rounds_away
-from jaxlift._function import CONVERSIONS, Form, PointwiseFunction, affine_ends
-from jaxlift._multipliers import after, once, operation
-from jaxlift._registry import family
-from jaxlift._values import Node, Pending, Value, Varying, is_hashable, is_varying
-from jaxlift.primitives.linear import broadcast, is_inexact, step
+from jaxlift._core import versions
+from jaxlift._core.compilers import after, once
+from jaxlift._core.custom_derivatives import operation
+from jaxlift._core.interpreter import Interpreter
+from jaxlift._core.table import family, settled_by
+from jaxlift._core.values import Node, Pending, Value, Varying, broadcast, is_hashable, is_inexact, is_varying
+from jaxlift._core.versions import JaxprEqn, primitives
+from jaxlift._pointwise.degrees import rounds_away
+from jaxlift._pointwise.function import CONVERSIONS, Form, PointwiseFunction, affine_ends
+from jaxlift.primitives.linear import step
 from jaxlift.primitives.operands import several
 from jaxlift.rules import Place, Rescale, Rule
-
-if TYPE_CHECKING:
-    from jaxlift._lift import Interpreter
 
 
 def pointwise(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
@@ -35,7 +34,7 @@ def pointwise(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]
 
 def _waiting(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
     """An elementwise step as the last of a larger function."""
-    shape = _compat.shape(eqn.outvars[0])
+    shape = versions.shape(eqn.outvars[0])
     operands = [
         broadcast(interpreter.settle(o), shape) if is_varying(o) and o.shape != shape else o  # sizes of 1, and scalars
         for o in operands
@@ -70,7 +69,7 @@ def _lacks_digits(value: Value) -> bool:
 
 def bits(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
     """The bits of a number as another: a function of it like others, a steep one."""
-    if _compat.shape(eqn.outvars[0]) != operands[0].shape:
+    if versions.shape(eqn.outvars[0]) != operands[0].shape:
         raise interpreter.missing_rule(eqn, "has no rule: it joins the bits of several numbers or takes them apart")
     return pointwise(interpreter, eqn, operands)
 
@@ -244,3 +243,4 @@ ELEMENTWISE = frozenset(primitives(
 family(pointwise, ELEMENTWISE)
 family(conversion, CONVERSIONS)
 family(bits, primitives("bitcast_convert_type"))
+settled_by(settle)

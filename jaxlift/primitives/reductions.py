@@ -13,22 +13,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxlift import _compat
-from jaxlift._compat import JaxprEqn, primitives
-from jaxlift._multipliers import difference, slope_between, where, winners_share, with_multipliers
-from jaxlift._registry import family
-from jaxlift._values import Value, Varying
+from jaxlift._core import versions
+from jaxlift._core.custom_derivatives import with_multipliers
+from jaxlift._core.differences import difference, slope_between, where, winners_share
+from jaxlift._core.interpreter import Interpreter
+from jaxlift._core.table import family
+from jaxlift._core.values import Value, Varying, as_number, carrier_dtype, on_each_side, with_carrier
+from jaxlift._core.versions import JaxprEqn, primitives
 from jaxlift.primitives.definitions import defined_as, elementwise, folded
-from jaxlift.primitives.linear import as_number, carrier_dtype, on_each_side, with_carrier
-
-if TYPE_CHECKING:
-    from jaxlift._lift import Interpreter
 
 
 def extremum(
@@ -50,7 +48,7 @@ def extremum(
     of_input = interpreter.max_pooling == "original"
 
     def forward(explained: tuple[Array], _: Any) -> Array:
-        return _compat.bind(eqn, explained)[0]
+        return versions.bind(eqn, explained)[0]
 
     def pull(cotangent: Array, explained: tuple[Array], held: tuple[Array]) -> tuple[Array]:
         arranged, undo = jax.vjp(candidates, *explained)
@@ -175,7 +173,7 @@ class Windows:
 
 def window_extremum(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value], sign: int) -> list[Value]:
     """The rule of max-pooling: a maximum over the elements of each window; those beyond the operand never win."""
-    windows = Windows.of(eqn.params, _compat.shape(eqn.invars[0]))
+    windows = Windows.of(eqn.params, versions.shape(eqn.invars[0]))
     never = -sign * jnp.inf
     if windows.are_apart:
         inner = tuple(axis + 1 + i for i, axis in enumerate(windows.pooled))

@@ -7,14 +7,12 @@ made of depends on the explained input, as a random key might.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
-from jaxlift._compat import JaxprEqn, primitives
-from jaxlift._registry import PrimitiveRule, family, family_by_name
-from jaxlift._values import Value
-
-if TYPE_CHECKING:
-    from jaxlift._lift import Interpreter
+from jaxlift._core.interpreter import Interpreter
+from jaxlift._core.table import PrimitiveRule, family, family_by_name
+from jaxlift._core.values import Value
+from jaxlift._core.versions import JaxprEqn, primitives
 
 
 def refused(reason: str) -> PrimitiveRule:

@@ -25,22 +25,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxlift import _compat
-from jaxlift._compat import JaxprEqn, primitives
-from jaxlift._function import PointwiseFunction, affine_ends
-from jaxlift._multipliers import difference, where, with_multipliers
-from jaxlift._registry import PrimitiveRule, family
-from jaxlift._values import Node, Pending, Value, Varying, is_varying
-from jaxlift.primitives.linear import carrying, on_each_side
+from jaxlift._core import versions
+from jaxlift._core.custom_derivatives import with_multipliers
+from jaxlift._core.differences import difference, where
+from jaxlift._core.interpreter import Interpreter
+from jaxlift._core.table import PrimitiveRule, family
+from jaxlift._core.values import Node, Pending, Value, Varying, is_varying, on_each_side
+from jaxlift._core.versions import JaxprEqn, primitives
+from jaxlift._pointwise.function import PointwiseFunction, affine_ends
+from jaxlift.primitives.linear import carrying
 from jaxlift.primitives.pointwise import pointwise
-
-if TYPE_CHECKING:
-    from jaxlift._lift import Interpreter
 
 EXP = frozenset(primitives("exp"))
 # What doesn't change by how much the logarithm of a sum differs: its mean, for one, is a multiple.
@@ -304,7 +303,7 @@ def after_transpose(eqn: JaxprEqn, along: Sequence[int | None]) -> Sequence[int 
 
 def after_reshape(eqn: JaxprEqn, along: Sequence[int | None]) -> Sequence[int | None] | None:
     """Where axes of size 1 come and go, and nothing else."""
-    before, after = _compat.shape(eqn.invars[0]), _compat.shape(eqn.outvars[0])
+    before, after = versions.shape(eqn.invars[0]), versions.shape(eqn.outvars[0])
     large = [k for k, n in zip(along, before, strict=True) if n != 1]
     if [n for n in before if n != 1] != [n for n in after if n != 1]:
         return None

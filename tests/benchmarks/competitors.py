@@ -16,7 +16,7 @@ from jax import Array
 from jax.extend.core import jaxprs_in_params
 
 import jaxlift
-from jaxlift._lift import needed
+from jaxlift._core.interpreter import needed
 
 from . import by_hand, in_jax
 from .networks import NETWORKS, Weights, data, weights_of

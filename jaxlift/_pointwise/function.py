@@ -12,12 +12,14 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.extend.core import jaxprs_in_params
 
-from jaxlift import _compat
-from jaxlift._compat import JaxprEqn, primitives
-from jaxlift._degrees import ARGUMENT, CONSTANT, ZERO, degree, homogeneity, rounds_away
-from jaxlift._multipliers import once, where
-from jaxlift._ranges import Range, range_of, range_of_literal
-from jaxlift._secants import (
+from jaxlift._core import versions
+from jaxlift._core.compilers import once
+from jaxlift._core.differences import where
+from jaxlift._core.values import Node, is_hashable, key_of, number_of, postorder
+from jaxlift._core.versions import JaxprEqn, primitives
+from jaxlift._pointwise.degrees import ARGUMENT, CONSTANT, ZERO, degree, homogeneity, rounds_away
+from jaxlift._pointwise.ranges import Range, range_of, range_of_literal
+from jaxlift._pointwise.secants import (
     THEOREMS,
     Ends,
     Sample,
@@ -27,7 +29,6 @@ from jaxlift._secants import (
     of_parabola,
     of_two_rays,
 )
-from jaxlift._values import Node, is_hashable, key_of, number_of, postorder
 
 # By how much the last bit of a primitive's result may be off, in units of the dtype's epsilon. Elementary functions are
 # taken to be good to two units, as XLA's are.
@@ -218,7 +219,7 @@ class PointwiseFunction:
     @property
     def dtype(self) -> Any:
         """The dtype of the argument."""
-        return next(_compat.dtype(eqn.invars[operands.index(0)]) for eqn, operands in self.steps if 0 in operands)
+        return next(versions.dtype(eqn.invars[operands.index(0)]) for eqn, operands in self.steps if 0 in operands)
 
     @property
     def is_real(self) -> bool:
@@ -284,7 +285,7 @@ class Form:
     def key(self) -> Any:
         f = self.of_no_constants
         steps = tuple((eqn.primitive, tuple(eqn.params.items()), operands) for eqn, operands in f.steps)
-        dtypes = tuple(str(_compat.dtype(atom)) for eqn, _ in f.steps for atom in (*eqn.invars, *eqn.outvars))
+        dtypes = tuple(str(versions.dtype(atom)) for eqn, _ in f.steps for atom in (*eqn.invars, *eqn.outvars))
         key = steps, dtypes, tuple(map(key_of, f.literals))
         return key if is_hashable(key) else id(self)
 
@@ -297,7 +298,7 @@ class Form:
 
 def _step(eqn: JaxprEqn, operands: list[Any]) -> Sequence[Array]:
     """The outputs of an elementwise equation."""
-    outputs = _compat.bind(eqn, operands)
+    outputs = versions.bind(eqn, operands)
     return [once(y) for y in outputs] if eqn.primitive in WRITTEN_OUT else outputs
 
 
@@ -321,7 +322,7 @@ def _is_for_backwards(eqn: JaxprEqn) -> bool:
     numbers, along 1 it is not the whole of it.
     """
     atoms = (*eqn.invars, *eqn.outvars)
-    return eqn.primitive in CUSTOM_VJP or any(jnp.issubdtype(_compat.dtype(a), jnp.complexfloating) for a in atoms)
+    return eqn.primitive in CUSTOM_VJP or any(jnp.issubdtype(versions.dtype(a), jnp.complexfloating) for a in atoms)
 
 
 def _value_and_slopes(
@@ -349,7 +350,7 @@ def _partial_derivatives(eqn: JaxprEqn, values: list[Any], which: list[int]) -> 
         replaced = dict(zip(which, varied, strict=True))
         return _step(eqn, [replaced.get(k, value) for k, value in enumerate(values)])[0]
 
-    if not which or not jnp.issubdtype(_compat.dtype(eqn.outvars[0]), jnp.inexact):
+    if not which or not jnp.issubdtype(versions.dtype(eqn.outvars[0]), jnp.inexact):
         return step(*(values[k] for k in which)), ()
     return _value_and_slopes(step, _with_nested([eqn]), *(values[k] for k in which))
 

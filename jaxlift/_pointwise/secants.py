@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jaxlift._multipliers import difference, where
+from jaxlift._core.differences import difference, where
 
 
 class Sample(NamedTuple):

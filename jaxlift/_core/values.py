@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxlift._compat import JaxprEqn, dtype
-from jaxlift._multipliers import magnitude
+from jaxlift._core import versions
+from jaxlift._core.differences import magnitude
+from jaxlift._core.versions import JaxprEqn, dtype
 
 
 @dataclass(eq=False)
@@ -155,6 +156,76 @@ def postorder(roots: Iterable[Any], children: Callable[[Any], Iterable[Any]]) ->
             stack.append((item, True))
             stack.extend((child, False) for child in reversed(list(children(item))))
     return list(order.values())
+
+
+def both_sides(operands: Sequence[Value]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Settled operands at the input, and at the reference."""
+    return (
+        tuple(o.value if isinstance(o, Varying) else o for o in operands),
+        tuple(o.reference if isinstance(o, Varying) else o for o in operands),
+    )
+
+
+def on_each_side(eqn: JaxprEqn, operands: Sequence[Value]) -> list[tuple[Array, Array]]:
+    """The outputs of an equation on the values and on the references of its operands."""
+    return list(zip(*(versions.bind(eqn, side) for side in both_sides(operands)), strict=True))
+
+
+def is_inexact(value: Any) -> bool:
+    """Whether a value, variable or literal is made of numbers that can carry multipliers."""
+    return jnp.issubdtype(_dtype(value), jnp.inexact)
+
+
+def carrier_dtype(value: Any = None) -> Any:
+    """The dtype of what carries a value's multipliers: its own, or for integers and truth values the default one."""
+    return _dtype(value) if value is not None and is_inexact(value) else jnp.result_type(float)
+
+
+def _dtype(value: Any) -> Any:
+    return value.dtype if hasattr(value, "dtype") else versions.dtype(value)
+
+
+def with_carrier(
+    value: Callable[[], Array],
+    reference: Array,
+    carrier: Callable[[], Array],
+    fed_by: frozenset[str],
+    variation: Callable[[], Array] | None = None,
+) -> Varying:
+    """A value whose multipliers the carrier has. Numbers are their own carrier; integers have theirs beside them."""
+    if is_inexact(reference):
+        return Varying(carrier(), reference, variation, fed_by)
+    return Varying(value(), reference, None, fed_by, carrier)
+
+
+def as_number(operand: Varying, dtype: Any = None) -> Varying:
+    """Integers or truth values as the numbers that carry their multipliers, of this dtype."""
+    if not operand.is_discrete:
+        return operand
+    carrier = operand.carrier.astype(dtype or operand.carrier.dtype)
+    return Varying(carrier, operand.reference.astype(carrier.dtype), None, operand.fed_by)
+
+
+def broadcast(operand: Varying, shape: tuple[int, ...]) -> Varying:
+    """An operand at the shape of an elementwise primitive's output; primitives take scalars and axes of size 1 as they
+    are.
+    """
+
+    def at_shape(array: Array) -> Array:
+        return jnp.broadcast_to(array, shape)
+
+    return Varying(
+        at_shape(operand.value),
+        at_shape(operand.reference),
+        lambda: at_shape(operand.variation),
+        operand.fed_by,
+        (lambda: at_shape(operand.carrier)) if operand.is_discrete else None,
+    )
+
+
+def feeds(operands: Sequence[Value]) -> frozenset[str]:
+    """The linear maps that feed any of the operands."""
+    return frozenset().union(*(o.fed_by for o in operands if isinstance(o, Varying)))
 
 
 class Packing:

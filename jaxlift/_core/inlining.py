@@ -10,18 +10,18 @@ from typing import Any
 import jax
 import jax.core
 
-from jaxlift import _compat
-from jaxlift._compat import Jaxpr, JaxprEqn, Var
+from jaxlift._core import versions
+from jaxlift._core.versions import Jaxpr, JaxprEqn, Var
 
-Instead = Mapping[_compat.Primitive, Callable[[JaxprEqn, Sequence[Any]], Sequence[Any]]]
+Instead = Mapping[versions.Primitive, Callable[[JaxprEqn, Sequence[Any]], Sequence[Any]]]
 
 
 def is_layer(eqn: JaxprEqn) -> bool:
     """Whether an equation is a call of something that multiplies matrices or convolves."""
-    return eqn.primitive in _compat.JIT and _compat.has_product(eqn.params["jaxpr"])
+    return eqn.primitive in versions.JIT and versions.has_product(eqn.params["jaxpr"])
 
 
-def evaluate_opened(
+def evaluate_inlined(
     jaxpr: Jaxpr,
     consts: Sequence[Any],
     inputs: Sequence[Any],
@@ -34,7 +34,7 @@ def evaluate_opened(
     values: dict[Var, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *inputs], strict=True))
 
     def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, _compat.Literal) else values[atom]
+        return atom.val if isinstance(atom, versions.Literal) else values[atom]
 
     for eqn in jaxpr.eqns:
         if is_opened(eqn) or eqn.primitive in instead:
@@ -43,10 +43,10 @@ def evaluate_opened(
                 if eqn.primitive in instead:
                     outputs = instead[eqn.primitive](eqn, operands)
                 else:
-                    outputs = evaluate_opened(*_compat.inner_jaxpr(eqn), operands, is_opened, instead)
+                    outputs = evaluate_inlined(*versions.inner_jaxpr(eqn), operands, is_opened, instead)
         else:
             # JAX's own evaluation keeps the lines of the user's code and the name scopes.
-            operands = _compat.variables(eqn.invars)
+            operands = versions.variables(eqn.invars)
             alone = jaxpr.replace(constvars=[], invars=operands, eqns=[eqn], outvars=eqn.outvars)
             outputs = jax.core.eval_jaxpr(alone, [], *map(read, operands))
         values.update(zip(eqn.outvars, outputs, strict=True))

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import jax.core
 
-from jaxlift import _compat
-from jaxlift._compat import JaxprEqn, Var
-from jaxlift._opening import evaluate_opened, is_layer
+from jaxlift._core import versions
+from jaxlift._core.inlining import evaluate_inlined, is_layer
+from jaxlift._core.versions import JaxprEqn, Var
 
 NEITHER, FIRST, SECOND, BOTH = range(4)  # bits
 
@@ -38,14 +38,14 @@ def staged(fun: Callable[[Any, Any], Any], first: Any, second: Any) -> Stages:
     closed, shape = jax.make_jaxpr(fun, return_shape=True)(first, second)
     if any(map(is_layer, closed.jaxpr.eqns)):
         leaves = jax.tree.leaves((first, second))
-        closed = jax.make_jaxpr(lambda leaves: evaluate_opened(closed.jaxpr, closed.consts, leaves, is_layer))(leaves)
+        closed = jax.make_jaxpr(lambda leaves: evaluate_inlined(closed.jaxpr, closed.consts, leaves, is_layer))(leaves)
     jaxpr, count = closed.jaxpr, len(jax.tree.leaves(first))
     needs: dict[Var, int] = dict.fromkeys(jaxpr.constvars, NEITHER)
     needs |= {var: FIRST if i < count else SECOND for i, var in enumerate(jaxpr.invars)}
     eqns: dict[int, list[JaxprEqn]] = {stage: [] for stage in range(4)}
     for eqn in jaxpr.eqns:
         stage = BOTH if eqn.effects else NEITHER
-        for var in _compat.variables(eqn.invars):
+        for var in versions.variables(eqn.invars):
             stage |= needs[var]
         eqns[stage].append(eqn)
         needs |= dict.fromkeys(eqn.outvars, stage)
@@ -75,5 +75,5 @@ def staged(fun: Callable[[Any, Any], Any], first: Any, second: Any) -> Stages:
 
 def _used(needs: dict[Var, int], stage: int, by: Sequence[Sequence[JaxprEqn]], outputs: Sequence[Any]) -> list[Var]:
     """The variables of a stage that later stages use, or that are outputs."""
-    used = [var for eqns in by for eqn in eqns for var in _compat.variables(eqn.invars)] + _compat.variables(outputs)
+    used = [var for eqns in by for eqn in eqns for var in versions.variables(eqn.invars)] + versions.variables(outputs)
     return list(dict.fromkeys(var for var in used if needs[var] == stage))

@@ -8,20 +8,19 @@ likewise.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
-from jaxlift import _compat
-from jaxlift._compat import JaxprEqn, Primitive
-from jaxlift._values import Value
+from jaxlift._core import versions
+from jaxlift._core.values import Value
+from jaxlift._core.versions import JaxprEqn, Primitive
 
-if TYPE_CHECKING:
-    from jaxlift._lift import Interpreter
-
-PrimitiveRule = Callable[["Interpreter", JaxprEqn, Sequence[Value]], Sequence[Value]]
+# Called with the interpreter, an equation and its operands.
+PrimitiveRule = Callable[[Any, JaxprEqn, Sequence[Value]], Sequence[Value]]
 
 _table: dict[Primitive, PrimitiveRule] = {}
 _names: dict[str, PrimitiveRule] = {}
 _functions: dict[str, PrimitiveRule] = {}
+_settler: list[Callable[[Any, Any], Any]] = []
 
 
 class MissingRuleError(NotImplementedError):
@@ -41,9 +40,19 @@ def family_by_name(rule: PrimitiveRule, *names: str) -> None:
 
 
 def family_of_functions(rule: PrimitiveRule, *names: str) -> None:
-    """The same for functions with a custom derivative, by what `_compat.name_of_function` calls them."""
+    """The same for functions with a custom derivative, by what `versions.name_of_function` calls them."""
     for name in names:
         _functions[name] = rule
+
+
+def settled_by(settle: Callable[[Any, Any], Any]) -> None:
+    """Say what applies the rule in force to a pending pointwise function."""
+    _settler[:] = [settle]
+
+
+def settler() -> Callable[[Any, Any], Any]:
+    """What applies the rule in force to a pending pointwise function."""
+    return _settler[0]
 
 
 def rule_of_function(name: str) -> PrimitiveRule | None:
@@ -70,7 +79,7 @@ def rule_of(eqn: JaxprEqn, where: str) -> PrimitiveRule:
 
 def missing_rule(eqn: JaxprEqn, where: str, reason: str) -> MissingRuleError:
     """The error that tells the user which operation can't be explained, where it is, and what to do."""
-    place = _compat.location(eqn) or where or "an unknown line"
+    place = versions.location(eqn) or where or "an unknown line"
     return MissingRuleError(
         f"the primitive `{eqn.primitive.name}` {reason}, so contributions would not sum to the difference of the "
         f"outputs. It was called from {place}. Write that line with other operations; or explain what comes after it, "

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxlift import _compat
-from jaxlift._compat import Jaxpr, JaxprEqn
-from jaxlift._values import number_of
+from jaxlift._core import versions
+from jaxlift._core.values import number_of
+from jaxlift._core.versions import Jaxpr, JaxprEqn
 
 inf = math.inf
 
@@ -103,7 +103,7 @@ def range_of(eqn: JaxprEqn, operands: Sequence[Range]) -> Range | None:
         case "integer_pow", _ if eqn.params["y"] > 0:
             return Range() if eqn.params["y"] % 2 else Range(0.0)
         case "jit" | "custom_jvp_call" | "custom_vjp_call", _ if len(eqn.outvars) == 1:
-            return _range_of(_compat.inner_jaxpr(eqn)[0], operands)
+            return _range_of(versions.inner_jaxpr(eqn)[0], operands)
         case name, _ if name in FINITE:
             return Range()
     return None
@@ -127,7 +127,7 @@ def _range_of(jaxpr: Jaxpr, operands: Sequence[Range]) -> Range | None:
     known: dict[Any, Range] = dict(zip(jaxpr.invars, operands, strict=True)) | {var: Range() for var in jaxpr.constvars}
 
     def read(atom: Any) -> Range:
-        return range_of_literal(np.asarray(atom.val)) if isinstance(atom, _compat.Literal) else known[atom]
+        return range_of_literal(np.asarray(atom.val)) if isinstance(atom, versions.Literal) else known[atom]
 
     for eqn in jaxpr.eqns:
         found = range_of(eqn, list(map(read, eqn.invars)))

@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxlift import _compat
-from jaxlift._compat import Jaxpr, JaxprEqn
+from jaxlift._core import versions
+from jaxlift._core.versions import Jaxpr, JaxprEqn
 
 
 def degree(eqn: JaxprEqn, degrees: Sequence[int]) -> int:
@@ -35,7 +35,7 @@ def degree(eqn: JaxprEqn, degrees: Sequence[int]) -> int:
 Homogeneity = frozenset[int]
 """The `n` of 0 and 1 with `f(c x) = c^n f(x)` for all `c > 0`, both for `f = 0`."""
 CONSTANT, ARGUMENT, ZERO = Homogeneity({0}), Homogeneity({1}), Homogeneity({0, 1})
-RELU = _compat.name_of_function(jax.nn.relu)
+RELU = versions.name_of_function(jax.nn.relu)
 
 
 def homogeneity(eqn: JaxprEqn, operands: Sequence[Homogeneity]) -> Homogeneity:
@@ -55,8 +55,8 @@ def homogeneity(eqn: JaxprEqn, operands: Sequence[Homogeneity]) -> Homogeneity:
         case "select_n", [which, *cases] if 0 in which:
             return frozenset.intersection(*cases)
         case "jit", _ if len(eqn.outvars) == 1:
-            return _homogeneity_of(_compat.inner_jaxpr(eqn)[0], operands)
-        case "custom_jvp_call", _ if _compat.name_of_traced(_compat.inner_jaxpr(eqn)[0]) == RELU:
+            return _homogeneity_of(versions.inner_jaxpr(eqn)[0], operands)
+        case "custom_jvp_call", _ if versions.name_of_traced(versions.inner_jaxpr(eqn)[0]) == RELU:
             return operands[0]  # other functions' own derivatives may be anything
     return CONSTANT & common
 
@@ -66,7 +66,7 @@ def _homogeneity_of(jaxpr: Jaxpr, operands: Sequence[Homogeneity]) -> Homogeneit
     known = dict(zip(jaxpr.invars, operands, strict=True)) | dict.fromkeys(jaxpr.constvars, CONSTANT)
 
     def read(atom: Any) -> Homogeneity:
-        return known[atom] if not isinstance(atom, _compat.Literal) else CONSTANT if atom.val else ZERO
+        return known[atom] if not isinstance(atom, versions.Literal) else CONSTANT if atom.val else ZERO
 
     for eqn in jaxpr.eqns:
         known |= dict.fromkeys(eqn.outvars, homogeneity(eqn, list(map(read, eqn.invars))))
@@ -74,16 +74,16 @@ def _homogeneity_of(jaxpr: Jaxpr, operands: Sequence[Homogeneity]) -> Homogeneit
 
 
 def _is_between_floats(eqn: JaxprEqn) -> bool:
-    return all(jnp.issubdtype(_compat.dtype(atom), jnp.inexact) for atom in (*eqn.invars, *eqn.outvars))
+    return all(jnp.issubdtype(versions.dtype(atom), jnp.inexact) for atom in (*eqn.invars, *eqn.outvars))
 
 
 def rounds_away(eqn: JaxprEqn) -> bool:
     """Whether an equation takes numbers to fewer digits: a function of them, with steps, and no error of another's."""
     match eqn.primitive.name:
         case "convert_element_type" if _is_between_floats(eqn):
-            before, after = (jnp.finfo(_compat.dtype(atom)) for atom in (eqn.invars[0], eqn.outvars[0]))
+            before, after = (jnp.finfo(versions.dtype(atom)) for atom in (eqn.invars[0], eqn.outvars[0]))
             return after.nmant < before.nmant or after.nexp < before.nexp
         case "reduce_precision":
-            digits = jnp.finfo(_compat.dtype(eqn.invars[0]))
+            digits = jnp.finfo(versions.dtype(eqn.invars[0]))
             return eqn.params["mantissa_bits"] < digits.nmant or eqn.params["exponent_bits"] < digits.nexp
     return False

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxlift import _compat
-from jaxlift._compat import JaxprEqn, primitives
-from jaxlift._opening import evaluate_opened, is_layer
+from jaxlift._core import versions
+from jaxlift._core.inlining import evaluate_inlined, is_layer
+from jaxlift._core.versions import JaxprEqn, primitives
 
 
 def map_over(fun: Callable[[Any], Any], xs: Any, size: int | None) -> Any:
@@ -105,7 +105,7 @@ def for_loops(fun: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
     def arranged(x: Any) -> Any:
         closed, shape = jax.make_jaxpr(fun, return_shape=True)(x)
-        leaves = evaluate_opened(
+        leaves = evaluate_inlined(
             closed.jaxpr, closed.consts, jax.tree.leaves(x), is_layer, dict.fromkeys(CONVOLUTIONS, channels_last)
         )
         return jax.tree.unflatten(jax.tree.structure(shape), leaves)
@@ -127,5 +127,5 @@ def channels_last(eqn: JaxprEqn, operands: Sequence[Array]) -> list[Array]:
     kernel = lax.transpose(operands[1], (*rhs[2:], rhs[1], rhs[0]))
     axes = (0, last, *places)
     arranged = lax.ConvDimensionNumbers(axes, (last, last - 1, *range(last - 1)), axes)
-    [y] = _compat.bind(eqn.replace(params=eqn.params | {"dimension_numbers": arranged}), [x, kernel])
+    [y] = versions.bind(eqn.replace(params=eqn.params | {"dimension_numbers": arranged}), [x, kernel])
     return [lax.transpose(y, [axis for _, axis in sorted(zip(out, axes, strict=True))])]

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jax import Array
 
-from jaxlift._function import PointwiseFunction
-from jaxlift._multipliers import difference, where
+from jaxlift._core.differences import difference, where
+from jaxlift._pointwise.function import PointwiseFunction
 
 __all__ = [
     "Deconvnet",

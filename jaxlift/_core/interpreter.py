@@ -1,0 +1,173 @@
+"""The joint evaluation of a jaxpr: what its equations do to values that may vary between input and reference.
+
+It knows no primitive and no rule: the table says what to do with each equation.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal, NoReturn, overload
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlift._core import table, versions
+from jaxlift._core.values import (
+    Pending,
+    Settled,
+    Value,
+    Varying,
+    carrier_dtype,
+    is_hashable,
+    is_inexact,
+    is_varying,
+    key_of,
+    number_of,
+    on_each_side,
+)
+from jaxlift._core.versions import JIT, Jaxpr, JaxprEqn, primitives
+
+OF_NUMBERS = frozenset(primitives("broadcast_in_dim", "convert_element_type"))
+MaxPooling = Literal["complete", "original"]
+MissingRule = Literal["raise", "derivative"]
+
+
+@dataclass(frozen=True)
+class Interpreter:
+    """Evaluates jaxprs on values that may vary between input and reference.
+
+    Attributes:
+        rule: how a change passes a pointwise nonlinearity.
+        max_pooling: how it passes a maximum over elements.
+        missing: what happens where a primitive has no rule.
+        scope: the name scopes around the jaxpr, joined by ``/``.
+        where: the line of the user's code that the jaxpr comes from, for errors within library functions.
+        known: the outputs of equations that were evaluated before. What is computed twice is one value: `exp(x) /
+            exp(x).sum()` is a softmax, and `where(x @ w > 0, (x @ w) ** 2, 0)` a function of one value.
+        calls: how often each jaxpr is called, as far as has been seen.
+        lifted: those that were lifted for all of their calls.
+    """
+
+    rule: Any
+    max_pooling: MaxPooling = "complete"
+    missing: MissingRule = "raise"
+    scope: str = ""
+    where: str = ""
+    known: dict[Any, tuple[Any, Sequence[Value]]] = field(default_factory=dict, compare=False, repr=False)
+    calls: Counter[Any] = field(default_factory=Counter, compare=False, repr=False)
+    lifted: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def evaluate(self, jaxpr: Jaxpr, consts: Sequence[Any], operands: Sequence[Value]) -> list[Value]:
+        """The outputs of a jaxpr. What doesn't vary is computed once, as it stands."""
+        values: dict[Any, Value] = dict(zip(jaxpr.invars, operands, strict=True))
+        values |= {var: jnp.asarray(const) for var, const in zip(jaxpr.constvars, consts, strict=True)}
+
+        def read(atom: Any) -> Any:
+            if isinstance(atom, versions.Literal):
+                return np.asarray(atom.val, versions.dtype(atom))  # a bare number's dtype would follow x64 mode
+            return values[atom]
+
+        eqns = needed(jaxpr, jaxpr.outvars, effects=True)
+        self.calls.update(eqn.params["jaxpr"] for eqn in eqns if eqn.primitive in JIT)
+        for eqn in eqns:
+            inputs = [read(atom) for atom in eqn.invars]
+            key = self._key(eqn, inputs)
+            if key not in self.known:
+                self.known[key] = inputs, self.outputs(eqn, inputs)  # the inputs stay alive, and so do their ids
+            values.update(zip(eqn.outvars, self.known[key][1], strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def outputs(self, eqn: JaxprEqn, inputs: Sequence[Value]) -> Sequence[Value]:
+        """The outputs of one equation."""
+        if not any(map(is_varying, inputs)):
+            literal = literal_of(eqn, inputs)
+            return versions.bind(eqn, inputs) if literal is None else [literal]
+        try:
+            return table.rule_of(eqn, self.where)(self, eqn, inputs)
+        except table.MissingRuleError as error:
+            if self.missing == "raise":
+                raise
+            warnings.warn(f"{error} Its plain derivative is used.", stacklevel=2)
+            return by_derivative(eqn, [self.settle(value) for value in inputs])
+
+    def _key(self, eqn: JaxprEqn, inputs: Sequence[Value]) -> Any:
+        """What two equations have in common that have the same outputs."""
+        if eqn.effects:
+            return object()
+        key = (eqn.primitive, tuple(eqn.params.items()), self.scope_of(eqn), tuple(map(key_of, inputs)))
+        return key if is_hashable(key) else object()
+
+    def is_repeated(self, eqn: JaxprEqn) -> bool:
+        """Whether what an equation calls is called elsewhere too."""
+        return eqn.primitive in JIT and self.calls[eqn.params["jaxpr"]] > 1
+
+    def inside(self, eqn: JaxprEqn) -> Interpreter:
+        """The interpreter for the jaxpr that an equation holds."""
+        return replace(self, scope=self.scope_of(eqn), where=versions.location(eqn) or self.where)
+
+    def afresh(self) -> Interpreter:
+        """The same, for a jaxpr that is traced by itself, as the bodies of loops are."""
+        return replace(self, known={})
+
+    def scope_of(self, eqn: JaxprEqn) -> str:
+        return "/".join(filter(None, (self.scope, str(eqn.source_info.name_stack))))
+
+    @overload
+    def settle(self, value: Varying | Pending) -> Varying: ...
+    @overload
+    def settle(self, value: Value) -> Settled: ...
+    def settle(self, value: Value) -> Settled:
+        """Apply the rule to a pending pointwise function; other values are returned as they are."""
+        return table.settler()(self, value) if isinstance(value, Pending) else value
+
+    def missing_rule(self, eqn: JaxprEqn, reason: str) -> table.MissingRuleError:
+        return table.missing_rule(eqn, self.where, reason)
+
+    def refusal(self, eqn: JaxprEqn, reason: str) -> Callable[[], NoReturn]:
+        """For what is refused only if something asks for it."""
+
+        def refuse() -> NoReturn:
+            raise self.missing_rule(eqn, reason)
+
+        return refuse
+
+
+def needed(
+    jaxpr: Jaxpr, outputs: Sequence[Any], given: Sequence[versions.Var] = (), *, effects: bool = False
+) -> list[JaxprEqn]:
+    """The equations of a jaxpr that some of its values need, beyond those that are given; and those with effects."""
+    held = set(given)
+    wanted = set(versions.variables(outputs)) - held
+    found: list[JaxprEqn] = []
+    for eqn in reversed(jaxpr.eqns):
+        if not wanted.isdisjoint(eqn.outvars) or (effects and eqn.effects):
+            found.append(eqn)
+            wanted.update(var for var in versions.variables(eqn.invars) if var not in held)
+    return found[::-1]
+
+
+def literal_of(eqn: JaxprEqn, inputs: Sequence[Any]) -> Any:
+    """What an equation only converts or broadcasts of a number: a literal still, of which it is known what number it
+    is. None of other equations.
+    """
+    number = number_of(inputs[0]) if eqn.primitive in OF_NUMBERS and is_inexact(eqn.outvars[0]) else None
+    if number is None:
+        return None
+    [out] = eqn.outvars
+    with np.errstate(over="ignore"):
+        return np.broadcast_to(np.asarray(number, versions.dtype(out)), versions.shape(out))
+
+
+def by_derivative(eqn: JaxprEqn, operands: Sequence[Settled]) -> list[Value]:
+    """The outputs of an equation without a rule, with derivatives for multipliers; integers have none."""
+    sides = on_each_side(eqn, operands)
+    return [
+        Varying(value, reference)
+        if is_inexact(value)
+        else Varying(value, reference, make_carrier=partial(jnp.zeros, value.shape, carrier_dtype()))
+        for value, reference in sides
+    ]
