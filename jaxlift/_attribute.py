@@ -11,7 +11,7 @@ import jax
 from jax import Array
 
 from jaxlift._arguments import check_option
-from jaxlift._core.interpreter import Interpreter, MaxPooling, MissingRule
+from jaxlift._core.interpreter import Interpreter, MissingRule
 from jaxlift._core.values import Varying, both_sides
 from jaxlift._explainer import Explainer, Method, Output, References
 from jaxlift._layers import Names
@@ -38,7 +38,6 @@ def attribute(
     with_outputs: bool = False,
     batch_size: int | None = None,
     reference_batch_size: int | None = None,
-    max_pooling: MaxPooling = "complete",
     missing_rule: MissingRule = "raise",
 ) -> Explainer:
     """Make the function that explains a batched model's outputs by DeepLIFT, as `jax.grad` makes that of its gradients.
@@ -90,7 +89,7 @@ def attribute(
         batch_size, reference_batch_size: how many examples, and how many references, are compared at once; None for
             all. Memory grows with their product, the results don't depend on them, and forward passes remain N + R
             unless both are given: then references are evaluated again for each batch of examples.
-        max_pooling, missing_rule: as for `lift`.
+        missing_rule: as for `lift`.
 
     Returns:
         `attr(*args, reference=...)`. `reference` is read by its rank, beside `x: (N, ...)`: one reference `(...)`,
@@ -111,13 +110,10 @@ def attribute(
         MissingRuleError: from `attr`, if the model has an operation that can't be explained.
     """
     rule = as_rule(rule)
-    check_option("max_pooling", max_pooling, MaxPooling)
     check_option("missing_rule", missing_rule, MissingRule)
 
     def explain(fun: Callable[[Any], Array], x: Any, reference: Any) -> Any:
-        compared = reference if rule.needs_reference else x
-        (y, y_ref), pull = vjp(fun, x, compared, rule=rule, max_pooling=max_pooling, missing_rule=missing_rule)
-        return (y, y_ref if rule.needs_reference else fun(reference)), pull
+        return vjp(fun, x, reference, rule=rule, missing_rule=missing_rule)
 
     def explain_layer(layer: Callable[[Any], Any], x: Any, reference: Any, fun: Any, value: Any, value_ref: Any) -> Any:
         """The same from a value inside, which keeps its variation and the layers that feed it.
@@ -125,9 +121,8 @@ def attribute(
         Its parts `D+` and `D-` are those that lie below it, so its contributions are `m+ D+ + m- D-`: with `ct_D` and
         `ct_a` the cotangents of `D` and `a`, `ct_D D + ct_a a`.
         """
-        interpreter = partial(Interpreter, rule, max_pooling, missing_rule)
-        compared = reference if rule.needs_reference else x
-        start = evaluate_values(interpreter(), layer, jax.tree.map(Varying, x, compared))
+        interpreter = partial(Interpreter, rule, missing_rule)
+        start = evaluate_values(interpreter(), layer, jax.tree.map(Varying, x, reference))
         start = jax.tree.map(lambda v: v if isinstance(v, Varying) else Varying(v, v), start)
         variations = jax.tree.map(lambda v: v.variation, start) if rule.needs_variation else None
 
@@ -147,15 +142,15 @@ def attribute(
             parts = jax.tree.map(lambda m, x, r: m * (x - r), of_values, value, value_ref)
             return jax.tree.map(lambda part, m, a: part + m * a, parts, of_variations, variations)
 
-        return (y, y_ref if rule.needs_reference else fun(value_ref)), pull
+        return (y, y_ref), pull
 
     in_parts = layer is not None and rule.needs_variation
     method = Method(
         explain,
         gives="contributions" if in_parts else "multipliers",
         needs_reference=rule.needs_reference,
-        options={"rule": rule, "max_pooling": max_pooling, "missing_rule": missing_rule},
-        explain_layer=explain_layer,
+        options={"rule": rule, "missing_rule": missing_rule},
+        explain_layer=explain_layer if rule.needs_reference else None,
     )
     return Explainer(
         fun,

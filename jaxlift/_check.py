@@ -16,7 +16,7 @@ from jax.core import Tracer
 from jaxlift._arguments import checked_pair, summed
 from jaxlift._core import table, versions
 from jaxlift._core.differences import difference
-from jaxlift._core.interpreter import Interpreter, MaxPooling, MissingRule
+from jaxlift._core.interpreter import Interpreter, MissingRule
 from jaxlift._core.values import Node, Pending, Value, Varying, is_varying, postorder
 from jaxlift._core.versions import JaxprEqn
 from jaxlift._lift import evaluate_jointly
@@ -106,7 +106,6 @@ def check(
     reference: Any,
     *,
     rule: Rule | str = "rescale",
-    max_pooling: MaxPooling = "complete",
     missing_rule: MissingRule = "derivative",
 ) -> Report:
     """Find out whether the contributions of a function's input are complete, and if not, which operation is to blame.
@@ -119,7 +118,7 @@ def check(
     passes on. Bodies of loops and of checkpoints count as one operation.
 
     Args:
-        fun, x, reference, rule, max_pooling: as for `lift`. If `fun` has several outputs, their sum is explained.
+        fun, x, reference, rule: as for `lift`. If `fun` has several outputs, their sum is explained.
         missing_rule: as for `lift`, but by default the report goes on where an operation has no rule, and shows by its
             residual what that loses.
 
@@ -137,7 +136,7 @@ def check(
     def observed(x: Any, probe: Callable[[Array], Array]) -> tuple[Array, Any]:
         """The sum of the outputs; and its difference, and those of all that was probed."""
         flows.clear()
-        observer = Observer(rule, max_pooling, missing_rule, flows=flows, probe=probe)
+        observer = Observer(rule, missing_rule, flows=flows, probe=probe)
         y, y_ref = evaluate_jointly(observer, fun, x, reference)
         change = summed(jax.tree.map(jnp.subtract, y, y_ref))
         return summed(y), (change, [flow.difference for flow in flows])
@@ -219,7 +218,7 @@ class Observer(Interpreter):
     @property
     def plain(self) -> Interpreter:
         """The interpreter that evaluates one operation, and all of a loop's body."""
-        return Interpreter(self.rule, self.max_pooling, self.missing, self.scope, self.where)
+        return Interpreter(self.rule, self.missing, self.scope, self.where, self.with_effects)
 
     def afresh(self) -> Interpreter:
         return self.plain
@@ -229,7 +228,7 @@ class Observer(Interpreter):
         return False  # each call has probes of its own
 
     def outputs(self, eqn: JaxprEqn, inputs: Sequence[Value]) -> Sequence[Value]:
-        rule = table.rule_or_none(eqn.primitive)
+        rule = table.evaluation_or_none(eqn.primitive)
         if not any(map(is_varying, inputs)) or rule in (inlined, custom_derivative):
             return super().outputs(eqn, inputs)
         if eqn.primitive in ELEMENTWISE:

@@ -16,7 +16,7 @@ from jax.extend.core import jaxprs_in_params
 from jaxlift._core import versions
 from jaxlift._core.inlining import evaluate_inlined
 from jaxlift._core.interpreter import needed
-from jaxlift._core.table import rule_or_none
+from jaxlift._core.table import evaluation_or_none
 from jaxlift._core.versions import Jaxpr, JaxprEqn, Var
 from jaxlift.primitives.calls import checkpoint, inlined
 
@@ -146,7 +146,7 @@ def _leads_to(wanted: set[str], eqn: JaxprEqn) -> bool:
     held = wanted.intersection(_names_in(eqn))
     if eqn.primitive in _NAME or not held:
         return False
-    if rule_or_none(eqn.primitive) in (inlined, checkpoint):
+    if evaluation_or_none(eqn.primitive) in (inlined, checkpoint):
         return True
     raise ValueError(
         f"the value named {min(held)!r} is inside of `{eqn.primitive.name}`, called from {versions.location(eqn)}: "

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax import Array
 
 from jaxlift import primitives as primitives  # importing them fills the table
 from jaxlift._arguments import check_option, checked_pair
-from jaxlift._core.interpreter import Interpreter, MaxPooling, MissingRule
+from jaxlift._core.interpreter import Interpreter, MissingRule
 from jaxlift._core.values import Varying, both_sides
 from jaxlift.rules import Rule, as_rule
 
@@ -18,7 +19,6 @@ def lift(
     fun: Callable[[Any], Any],
     *,
     rule: Rule | str = "rescale",
-    max_pooling: MaxPooling = "complete",
     missing_rule: MissingRule = "raise",
 ) -> Callable[[Any, Any], tuple[Any, Any]]:
     """Evaluate a function jointly on an input and a reference, so that its derivative is DeepLIFT's multiplier.
@@ -34,9 +34,6 @@ def lift(
     Args:
         fun: any function of one argument, a pytree of arrays, that JAX can trace. Its output is a pytree of arrays too.
         rule: how a difference passes nonlinearities: a rule or its name (see `jaxlift.rules`).
-        max_pooling: how it passes a maximum. ``"complete"`` keeps the sum; ``"original"`` is what the original
-            implementation does, which sends everything to the maximum of the input and loses the sum where the
-            reference's is elsewhere.
         missing_rule: what happens where an operation has no rule that keeps the sum. ``"raise"``: an error.
             ``"derivative"``: a warning that names it, and its plain derivative, so that the sum isn't kept.
 
@@ -51,19 +48,24 @@ def lift(
         TypeError: if `x` has leaves that aren't real floating-point numbers.
         MissingRuleError: if `fun` has an operation that can't be explained; the error names it and the line.
     """
-    check_option("max_pooling", max_pooling, MaxPooling)
     check_option("missing_rule", missing_rule, MissingRule)
     rule = as_rule(rule)
 
     def lifted(x: Any, reference: Any) -> tuple[Any, Any]:
-        return evaluate_jointly(Interpreter(rule, max_pooling, missing_rule), fun, x, reference)
+        return evaluate_jointly(Interpreter(rule, missing_rule), fun, x, reference)
 
     return lifted
 
 
 def evaluate_jointly(interpreter: Interpreter, fun: Callable[[Any], Any], x: Any, reference: Any) -> tuple[Any, Any]:
     """The outputs of a function on an input and on its reference, by an interpreter that is used for this alone."""
-    results = evaluate_values(interpreter, fun, jax.tree.map(Varying, *checked_pair(x, reference)))
+    x, reference = checked_pair(x, reference)
+    if not interpreter.is_joint:
+        if not interpreter.rule.families:
+            return fun(x), fun(reference)  # the derivative is JAX's
+        alone = evaluate_values(interpreter, fun, jax.tree.map(Varying.alone, x))
+        return jax.tree.map(value_of, alone), fun(reference)
+    results = evaluate_values(interpreter, fun, jax.tree.map(Varying, x, reference))
     structure = jax.tree.structure(results)
     values, references = both_sides(jax.tree.leaves(results))
     return jax.tree.unflatten(structure, values), jax.tree.unflatten(structure, references)
@@ -71,9 +73,14 @@ def evaluate_jointly(interpreter: Interpreter, fun: Callable[[Any], Any], x: Any
 
 def evaluate_values(interpreter: Interpreter, fun: Callable[[Any], Any], inputs: Any) -> Any:
     """A function's outputs for a pytree of varying inputs, with all that rules know of them."""
-    closed, outputs = jax.make_jaxpr(fun, return_shape=True)(jax.tree.map(lambda varying: varying.value, inputs))
+    closed, outputs = jax.make_jaxpr(fun, return_shape=True)(jax.tree.map(value_of, inputs))
     results = interpreter.evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(inputs))
     return jax.tree.unflatten(jax.tree.structure(outputs), map(interpreter.settle, results))
+
+
+def value_of(result: Any) -> Array:
+    """The value at the input."""
+    return result.value if isinstance(result, Varying) else result
 
 
 def vjp(
@@ -82,7 +89,6 @@ def vjp(
     reference: Any,
     *,
     rule: Rule | str = "rescale",
-    max_pooling: MaxPooling = "complete",
     missing_rule: MissingRule = "raise",
 ) -> tuple[tuple[Any, Any], Callable[[Any], Any]]:
     """`jax.vjp`, with multipliers for derivatives.
@@ -95,7 +101,7 @@ def vjp(
     True
 
     Args:
-        fun, rule, max_pooling, missing_rule: as for `lift`.
+        fun, rule, missing_rule: as for `lift`.
         x, reference: the input and what it is compared with, pytrees of one structure with equal shapes.
 
     Returns:
@@ -105,6 +111,6 @@ def vjp(
     Raises:
         as `lift` does.
     """
-    lifted = lift(fun, rule=rule, max_pooling=max_pooling, missing_rule=missing_rule)
+    lifted = lift(fun, rule=rule, missing_rule=missing_rule)
     y, pullback, y_ref = jax.vjp(lambda x: lifted(x, reference), x, has_aux=True)
     return (y, y_ref), lambda cotangent: pullback(cotangent)[0]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import jax
@@ -42,7 +44,8 @@ def register(operation: Primitive | str | Callable[..., Any]) -> Callable[[Pullb
       of integers).
     - `values`, `references`: tuples of the operands at the input and at the reference, as the program has them, axes
       of a `jax.vmap` inside it included. Operands that don't depend on the explained input are equal in both.
-    - `params`: the primitive's parameters; none for a function.
+    - `params`: the primitive's parameters; none for a function. A rule that has a parameter named `rule` is given the
+      `jaxlift.Rule` in force besides.
     - It returns a cotangent of each operand, None where there is nothing to say; for one operand, it may return that
       alone.
 
@@ -55,33 +58,74 @@ def register(operation: Primitive | str | Callable[..., Any]) -> Callable[[Pullb
             `jax.custom_vjp` or `jax.custom_jvp`.
 
     Returns:
-        a decorator, which returns the rule unchanged. A rule that was there before is replaced.
+        a decorator, which returns the rule unchanged. A rule that was there before is replaced; `unregister` puts back
+        what jaxlift does by itself.
 
     Raises:
         TypeError: if the operation is none of these.
+        ValueError: if no primitive has the name.
     """
 
+    key, is_function = _key_of(operation)
+
     def record(pull: Pullback) -> Pullback:
-        if isinstance(operation, Primitive):
-            table.family(by_pullback(pull), [operation])
-        elif isinstance(operation, str):
-            table.family_by_name(by_pullback(pull), operation)
-        else:
-            rule = by_pullback(lambda ct, values, references, **params: pull(ct, values, references))
-            table.family_of_functions(rule, versions.name_of_function(operation))
+        before = table.register(key, by_pullback(pull, with_params=not is_function), is_function=is_function)
+        _before.setdefault((key, is_function), before)
         return pull
 
-    if not isinstance(operation, Primitive | str | jax.custom_jvp | jax.custom_vjp):
-        raise TypeError(
-            f"register takes a primitive, its name, or a function decorated with jax.custom_vjp, but got {operation!r}."
-        )
     return record
 
 
-def by_pullback(pull: Pullback) -> table.PrimitiveRule:
-    """The rule of a primitive of which only the multipliers are given."""
+def unregister(operation: Primitive | str | Callable[..., Any]) -> None:
+    """Undo `register`: the operation is treated as jaxlift treats it by itself.
 
-    def rule(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
+    >>> import jax, jaxlift
+    >>> _ = jaxlift.register(jax.lax.tan_p)(lambda cotangent, values, references, **params: cotangent)
+    >>> jaxlift.unregister(jax.lax.tan_p)
+
+    Args:
+        operation: what `register` was given.
+
+    Raises:
+        KeyError: if nothing is registered for it.
+        TypeError, ValueError: as from `register`.
+    """
+    key, is_function = _key_of(operation)
+    if (key, is_function) not in _before:
+        raise KeyError(f"nothing is registered for {operation!r}.")
+    table.restore(key, _before.pop((key, is_function)), is_function=is_function)
+
+
+# What the table had for an operation before a user's rule took its place.
+_before: dict[tuple[Primitive | str, bool], table.Entry | None] = {}
+
+
+def _key_of(operation: Any) -> tuple[Primitive | str, bool]:
+    """By what an operation is known to the table, and whether it is a function with a custom derivative."""
+    if isinstance(operation, jax.custom_jvp | jax.custom_vjp):
+        return versions.name_of_function(operation), True
+    if not isinstance(operation, Primitive | str):
+        raise TypeError(
+            f"register takes a primitive, its name, or a function decorated with jax.custom_vjp, but got {operation!r}."
+        )
+    if isinstance(operation, str):
+        known = table.known_names()
+        if operation not in known:
+            near = get_close_matches(operation, known, 1)
+            raise ValueError(
+                f"no primitive is named {operation!r}. "
+                + (f"Did you mean {near[0]!r}? " if near else "")
+                + "For a primitive that jaxlift doesn't know by name, give the primitive itself: `eqn.primitive` of "
+                "its equation in jax.make_jaxpr(fun)(x).eqns."
+            )
+    return operation, False
+
+
+def by_pullback(pull: Pullback, *, with_params: bool) -> table.Evaluation:
+    """The evaluation of an operation of which only the multipliers are given."""
+    knows_rule = "rule" in inspect.signature(pull).parameters
+
+    def evaluate(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
         settled = [interpreter.settle(operand) for operand in operands]
         varying = [k for k, o in enumerate(settled) if isinstance(o, Varying)]
         numbers = [k for k, var in enumerate(eqn.outvars) if is_inexact(var)]
@@ -98,7 +142,8 @@ def by_pullback(pull: Pullback) -> table.PrimitiveRule:
             every: list[Any] = [None] * len(eqn.outvars)
             for k, cotangent in zip(numbers, cotangents, strict=True):
                 every[k] = cotangent
-            found = pull(tuple(every) if len(every) > 1 else every[0], values, references, **eqn.params)
+            options = (eqn.params if with_params else {}) | ({"rule": interpreter.rule} if knows_rule else {})
+            found = pull(tuple(every) if len(every) > 1 else every[0], values, references, **options)
             found = tuple(found) if isinstance(found, tuple | list) else (found,)
             if len(found) != len(values):
                 raise ValueError(
@@ -125,4 +170,4 @@ def by_pullback(pull: Pullback) -> table.PrimitiveRule:
             for k, reference in enumerate(versions.bind(eqn, references))
         ]
 
-    return rule
+    return evaluate

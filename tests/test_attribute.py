@@ -170,7 +170,7 @@ class TestOutputs:
         assert delta.shape == (4, 3)
         assert jnp.abs(delta).max() < 2e-6
         # It is what is missing, and max-pooling as in the original misses much.
-        lossy = attribute(lambda x: x.max(1), convergence_delta=True, max_pooling="original")
+        lossy = attribute(lambda x: x.max(1), convergence_delta=True, rule=jaxlift.OriginalMaxPooling())
         scores, delta = lossy(X, reference=REFERENCES)
         close(scores.sum(1) + delta, X.max(1) - REFERENCES.max(1).mean())
         assert jnp.abs(delta).max() > 0.1

@@ -64,7 +64,7 @@ def test_original_pooling_loses_the_sum_where_it_does():
 
     x, r = jnp.array([1.0, 2.0, 3.0, 4.0]), jnp.array([2.0, 1.0, 0.0, 0.0])
     assert jaxlift.check(fun, x, r).complete
-    report = jaxlift.check(fun, x, r, max_pooling="original")
+    report = jaxlift.check(fun, x, r, rule=jaxlift.OriginalMaxPooling())
     worst = max(report.lines, key=lambda line: abs(line.residual))
     assert not report.complete
     assert worst.operation == "reduce_window_max"

@@ -36,11 +36,6 @@ CASES = {
         r"'scores' must be one of 'contributions', 'multipliers', 'hypothetical'",
     ),
     "references": (lambda: attr(references="both"), ValueError, r"'both' must be one of 'shared', 'paired'"),
-    "max_pooling": (
-        lambda: jaxlift.lift(one_output, max_pooling="max"),
-        ValueError,
-        r"'max' must be one of 'complete', 'original'",
-    ),
     "target name": (lambda: attr(target="each"), ValueError, r"'each' must be None, an int"),
     "normalised function": (lambda: attr(target=lambda y: y[:, 0], normalize_target=True), ValueError, r"weighted sum"),
     "no reference": (

@@ -179,7 +179,7 @@ class TestAttribution:
 
 def hidden_scores(oracle, name, rule):
     fun = oracle.model(layer_named=name)
-    options = {"target": "all", "rule": rule, "references": "paired", "max_pooling": "original", "layer": name}
+    options = {"target": "all", "rule": jaxlift.OriginalMaxPooling(rule), "references": "paired", "layer": name}
     argument = jaxlift.attribute(fun, **options)
     found = jax.jit(lambda x, r: argument(x, reference=r))(oracle.inputs("x"), oracle.inputs("ref"))
     return np.moveaxis(np.asarray(found), 1, 0)[oracle.targets]

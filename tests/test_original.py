@@ -3,7 +3,7 @@
 Known differences, all of them the original's, and each reproduced below by a rule that does as it does:
 
 - Max-pooling sends everything to the maximum of the input, so sums are lost where the reference's is elsewhere.
-  `max_pooling="original"` does the same; all networks with pooling are compared under it.
+  `jaxlift.OriginalMaxPooling` does the same; all networks with pooling are compared under it.
 - RevealCancel adds 1e-7 to a part that is 0. In float32 that makes the multiplier of a ReLU that is on 0, 0.894, 1.04
   or 1.19, by the size of its input, in place of 1. It shows where a part is exactly 0: in multipliers where input and
   reference are equal, and in contributions through hidden units whose difference is exactly 0
@@ -79,7 +79,7 @@ def scores(oracle, what, rule):
     x, r = oracle.inputs("x"), oracle.inputs("ref")
     if what == "mults":
         attr = jaxlift.attribute(
-            oracle.model(), target="all", rule=rule, references="paired", output="multipliers", max_pooling="original"
+            oracle.model(), target="all", rule=jaxlift.OriginalMaxPooling(rule), references="paired", output="multipliers"
         )
         result = jax.jit(lambda x, r: attr(x, reference=r))(x, r)
         return jax.tree.map(lambda leaf: np.moveaxis(np.asarray(leaf), 1, 0)[oracle.targets], result)
@@ -168,7 +168,7 @@ def test_hypothetical_contributions(oracle, rule):
 def test_mean_over_references_of_each_example(oracle, rule):
     x = oracle.arrays["x_single"]
     references = oracle.arrays["ref"].reshape(len(x), -1, *x.shape[1:])
-    attr = jaxlift.attribute(oracle.model(), target="all", rule=rule, max_pooling="original")
+    attr = jaxlift.attribute(oracle.model(), target="all", rule=jaxlift.OriginalMaxPooling(rule))
     actual = np.moveaxis(np.asarray(jax.jit(lambda x, r: attr(x, reference=r))(x, references)), 1, 0)[oracle.targets]
     assert largest_error(actual, oracle.scores("multiref_contribs", rule)) < 1e-5
 
@@ -182,14 +182,13 @@ def test_with_complete_max_pooling_nothing_is_missing(oracle, rule):
     """What the original loses in its sums (spec, completeness_gap_maxabs) is not lost here."""
     x, r = oracle.inputs("x", np.float64), oracle.inputs("ref", np.float64)
     assert oracle.spec["completeness_gap_maxabs"][rule] > 0.01
-    for max_pooling, complete in (("complete", True), ("original", False)):
+    for pooled, complete in ((rule, True), (jaxlift.OriginalMaxPooling(rule), False)):
         attr = jaxlift.attribute(
             oracle.model(np.float64),
             target="all",
-            rule=rule,
+            rule=pooled,
             references="paired",
             convergence_delta=True,
-            max_pooling=max_pooling,
         )
         _, delta = jax.jit(lambda x, r: attr(x, reference=r))(x, r)  # noqa: B023
         assert np.abs(delta).max() < 1e-12 if complete else np.abs(delta).max() > 0.01

@@ -63,3 +63,7 @@ def winners_share(rise: Array, d: Array) -> Array:
     Who wins on both sides takes all, differences of 0 and of infinity included.
     """
     return where(d == rise, 1, rise / where(d == 0, 1, d))
+
+
+def midpoint(x: Array, r: Array) -> Array:
+    return r + (x - r) / 2

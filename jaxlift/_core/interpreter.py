@@ -21,18 +21,19 @@ from jaxlift._core.values import (
     Settled,
     Value,
     Varying,
+    both_sides,
     carrier_dtype,
+    feeds,
     is_hashable,
     is_inexact,
+    is_pending_step,
     is_varying,
     key_of,
     number_of,
     on_each_side,
 )
-from jaxlift._core.versions import JIT, Jaxpr, JaxprEqn, primitives
+from jaxlift._core.versions import JIT, Jaxpr, JaxprEqn
 
-OF_NUMBERS = frozenset(primitives("broadcast_in_dim", "convert_element_type"))
-MaxPooling = Literal["complete", "original"]
 MissingRule = Literal["raise", "derivative"]
 
 
@@ -40,12 +41,15 @@ MissingRule = Literal["raise", "derivative"]
 class Interpreter:
     """Evaluates jaxprs on values that may vary between input and reference.
 
+    Under a rule without a reference it evaluates them on the input alone, and leaves to JAX what the rule has no answer
+    of its own for.
+
     Attributes:
-        rule: how a change passes a pointwise nonlinearity.
-        max_pooling: how it passes a maximum over elements.
+        rule: how a change passes each family of maps: a `jaxlift.Rule`.
         missing: what happens where a primitive has no rule.
         scope: the name scopes around the jaxpr, joined by ``/``.
         where: the line of the user's code that the jaxpr comes from, for errors within library functions.
+        with_effects: whether equations that only have effects, such as printing, are evaluated.
         known: the outputs of equations that were evaluated before. What is computed twice is one value: `exp(x) /
             exp(x).sum()` is a softmax, and `where(x @ w > 0, (x @ w) ** 2, 0)` a function of one value.
         calls: how often each jaxpr is called, as far as has been seen.
@@ -53,13 +57,18 @@ class Interpreter:
     """
 
     rule: Any
-    max_pooling: MaxPooling = "complete"
     missing: MissingRule = "raise"
     scope: str = ""
     where: str = ""
+    with_effects: bool = True
     known: dict[Any, tuple[Any, Sequence[Value]]] = field(default_factory=dict, compare=False, repr=False)
     calls: Counter[Any] = field(default_factory=Counter, compare=False, repr=False)
     lifted: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether values are compared with a reference."""
+        return self.rule.needs_reference
 
     def evaluate(self, jaxpr: Jaxpr, consts: Sequence[Any], operands: Sequence[Value]) -> list[Value]:
         """The outputs of a jaxpr. What doesn't vary is computed once, as it stands."""
@@ -71,7 +80,7 @@ class Interpreter:
                 return np.asarray(atom.val, versions.dtype(atom))  # a bare number's dtype would follow x64 mode
             return values[atom]
 
-        eqns = needed(jaxpr, jaxpr.outvars, effects=True)
+        eqns = needed(jaxpr, jaxpr.outvars, effects=self.with_effects)
         self.calls.update(eqn.params["jaxpr"] for eqn in eqns if eqn.primitive in JIT)
         for eqn in eqns:
             inputs = [read(atom) for atom in eqn.invars]
@@ -86,13 +95,58 @@ class Interpreter:
         if not any(map(is_varying, inputs)):
             literal = literal_of(eqn, inputs)
             return versions.bind(eqn, inputs) if literal is None else [literal]
+        if not self.is_joint:
+            return self._outputs_alone(eqn, inputs)
         try:
-            return table.rule_of(eqn, self.where)(self, eqn, inputs)
+            return table.evaluation_of(eqn, self.where)(self, eqn, inputs)
         except table.MissingRuleError as error:
-            if self.missing == "raise":
+            if self.missing == "raise" or not error.has_derivative:
                 raise
             warnings.warn(f"{error} Its plain derivative is used.", stacklevel=2)
             return by_derivative(eqn, [self.settle(value) for value in inputs])
+
+    def _outputs_alone(self, eqn: JaxprEqn, inputs: Sequence[Value]) -> Sequence[Value]:
+        """The same without a reference. Integers and truth values have no derivative: they count as constants."""
+        if not self.intercepts(eqn):
+            return self.differentiated(eqn, inputs)
+        entry = table.entry_or_none(eqn.primitive)
+        assert entry is not None
+        if "pointwise" not in entry.families:
+            inputs = [self.settle(value) if is_pending_step(value) else value for value in inputs]
+            if not any(map(is_varying, inputs)):
+                return versions.bind(eqn, inputs)
+        try:
+            outputs = entry.evaluate(self, eqn, inputs)
+        except table.MissingRuleError:
+            return self.differentiated(eqn, inputs)
+        return [
+            Varying.alone(out.value, out.fed_by, out.origin) if isinstance(out, Varying) and not out.is_alone else out
+            for out in outputs
+        ]
+
+    def intercepts(self, eqn: JaxprEqn) -> bool:
+        """Whether the rule has an answer of its own for an equation, or for one in the jaxprs that it holds."""
+        entry = table.entry_or_none(eqn.primitive)
+        if self.is_joint or entry is None:
+            return self.is_joint
+        if not entry.families.isdisjoint(self.rule.families):
+            return True
+        return entry.opens and any(
+            any(map(self.intercepts, versions.opened(jaxpr)[0].eqns)) for jaxpr in versions.jaxprs_of(eqn)
+        )
+
+    def differentiated(self, eqn: JaxprEqn, inputs: Sequence[Value]) -> list[Value]:
+        """The outputs of an equation as it stands, with JAX's own derivative."""
+        settled = [self.settle(value) for value in inputs]
+        fed_by = feeds(settled)
+        return [
+            Varying.alone(out, fed_by) if fed_by is not None and is_inexact(out) else out
+            for out in versions.bind(eqn, both_sides(settled)[0])
+        ]
+
+    def rule_at(self, place: Any) -> Any:
+        """The rule that holds at a `jaxlift.Place`."""
+        return self.rule.at(place)
 
     def _key(self, eqn: JaxprEqn, inputs: Sequence[Value]) -> Any:
         """What two equations have in common that have the same outputs."""
@@ -124,8 +178,8 @@ class Interpreter:
         """Apply the rule to a pending pointwise function; other values are returned as they are."""
         return table.settler()(self, value) if isinstance(value, Pending) else value
 
-    def missing_rule(self, eqn: JaxprEqn, reason: str) -> table.MissingRuleError:
-        return table.missing_rule(eqn, self.where, reason)
+    def missing_rule(self, eqn: JaxprEqn, reason: str, *, has_derivative: bool = True) -> table.MissingRuleError:
+        return table.missing_rule(eqn, self.where, reason, has_derivative=has_derivative)
 
     def refusal(self, eqn: JaxprEqn, reason: str) -> Callable[[], NoReturn]:
         """For what is refused only if something asks for it."""
@@ -154,7 +208,7 @@ def literal_of(eqn: JaxprEqn, inputs: Sequence[Any]) -> Any:
     """What an equation only converts or broadcasts of a number: a literal still, of which it is known what number it
     is. None of other equations.
     """
-    number = number_of(inputs[0]) if eqn.primitive in OF_NUMBERS and is_inexact(eqn.outvars[0]) else None
+    number = number_of(inputs[0]) if table.keeps_numbers(eqn.primitive) and is_inexact(eqn.outvars[0]) else None
     if number is None:
         return None
     [out] = eqn.outvars

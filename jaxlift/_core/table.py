@@ -1,13 +1,15 @@
-"""The table of primitives: for each, the rule of joint evaluation.
+"""The table of primitives: for each, what the evaluation does with an equation of it, and for which families of maps.
 
-A rule takes the interpreter, the equation, and the equation's operands, each an array or a `Varying` value (or a
-`Pending` one, which `interpreter.settle` turns into a `Varying`), at least one of them varying; it returns the outputs
-likewise.
+An evaluation takes the interpreter, the equation, and its operands, each an array or a `Varying` value (or a `Pending`
+one, which `interpreter.settle` turns into a `Varying`), at least one of them varying; it returns the outputs likewise.
+Where the rule in force has a say, it asks `interpreter.rule_at` for the rule that holds, and that by the family's
+method.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from jaxlift._core import versions
@@ -15,34 +17,60 @@ from jaxlift._core.values import Value
 from jaxlift._core.versions import JaxprEqn, Primitive
 
 # Called with the interpreter, an equation and its operands.
-PrimitiveRule = Callable[[Any, JaxprEqn, Sequence[Value]], Sequence[Value]]
+Evaluation = Callable[[Any, JaxprEqn, Sequence[Value]], Sequence[Value]]
 
-_table: dict[Primitive, PrimitiveRule] = {}
-_names: dict[str, PrimitiveRule] = {}
-_functions: dict[str, PrimitiveRule] = {}
+
+# What users register is asked under every rule.
+EVERY_FAMILY = frozenset({"pointwise", "elementwise", "linear", "bilinear", "normalisation", "maximum", "softmax"})
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is done with the equations of a primitive.
+
+    Attributes:
+        evaluate: the joint evaluation of one.
+        families: the families of maps that it may be, or be part of. A rule without a reference leaves to JAX what is
+            of none of the families that it answers.
+        opens: whether it evaluates the jaxprs that the equation holds.
+    """
+
+    evaluate: Evaluation
+    families: frozenset[str] = frozenset()
+    opens: bool = False
+
+
+_table: dict[Primitive | str, Entry] = {}
+_functions: dict[str, Entry] = {}
+_of_numbers: set[Primitive] = set()
 _settler: list[Callable[[Any, Any], Any]] = []
 
 
 class MissingRuleError(NotImplementedError):
-    """A primitive has no rule that would keep summation-to-delta, in the place where the program uses it."""
+    """A primitive has no rule that would keep summation-to-delta, in the place where the program uses it.
+
+    Attributes:
+        has_derivative: whether ``missing_rule="derivative"`` would help.
+    """
+
+    has_derivative: bool = True
 
 
-def family(rule: PrimitiveRule, members: Iterable[Primitive]) -> None:
-    """Give all members of a family of primitives one rule."""
-    for primitive in members:
-        _table[primitive] = rule
+def family(
+    evaluate: Evaluation, members: Iterable[Primitive | str], families: Iterable[str] = (), *, opens: bool = False
+) -> None:
+    """Give all members of a family of primitives one evaluation; those that JAX has no public name for, by name."""
+    _table.update(dict.fromkeys(members, Entry(evaluate, frozenset(families), opens)))
 
 
-def family_by_name(rule: PrimitiveRule, *names: str) -> None:
-    """The same for primitives that JAX has no public name for."""
-    for name in names:
-        _names[name] = rule
+def of_numbers(members: Iterable[Primitive]) -> None:
+    """Say which primitives only convert or broadcast a number, so that what they make of a literal is one still."""
+    _of_numbers.update(members)
 
 
-def family_of_functions(rule: PrimitiveRule, *names: str) -> None:
-    """The same for functions with a custom derivative, by what `versions.name_of_function` calls them."""
-    for name in names:
-        _functions[name] = rule
+def keeps_numbers(primitive: Primitive) -> bool:
+    """Whether a primitive only converts or broadcasts a number."""
+    return primitive in _of_numbers
 
 
 def settled_by(settle: Callable[[Any, Any], Any]) -> None:
@@ -55,34 +83,68 @@ def settler() -> Callable[[Any, Any], Any]:
     return _settler[0]
 
 
-def rule_of_function(name: str) -> PrimitiveRule | None:
-    """The rule of a function with a custom derivative, if it has one of its own."""
+def register(key: Primitive | str, evaluate: Evaluation, *, is_function: bool = False) -> Entry | None:
+    """Put an evaluation of a user's in the place of what is there, and say what that was.
+
+    Args:
+        key: a primitive, its name, or the name of a function with a derivative of its own.
+    """
+    entries: dict[Any, Entry] = _functions if is_function else _table
+    before = entries.get(key)
+    entries[key] = Entry(evaluate, EVERY_FAMILY)
+    return before
+
+
+def restore(key: Primitive | str, entry: Entry | None, *, is_function: bool = False) -> None:
+    """Put back what was there before."""
+    entries: dict[Any, Entry] = _functions if is_function else _table
+    entries.pop(key)
+    if entry is not None:
+        entries[key] = entry
+
+
+def known_names() -> list[str]:
+    """The names of all primitives that are in the table."""
+    return [key if isinstance(key, str) else key.name for key in _table]
+
+
+def function_entry(name: str) -> Entry | None:
+    """The entry of a function with a custom derivative, by what `versions.name_of_function` calls it, if it has one."""
     return _functions.get(name)
 
 
-def rule_or_none(primitive: Primitive) -> PrimitiveRule | None:
-    """The rule of a primitive, if it has one."""
-    return _table.get(primitive) or _names.get(primitive.name)
+def entry_or_none(primitive: Primitive) -> Entry | None:
+    """The entry of a primitive, if it has one."""
+    return _table.get(primitive) or _table.get(primitive.name)
 
 
-def rule_of(eqn: JaxprEqn, where: str) -> PrimitiveRule:
-    """The rule of an equation's primitive.
+def evaluation_or_none(primitive: Primitive) -> Evaluation | None:
+    """What is done with a primitive's equations, if anything is."""
+    entry = entry_or_none(primitive)
+    return entry and entry.evaluate
+
+
+def evaluation_of(eqn: JaxprEqn, where: str) -> Evaluation:
+    """What is done with an equation.
 
     Raises:
-        MissingRuleError: if there is none.
+        MissingRuleError: if its primitive has none.
     """
-    rule = rule_or_none(eqn.primitive)
-    if rule is None:
+    evaluate = evaluation_or_none(eqn.primitive)
+    if evaluate is None:
         raise missing_rule(eqn, where, "has no rule")
-    return rule
+    return evaluate
 
 
-def missing_rule(eqn: JaxprEqn, where: str, reason: str) -> MissingRuleError:
+def missing_rule(eqn: JaxprEqn, where: str, reason: str, *, has_derivative: bool = True) -> MissingRuleError:
     """The error that tells the user which operation can't be explained, where it is, and what to do."""
     place = versions.location(eqn) or where or "an unknown line"
-    return MissingRuleError(
+    error = MissingRuleError(
         f"the primitive `{eqn.primitive.name}` {reason}, so contributions would not sum to the difference of the "
         f"outputs. It was called from {place}. Write that line with other operations; or explain what comes after it, "
-        "as embeddings in place of token ids; or give the primitive a rule with jaxlift.register; or take its plain "
-        "derivative, and an incomplete sum, with missing_rule='derivative'."
+        "as embeddings in place of token ids; or give the primitive a rule with jaxlift.register"
+        + ("; or take its plain derivative, and an incomplete sum, with missing_rule='derivative'." * has_derivative)
+        + "." * (not has_derivative)
     )
+    error.has_derivative = has_derivative
+    return error

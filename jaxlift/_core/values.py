@@ -35,7 +35,8 @@ class Varying:
         fed_by: the kinds of linear map (``"dense"``, ``"conv"``) that feed this value, the nearest on each path.
         make_carrier: for integers and truth values, which have no derivative, computes the number that carries the
             multipliers in their place, when a rule first asks for it.
-        origin: what softmax is recognised by: whether this is a sum of exponentials, or a shifted value.
+        origin: what larger maps are recognised by: whether this is a sum of exponentials, or a shifted value.
+        is_alone: whether there is no reference, because the rule doesn't compare with one.
     """
 
     value: Array
@@ -44,6 +45,12 @@ class Varying:
     fed_by: frozenset[str] = frozenset()
     make_carrier: Callable[[], Array] | None = field(default=None, repr=False)
     origin: Any = None
+    is_alone: bool = False
+
+    @classmethod
+    def alone(cls, value: Array, fed_by: frozenset[str] = frozenset(), origin: Any = None) -> Varying:
+        """A value under a rule that compares with nothing. The reference is the value itself."""
+        return cls(value, value, None, fed_by, None, origin, is_alone=True)
 
     @cached_property
     def variation(self) -> Array:
@@ -67,6 +74,8 @@ class Varying:
 
     def arrays(self, with_variation: bool) -> list[Array]:
         """What crosses a boundary that only arrays pass: both sides, and what multipliers go through besides."""
+        if self.is_alone:
+            return [self.value]
         if self.is_discrete:
             return [self.value, self.reference, self.carrier]
         return [self.value, self.reference, *([self.variation] if with_variation else [])]
@@ -74,6 +83,8 @@ class Varying:
     @classmethod
     def of_arrays(cls, arrays: Sequence[Array], fed_by: frozenset[str]) -> Varying:
         """The value of such arrays."""
+        if len(arrays) == 1:
+            return cls.alone(arrays[0], fed_by)
         value, reference, *more = arrays
         third = (lambda: more[0]) if more else None
         if jnp.issubdtype(value.dtype, jnp.inexact):
@@ -102,7 +113,7 @@ class Pending:
 
     node: Node
     of: Varying
-    settled: Varying | None = None
+    settled: Varying | Array | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -116,6 +127,11 @@ Value = Settled | Pending
 def is_varying(value: Any) -> TypeGuard[Varying | Pending]:
     """Whether a value of the program depends on the explained input."""
     return isinstance(value, Varying | Pending)
+
+
+def is_pending_step(value: Any) -> bool:
+    """Whether a value is a pending function from numbers to integers or truth values."""
+    return isinstance(value, Pending) and not is_inexact(value.node.eqn.outvars[0])
 
 
 def key_of(value: Any) -> Any:
@@ -168,6 +184,8 @@ def both_sides(operands: Sequence[Value]) -> tuple[tuple[Any, ...], tuple[Any, .
 
 def on_each_side(eqn: JaxprEqn, operands: Sequence[Value]) -> list[tuple[Array, Array]]:
     """The outputs of an equation on the values and on the references of its operands."""
+    if any(isinstance(operand, Varying) and operand.is_alone for operand in operands):
+        return [(output, output) for output in versions.bind(eqn, both_sides(operands)[0])]
     return list(zip(*(versions.bind(eqn, side) for side in both_sides(operands)), strict=True))
 
 
@@ -315,7 +333,7 @@ def _key_of_item(item: Any, index: dict[int, int]) -> Any:
     """What equal items have in common. `_maker` knows no more of an item than this and its arrays."""
     match item:
         case Varying():
-            return item.is_discrete, item.fed_by
+            return item.is_discrete, item.is_alone, item.fed_by
         case Node(eqn=eqn, scope=scope):
             dtypes = tuple(str(dtype(atom)) for atom in (*eqn.invars, *eqn.outvars))
             operands = tuple(None if operand is None else index[id(operand)] for operand in item.operands)

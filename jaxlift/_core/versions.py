@@ -24,6 +24,7 @@ __all__ = [
     "for_numbers",
     "has_product",
     "inner_jaxpr",
+    "jaxprs_of",
     "location",
     "name_of_function",
     "name_of_traced",
@@ -61,6 +62,11 @@ def has_product(jaxpr: Any) -> bool:
 def inner_jaxpr(eqn: JaxprEqn) -> tuple[Jaxpr, Sequence[Any]]:
     """The jaxpr that a call-like equation holds, with its constants."""
     return opened(next(eqn.params[key] for key in ("jaxpr", "call_jaxpr", "call") if key in eqn.params))
+
+
+def jaxprs_of(eqn: JaxprEqn) -> list[Any]:
+    """All jaxprs among an equation's parameters."""
+    return list(jax.extend.core.jaxprs_in_params(eqn.params))
 
 
 def opened(jaxpr: Any) -> tuple[Jaxpr, Sequence[Any]]:

@@ -1,11 +1,6 @@
 """Bilinear maps: linear in each operand while the other is held.
 
-With one operand constant they are linear. With both varying, the difference is exactly
-
-    B(x, z) - B(r, s) = B(x - r, (z + s) / 2) + B((x + r) / 2, z - s)
-
-so each operand's multiplier is the derivative with the other at its midpoint. It is the Shapley value of the two
-operands.
+With one operand constant they are linear. With both varying a rule says how the change is shared (`Rule.bilinear`).
 """
 
 from __future__ import annotations
@@ -19,19 +14,17 @@ from jax import Array
 
 from jaxlift._core import versions
 from jaxlift._core.custom_derivatives import with_multipliers
-from jaxlift._core.differences import magnitude
+from jaxlift._core.differences import magnitude, midpoint
 from jaxlift._core.interpreter import Interpreter
-from jaxlift._core.table import PrimitiveRule, family, family_by_name
+from jaxlift._core.table import Evaluation, family
 from jaxlift._core.values import Value, Varying, is_varying
 from jaxlift._core.versions import JaxprEqn, primitives
 from jaxlift.primitives.linear import extended_to_integers, mixing
-
-
-def midpoint(x: Array, r: Array) -> Array:
-    return r + (x - r) / 2
+from jaxlift.rules.families import BilinearMap, Place
 
 
 def product_of(
+    interpreter: Interpreter,
     eqn: JaxprEqn,
     left: Varying,
     right: Varying,
@@ -46,12 +39,14 @@ def product_of(
     don't lead to them.
     """
     values, references = (left.value, right.value), (left.reference, right.reference)
+    rule = interpreter.rule_at(Place("bilinear", fed_by, interpreter.scope_of(eqn)))
+    bilinear = BilinearMap(eqn.primitive.name, lambda x, z: versions.bind(eqn, [x, z, *rest])[0])
 
     def product(operands: tuple[Array, Array], _: Any = ()) -> Array:
-        return versions.bind(eqn, [*operands, *rest])[0]
+        return bilinear(*operands)
 
     def pull(cotangent: Array, values: Any, references: Any) -> tuple[Array, Array]:
-        return jax.vjp(product, tuple(map(midpoint, values, references)))[1](cotangent)[0]
+        return rule.bilinear(bilinear, values, references, cotangent)
 
     def weigh(sizes: tuple[Array, Array], ends: Any) -> Array:
         x, z = (jnp.abs(midpoint(*pair)) for pair in zip(*ends, strict=True))
@@ -66,24 +61,31 @@ def product_of(
     return Varying(with_multipliers(product, pull, values, references), product(references), variation, fed_by)
 
 
-def bilinear(kind: str) -> PrimitiveRule:
-    """The rule of a bilinear map that mixes entries, as matrix products do. Further operands, such as the sizes of
-    groups, must not vary.
+def bilinear(kind: str) -> Evaluation:
+    """The evaluation of a bilinear map that mixes entries, as matrix products do. Further operands, such as the
+    sizes of groups, must not vary.
     """
 
-    def rule(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
+    def evaluate(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
         rest = operands[2:]
         if any(map(is_varying, rest)):
             raise interpreter.missing_rule(eqn, "has sizes of groups that depend on the explained input")
         varying = [interpreter.settle(operand) for operand in operands if is_varying(operand)]
         if len(varying) == 1:
             return mixing(interpreter, eqn, operands, kind)
+        if not interpreter.is_joint and "bilinear" not in interpreter.rule.families:
+            return interpreter.differentiated(eqn, operands)
         left, right = varying
-        return [product_of(eqn, left, right, lambda o: magnitude(o.value, o.reference), frozenset({kind}), rest)]
+        return [
+            product_of(
+                interpreter, eqn, left, right, lambda o: magnitude(o.value, o.reference), frozenset({kind}), rest
+            )
+        ]
 
-    return extended_to_integers(rule, lambda position: position < 2)
+    return extended_to_integers(evaluate, lambda position: position < 2)
 
 
-family(bilinear("dense"), primitives("dot_general"))
-family(bilinear("conv"), primitives("conv_general_dilated"))
-family_by_name(bilinear("dense"), "ragged_dot_general")
+FAMILIES = ("linear", "bilinear")
+family(bilinear("dense"), primitives("dot_general"), FAMILIES)
+family(bilinear("conv"), primitives("conv_general_dilated"), FAMILIES)
+family(bilinear("dense"), ["ragged_dot_general"], FAMILIES)

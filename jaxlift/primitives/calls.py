@@ -14,7 +14,7 @@ import jax
 
 from jaxlift._core import versions
 from jaxlift._core.interpreter import Interpreter
-from jaxlift._core.table import family, family_by_name, rule_of_function, rule_or_none
+from jaxlift._core.table import evaluation_or_none, family, function_entry
 from jaxlift._core.values import Packing, Value, Varying, is_hashable, is_varying, pack
 from jaxlift._core.versions import Jaxpr, JaxprEqn, primitives
 from jaxlift._pointwise.function import CUSTOM
@@ -81,12 +81,12 @@ def custom_derivative(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequenc
     primitive if they are pointwise, and a plain call if not.
     """
     jaxpr, _ = versions.inner_jaxpr(eqn)
-    if (rule := rule_of_function(versions.name_of_traced(jaxpr))) is not None:
-        return rule(interpreter, eqn, operands)
+    if (entry := function_entry(versions.name_of_traced(jaxpr))) is not None:
+        return entry.evaluate(interpreter, eqn, operands)
     if _is_pointwise(jaxpr, [is_varying(operand) for operand in operands]):
         each = [eqn] if len(eqn.outvars) == 1 else [versions.one_output(eqn, k) for k in range(len(eqn.outvars))]
         return [pointwise(interpreter, one, operands)[0] for one in each]
-    return inlined(interpreter, eqn, operands)
+    return inlined(interpreter, eqn, operands) if interpreter.is_joint else interpreter.differentiated(eqn, operands)
 
 
 def _is_pointwise(jaxpr: Jaxpr, varying: Sequence[bool]) -> bool:
@@ -97,7 +97,7 @@ def _is_pointwise(jaxpr: Jaxpr, varying: Sequence[bool]) -> bool:
         inputs = [not isinstance(atom, versions.Literal) and atom in depends for atom in eqn.invars]
         if not any(inputs):
             continue
-        rule = rule_or_none(eqn.primitive)
+        rule = evaluation_or_none(eqn.primitive)
         if rule in (inlined, custom_derivative):
             elementwise = _is_pointwise(versions.inner_jaxpr(eqn)[0], inputs)
         else:
@@ -124,7 +124,6 @@ def checkpoint(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value
     return unpack_outputs(outputs)
 
 
-family(inlined, primitives("jit", "closed_call", "call"))
-family_by_name(inlined, "custom_vmap_call", "composite")
-family(custom_derivative, CUSTOM)
-family(checkpoint, primitives("remat"))
+family(inlined, [*primitives("jit", "closed_call", "call"), "custom_vmap_call", "composite"], opens=True)
+family(custom_derivative, CUSTOM, ("pointwise",))
+family(checkpoint, primitives("remat"), opens=True)

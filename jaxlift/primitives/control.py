@@ -7,19 +7,31 @@ doesn't compute for N * R pairs.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxlift._core import versions
 from jaxlift._core.interpreter import Interpreter
-from jaxlift._core.table import family, family_by_name
-from jaxlift._core.values import Settled, Value, Varying, both_sides, carrier_dtype, is_varying, pack, with_carrier
+from jaxlift._core.table import family
+from jaxlift._core.values import (
+    Settled,
+    Value,
+    Varying,
+    both_sides,
+    carrier_dtype,
+    on_each_side,
+    pack,
+    with_carrier,
+)
 from jaxlift._core.versions import JaxprEqn, primitives
 from jaxlift.primitives.definitions import evaluated
+from jaxlift.primitives.linear import step
 
 # Of a value that leaves a body: None if it doesn't vary, or else the linear maps that feed it.
 Kind = frozenset[str] | None
@@ -34,19 +46,25 @@ def widened(kinds: Sequence[Kind], others: Sequence[Kind]) -> list[Kind]:
     return [a if b is None else b if a is None else a | b for a, b in zip(kinds, others, strict=True)]
 
 
-def taken_apart(kinds: Sequence[Kind], values: Sequence[Settled], with_variations: bool) -> list[list[Array]]:
-    """Values as arrays, as many for each as its kind has: all that varies comes with its reference."""
+def taken_apart(interpreter: Interpreter, kinds: Sequence[Kind], values: Sequence[Settled]) -> list[list[Array]]:
+    """Values as arrays, as many for each as its kind has: all that varies comes with its reference, if there is one."""
     return [
-        [jnp.asarray(value)] if kind is None else _as_varying(value).arrays(with_variations)
+        [jnp.asarray(value)] if kind is None else _arrays_of(interpreter, value)
         for kind, value in zip(kinds, values, strict=True)
     ]
 
 
-def _as_varying(value: Settled) -> Varying:
-    """A value as one that may vary, though it doesn't yet."""
+def _arrays_of(interpreter: Interpreter, value: Settled) -> list[Array]:
+    """The arrays of a value that may vary, though it needn't yet."""
+    return _as_varying(interpreter, value).arrays(interpreter.rule.needs_variation)
+
+
+def _as_varying(interpreter: Interpreter, value: Settled) -> Varying:
     if isinstance(value, Varying):
         return value
     value = jnp.asarray(value)
+    if not interpreter.is_joint:
+        return Varying.alone(value)
     return with_carrier(
         lambda: value,
         value,
@@ -101,14 +119,14 @@ def scan(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> 
     def body(kinds: Sequence[Kind], carry: Any, xs: Any) -> tuple[Any, Any]:
         outputs = step([*unpack_consts(const_arrays), *put_together(kinds, carry), *unpack_xs(xs)])
         return (
-            taken_apart(widened(kinds, step.kinds[:n_carry]), outputs[:n_carry], with_variations),
-            taken_apart(step.kinds[n_carry:], outputs[n_carry:], with_variations),
+            taken_apart(interpreter, widened(kinds, step.kinds[:n_carry]), outputs[:n_carry]),
+            taken_apart(interpreter, step.kinds[n_carry:], outputs[n_carry:]),
         )
 
     kinds = [kind_of(value) for value in initial]
     slices = [jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in x_arrays]
     while True:
-        start = taken_apart(kinds, initial, with_variations)
+        start = taken_apart(interpreter, kinds, initial)
         jax.eval_shape(partial(body, kinds), start, slices)
         if (wider := widened(kinds, step.kinds[:n_carry])) == kinds:
             break
@@ -119,41 +137,66 @@ def scan(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> 
 
 
 def cond(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
-    """The rule of `cond` and `switch`.
+    """The evaluation of `cond` and `switch`.
 
-    Where the choice depends on the explained input, all branches are evaluated, and their outputs chosen from.
+    Where the choice depends on the explained input, two branches count: `p`, which the input takes, and `q`, which the
+    reference takes. Both are evaluated jointly, and their outputs chosen from: no other branch is run. Effects, such as
+    printing, are those of `p` for the input and of `q` for the reference.
     """
     index, *operands = (interpreter.settle(operand) for operand in operands)
-    branches = [Body(interpreter, eqn, branch) for branch in eqn.params["branches"]]
+    jaxprs = eqn.params["branches"]
+    branches = [Body(interpreter, eqn, branch) for branch in jaxprs]
     if "branches_platforms" in eqn.params and eqn.params["branches_platforms"] is not None:
         named = [jax.default_backend() in (names or ()) for names in eqn.params["branches_platforms"]]
         return list(branches[named.index(True) if any(named) else len(named) - 1](operands))
-    if is_varying(index):
-        outputs = [branch(operands) for branch in branches]
-        return [evaluated(interpreter, eqn, lax.select_n, [index, *cases])[0] for cases in zip(*outputs, strict=True)]
-    with_variations = interpreter.rule.needs_variation
-    arrays, unpack = pack(operands, with_variations)
+    if not isinstance(index, Varying):
+        return list(switched(interpreter, index, branches, operands))
+    if any(versions.opened(jaxpr)[0].effects for jaxpr in jaxprs):
+        for choice, side in zip((index.value, index.reference), both_sides(operands), strict=True):
+            lax.switch(choice, [partial(only_effects, jaxpr) for jaxpr in jaxprs], side)
+        branches = [Body(replace(interpreter, with_effects=False), eqn, branch) for branch in jaxprs]
+    of_input, of_reference = (
+        switched(interpreter, choice, branches, operands) for choice in (index.value, index.reference)
+    )
+    differ = (index.value != index.reference).astype(index.value.dtype)
+    other = step(differ, jnp.zeros_like(differ), index)  # 1 at the input where the branches differ, 0 at the reference
+    if not operands and not of_input:
+        return []
+    return [
+        evaluated(interpreter, eqn, lax.select_n, [other, *cases])[0]
+        for cases in zip(of_reference, of_input, strict=True)
+    ]
+
+
+def switched(interpreter: Interpreter, index: Any, branches: Sequence[Body], operands: Sequence[Settled]) -> list[Any]:
+    """The outputs of the branch of a number that doesn't vary."""
+    arrays, unpack = pack(operands, interpreter.rule.needs_variation)
     for branch in branches:
         jax.eval_shape(lambda arrays, branch=branch: branch.values(unpack(arrays)), arrays)
     kinds = branches[0].kinds
     for branch in branches[1:]:
         kinds = widened(kinds, branch.kinds)
-    joint = [lambda arrays, b=branch: taken_apart(kinds, b(unpack(arrays)), with_variations) for branch in branches]
-    return list(put_together(kinds, lax.switch(index, joint, arrays)))
+    joint = [lambda arrays, b=branch: taken_apart(interpreter, kinds, b(unpack(arrays))) for branch in branches]
+    return put_together(kinds, lax.switch(index, joint, arrays))
+
+
+def only_effects(jaxpr: Any, operands: Sequence[Any]) -> None:
+    """Evaluate a branch for what it does besides its outputs."""
+    inner, consts = versions.opened(jaxpr)
+    jax.core.eval_jaxpr(inner, consts, *jax.lax.stop_gradient(operands))
 
 
 def shard_map(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
     """The rule of `shard_map`: the same map, with the specs of each operand for all its arrays."""
-    with_variations = interpreter.rule.needs_variation
     settled = [interpreter.settle(operand) for operand in operands]
     kinds = [kind_of(value) for value in settled]
-    arrays = taken_apart(kinds, settled, with_variations)
+    arrays = taken_apart(interpreter, kinds, settled)
     body = Body(interpreter, eqn, eqn.params["jaxpr"])
     every: list[Kind] = [frozenset()] * len(eqn.outvars)
-    counts = [len(_as_varying(jnp.zeros((), versions.dtype(var))).arrays(with_variations)) for var in eqn.outvars]
+    counts = [len(_arrays_of(interpreter, jnp.zeros((), versions.dtype(var)))) for var in eqn.outvars]
 
     def joint(arrays: Any) -> Any:
-        return taken_apart(every, body(put_together(kinds, arrays)), with_variations)
+        return taken_apart(interpreter, every, body(put_together(kinds, arrays)))
 
     mapped = jax.shard_map(
         joint,
@@ -166,13 +209,12 @@ def shard_map(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]
     return list(put_together(body.kinds, outputs))
 
 
-def on_the_input(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
-    """The rule of what only has effects, such as printing: done once, for the input."""
-    values, _ = both_sides([interpreter.settle(operand) for operand in operands])
-    return versions.bind(eqn, values)
+def for_each_side(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
+    """The evaluation of what only has effects, such as printing: done for the input, and for the reference."""
+    return [value for value, _ in on_each_side(eqn, [interpreter.settle(operand) for operand in operands])]
 
 
-family(scan, primitives("scan"))
-family(cond, primitives("cond"))
-family_by_name(shard_map, "shard_map")
-family_by_name(on_the_input, "debug_print", "debug_callback")
+family(scan, primitives("scan"), opens=True)
+family(cond, primitives("cond"), opens=True)
+family(shard_map, ["shard_map"], opens=True)
+family(for_each_side, ["debug_print", "debug_callback"])

@@ -17,12 +17,12 @@ from jax import Array, lax
 
 from jaxlift._core import versions
 from jaxlift._core.interpreter import Interpreter
-from jaxlift._core.table import PrimitiveRule, family, family_by_name
+from jaxlift._core.table import Evaluation, family
 from jaxlift._core.values import Value, both_sides
 from jaxlift._core.versions import JaxprEqn, primitives
 
 
-def defined_as(definition: Callable[..., Any]) -> PrimitiveRule:
+def defined_as(definition: Callable[..., Any]) -> Evaluation:
     """The rule of a primitive that equals a function of its operands, given its parameters by name."""
 
     def rule(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
@@ -228,7 +228,7 @@ family(defined_as(sorting), primitives("sort"))
 family(defined_as(largest), primitives("top_k"))
 family(defined_as(any_of), primitives("reduce_or"))
 family(defined_as(all_of), primitives("reduce_and"))
-family_by_name(expanded, "call_hi_primitive")
+family(expanded, ["call_hi_primitive"])
 family(defined_as(odd_number), primitives("reduce_xor"))
 family(defined_as(at_places(jnp.multiply)), primitives("scatter_mul"))
 family(defined_as(elimination), primitives("lu"))

@@ -21,7 +21,7 @@ from jaxlift._core import versions
 from jaxlift._core.custom_derivatives import with_multipliers
 from jaxlift._core.differences import difference, where, winners_share
 from jaxlift._core.interpreter import Interpreter
-from jaxlift._core.table import PrimitiveRule, family
+from jaxlift._core.table import Evaluation, family
 from jaxlift._core.values import Settled, Value, Varying, both_sides, carrier_dtype, feeds, on_each_side
 from jaxlift._core.versions import JaxprEqn, primitives
 from jaxlift.primitives.bilinear import midpoint
@@ -33,7 +33,7 @@ from jaxlift.primitives.linear import carrying, extended_to_integers
 Credit = Callable[[JaxprEqn, Array, Array, Sequence[Array]], list[Array]]
 
 
-def indexing(linear_in: Callable[[int], bool], credit: Credit, negated: int | None = None) -> PrimitiveRule:
+def indexing(linear_in: Callable[[int], bool], credit: Credit, negated: int | None = None) -> Evaluation:
     """The rule of a primitive that is linear in the operands of some positions, and whose others are places."""
 
     def rule(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:

@@ -9,6 +9,7 @@ convolutions) rebuild the parts from the signs of their terms `w D`, which is th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -19,7 +20,7 @@ from jaxlift._core import versions
 from jaxlift._core.custom_derivatives import with_multipliers
 from jaxlift._core.differences import magnitude, slope_between
 from jaxlift._core.interpreter import Interpreter
-from jaxlift._core.table import PrimitiveRule, family, family_by_name
+from jaxlift._core.table import Evaluation, family, of_numbers
 from jaxlift._core.values import (
     Settled,
     Value,
@@ -33,6 +34,8 @@ from jaxlift._core.values import (
     with_carrier,
 )
 from jaxlift._core.versions import JaxprEqn, primitives
+from jaxlift.rules.families import LinearMap, Place
+from jaxlift.rules.rule import Rule
 
 
 def step(value: Array, reference: Array, of: Varying) -> Varying:
@@ -58,7 +61,7 @@ def everywhere(position: int) -> bool:
     return True
 
 
-def extended_to_integers(rule: PrimitiveRule, linear_in: Callable[[int], bool] = everywhere) -> PrimitiveRule:
+def extended_to_integers(rule: Evaluation, linear_in: Callable[[int], bool] = everywhere) -> Evaluation:
     """The rule of a map of numbers, for integers and truth values too.
 
     They are mapped as numbers. What they themselves come to is a step in that: integers wrap around, and a sum of truth
@@ -95,7 +98,7 @@ def extended_to_integers(rule: PrimitiveRule, linear_in: Callable[[int], bool] =
     return extended
 
 
-def carrying(linear_in: Callable[[int], bool] = everywhere, negated: int | None = None) -> PrimitiveRule:
+def carrying(linear_in: Callable[[int], bool] = everywhere, negated: int | None = None) -> Evaluation:
     """The rule of a linear map that takes the parts of differences along.
 
     Args:
@@ -129,8 +132,36 @@ def carrying(linear_in: Callable[[int], bool] = everywhere, negated: int | None 
     return extended_to_integers(rule, linear_in)
 
 
+@dataclass(frozen=True, eq=False)
+class Weighted:
+    """What a value remembers of the linear map that made it: a bias that is added to it belongs to the map."""
+
+    linear: LinearMap
+    of: Varying
+    rule: Rule
+
+    def with_bias(self, bias: Array, value: Varying) -> Varying:
+        """The map's value with a bias added, given what that is on both sides."""
+        return weighted(replace(self.linear, bias=bias), self.of, self.rule, value)
+
+
+def weighted(linear: LinearMap, of: Varying, rule: Rule, value: Varying) -> Varying:
+    """The value of a linear map whose cotangents a rule says."""
+
+    def forward(explained: Any, held: Any) -> Array:
+        (x,), (_, weights, bias) = explained, held
+        return linear.with_weights(weights)(x) + bias
+
+    def pull(cotangent: Array, explained: Any, held: Any) -> tuple[Array]:
+        (x,), (r, weights, bias) = explained, held
+        return (rule.linear(replace(linear, weights=weights, bias=bias), x, r, cotangent),)
+
+    held = (of.reference, linear.weights, jnp.asarray(linear.bias, value.reference.dtype))
+    return replace(value, value=with_multipliers(forward, pull, (of.value,), held))
+
+
 def mixing(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value], kind: str) -> list[Value]:
-    """The rule of a linear map with weights, all but one of whose operands are constant: `a_y = |L| |D|`."""
+    """The evaluation of a linear map with weights, all but one of whose operands are constant: `a_y = |L| |D|`."""
     settled = [interpreter.settle(operand) for operand in operands]
 
     def variation() -> Array:
@@ -138,8 +169,20 @@ def mixing(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value], k
             eqn, [magnitude(o.value, o.reference) if isinstance(o, Varying) else jnp.abs(o) for o in settled]
         )[0]
 
+    fed_by = frozenset({kind})
     [(value, reference)] = on_each_side(eqn, settled)
-    return [Varying(value, reference, None if jnp.iscomplexobj(value) else variation, frozenset({kind}))]
+    out = Varying(value, reference, None if jnp.iscomplexobj(value) else variation, fed_by)
+    rule = interpreter.rule_at(Place("linear", fed_by, interpreter.scope_of(eqn)))
+    if "linear" in rule.families:
+        [(position, of)] = [(i, o) for i, o in enumerate(settled) if isinstance(o, Varying)]
+
+        def apply(x: Array, weights: Array) -> Array:
+            return versions.bind(eqn, [*((x, weights) if position == 0 else (weights, x)), *settled[2:]])[0]
+
+        linear = LinearMap(kind, apply, jnp.asarray(settled[1 - position]))
+        out = weighted(linear, of, rule, out)
+        out.origin = Weighted(linear, of, rule)
+    return [out]
 
 
 def identity(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
@@ -151,6 +194,7 @@ def identity(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value])
     return operands
 
 
+of_numbers(primitives("broadcast_in_dim", "convert_element_type"))
 family(identity, primitives("stop_gradient", "optimization_barrier"))
 
 family(
@@ -163,4 +207,4 @@ family(
     ),
 )
 family(carrying(linear_in=lambda position: position == 3), primitives("tridiagonal_solve"))
-family_by_name(carrying(), "psum_invariant", "all_gather_invariant", "reduce_scatter", "pvary", "pcast")
+family(carrying(), ["psum_invariant", "all_gather_invariant", "reduce_scatter", "pvary", "pcast"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -15,13 +16,25 @@ from jaxlift._core.compilers import after, once
 from jaxlift._core.custom_derivatives import operation
 from jaxlift._core.interpreter import Interpreter
 from jaxlift._core.table import family, settled_by
-from jaxlift._core.values import Node, Pending, Value, Varying, broadcast, is_hashable, is_inexact, is_varying
+from jaxlift._core.values import (
+    Node,
+    Pending,
+    Settled,
+    Value,
+    Varying,
+    broadcast,
+    is_hashable,
+    is_inexact,
+    is_varying,
+    postorder,
+)
 from jaxlift._core.versions import JaxprEqn, primitives
 from jaxlift._pointwise.degrees import rounds_away
 from jaxlift._pointwise.function import CONVERSIONS, Form, PointwiseFunction, affine_ends
-from jaxlift.primitives.linear import step
+from jaxlift.primitives.linear import Weighted, step
 from jaxlift.primitives.operands import several
-from jaxlift.rules import Place, Rescale, Rule
+from jaxlift.rules.families import Place
+from jaxlift.rules.rule import Rule
 
 
 def pointwise(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
@@ -41,7 +54,12 @@ def _waiting(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value])
     ]
     bases = [base for operand in operands if (base := _base(operand)) is not None]
     if any(base is not bases[0] for base in bases):
-        return several(interpreter, eqn, [interpreter.settle(operand) for operand in operands])
+        settled = [interpreter.settle(operand) for operand in operands]
+        varying = {id(operand) for operand in settled if isinstance(operand, Varying)}
+        # Without a reference, conditions are constants: what they choose from may be a function of one value.
+        return (several if len(varying) > 1 else _waiting)(interpreter, eqn, settled)
+    if not bases:
+        return versions.bind(eqn, operands)
     nodes = [o.node if isinstance(o, Pending) else None if isinstance(o, Varying) else o for o in operands]
     return [Pending(Node(eqn, tuple(nodes), interpreter.scope_of(eqn)), bases[0])]
 
@@ -84,29 +102,50 @@ def _base(operand: Value) -> Varying | None:
     return None
 
 
-def settle(interpreter: Interpreter, pending: Pending) -> Varying:
+def settle(interpreter: Interpreter, pending: Pending) -> Settled:
     """Apply the rule to a pointwise function: from here on it is a value like any other."""
     if pending.settled is None:
         pending.settled = _settle(interpreter, pending)
     return pending.settled
 
 
-def _settle(interpreter: Interpreter, pending: Pending) -> Varying:
+def _settle(interpreter: Interpreter, pending: Pending) -> Settled:
     node, of = pending.node, pending.of
     if of.is_discrete or not is_inexact(node.eqn.outvars[0]):
         f = PointwiseFunction.of(node)
-        return step(f(of.value), f(of.reference), of)
+        # Without a reference, integers and truth values are constants.
+        return f(jax.lax.stop_gradient(of.value)) if of.is_alone else step(f(of.value), f(of.reference), of)
     if _lacks_digits(pending):
         return _nonlinearity(interpreter, PointwiseFunction.of(node), of, node.scope)
     first, core = affine_ends(node)
-    of = of if first is None else _affine(PointwiseFunction.of(first), of)
-    if core is not None and core is not first:
+    start, of = _with_bias(node if core is None else first, of)
+    if first is not None and first is not start:
+        of = _affine(PointwiseFunction.of(first, start), of)
+    if core is not None:
         of = _nonlinearity(interpreter, PointwiseFunction.of(core, first), of, core.scope)
-    return of if node is core else _affine(PointwiseFunction.of(node, core), of)
+    last = start if core is None else core
+    return of if node is last else _affine(PointwiseFunction.of(node, last), of)
+
+
+def _with_bias(last: Node | None, of: Varying) -> tuple[Node | None, Varying]:
+    """The value to which only a bias has been added, and where on the way to an affine function's last step it stands;
+    for rules that take it as part of the linear map that the value comes from.
+    """
+    if last is None or not isinstance(of.origin, Weighted):
+        return None, of
+    steps = [item for item in postorder([last], lambda item: getattr(item, "operands", ())) if isinstance(item, Node)]
+    added = steps[0]  # the first step, which has the value itself for an operand, and alone has it
+    if added.eqn.primitive not in ADDITION or any(None in step.operands for step in steps[1:]):
+        return None, of
+    f = PointwiseFunction.of(added)
+    bias = f(jnp.zeros_like(of.reference))
+    return added, of.origin.with_bias(bias, replace(of, value=f(of.value), reference=f(of.reference)))
 
 
 def _affine(f: PointwiseFunction, of: Varying) -> Varying:
     """A line `c x + b`, which is a linear map like others: `a_y = |c| a`. Parts change places where `c < 0`."""
+    if of.is_alone:
+        return Varying.alone(f(of.value), of.fed_by)
     value, reference = f(of.value), f(of.reference)
 
     def variation() -> Array:
@@ -119,13 +158,23 @@ def _nonlinearity(interpreter: Interpreter, f: PointwiseFunction, of: Varying, s
     """The rule that holds here, applied."""
     if f.is_affine:
         return _affine(f, of)
-    rule = interpreter.rule.at(Place(f, of.fed_by, scope))
-    is_real = not jnp.iscomplexobj(of.value)  # complex differences have no positive and negative parts
-    if rule.needs_variation and (f.is_rounding or not is_real):
-        rule = Rescale()
+    rule = interpreter.rule_at(Place("pointwise", of.fed_by, scope, f))
+    is_real = not jnp.iscomplexobj(of.value)
+    if of.is_alone:
+        value = (
+            _operations_whole(rule, f.form)[0]((of.value,), (of.value, f.constants)) if _answers(rule) else f(of.value)
+        )
+        return Varying.alone(value, of.fed_by)
+    # Differences of complex numbers have no positive and negative parts, and those that rounding makes have no use.
+    in_parts = rule.needs_variation and is_real and not f.is_rounding
     reference = f(of.reference)
-    value, variation = (_by_parts if rule.needs_variation else _whole)(rule, f, of, reference)
+    value, variation = (_by_parts if in_parts else _whole)(rule, f, of, reference)
     return Varying(value, reference, variation if is_real else None, of.fed_by)
+
+
+def _answers(rule: Rule) -> bool:
+    """Whether a rule has an answer of its own for pointwise functions."""
+    return "pointwise" in rule.families
 
 
 def _kept(f: PointwiseFunction, y: Array) -> tuple[Array, ...]:
@@ -219,7 +268,7 @@ def _operation_by_parts(rule: Rule, form: Form) -> Callable[[Any, Any], tuple[Ar
         f = form.with_constants(constants, zip((r, x), values, strict=False))
         of_value = once(of_value)
         a = after(of_value, a)
-        plus, minus = rule.parts(f, x, r, a, (of_value + of_variation) / 2, (of_value - of_variation) / 2)
+        plus, minus = rule.pull_parts(f, x, r, a, (of_value + of_variation) / 2, (of_value - of_variation) / 2)
         return plus + minus, plus - minus
 
     return operation(forward, pull, lambda values: _kept(form.of_no_constants, values[0]))
@@ -240,7 +289,10 @@ ELEMENTWISE = frozenset(primitives(
     "shift_right_arithmetic", "shift_right_logical", "population_count", "clz", "mulhi",
 ))
 # fmt: on
-family(pointwise, ELEMENTWISE)
-family(conversion, CONVERSIONS)
-family(bits, primitives("bitcast_convert_type"))
+ADDITION = frozenset(primitives("add"))
+FAMILIES = ("pointwise", "elementwise")
+family(pointwise, ELEMENTWISE, FAMILIES)
+family(pointwise, primitives("mul"), (*FAMILIES, "bilinear", "normalisation"))
+family(conversion, CONVERSIONS, FAMILIES)
+family(bits, primitives("bitcast_convert_type"), FAMILIES)
 settled_by(settle)

@@ -21,12 +21,13 @@ from jax import Array, lax
 
 from jaxlift._core import versions
 from jaxlift._core.custom_derivatives import with_multipliers
-from jaxlift._core.differences import difference, slope_between, where, winners_share
+from jaxlift._core.differences import slope_between, where
 from jaxlift._core.interpreter import Interpreter
 from jaxlift._core.table import family
 from jaxlift._core.values import Value, Varying, as_number, carrier_dtype, on_each_side, with_carrier
 from jaxlift._core.versions import JaxprEqn, primitives
 from jaxlift.primitives.definitions import defined_as, elementwise, folded
+from jaxlift.rules.families import Maximum, Place
 
 
 def extremum(
@@ -45,7 +46,8 @@ def extremum(
     assert isinstance(operand, Varying)
     [(value, reference)] = on_each_side(eqn, [operand])
     operand = as_number(operand)
-    of_input = interpreter.max_pooling == "original"
+    rule = interpreter.rule_at(Place("maximum", operand.fed_by, interpreter.scope_of(eqn)))
+    maximum = Maximum(axes)
 
     def forward(explained: tuple[Array], _: Any) -> Array:
         return versions.bind(eqn, explained)[0]
@@ -53,49 +55,12 @@ def extremum(
     def pull(cotangent: Array, explained: tuple[Array], held: tuple[Array]) -> tuple[Array]:
         arranged, undo = jax.vjp(candidates, *explained)
         x, r = sign * arranged, sign * candidates(*held)
-        place = _places(x.shape, axes)
-        ends = (_winner(x, place, axes), _winner(r, place, axes))
-        (y, input_wins), (y_ref, reference_wins) = lax.optimization_barrier(ends)
-        if of_input:
-            won, share = place == input_wins, 1
-        else:
-            won = place == where(y >= y_ref, input_wins, reference_wins)
-            share = where(input_wins == reference_wins, 1, winners_share(y - y_ref, difference(x, r)))
-        return undo(where(won, jnp.expand_dims(cotangent, axes) * share, 0))
+        return undo(rule.maximum(maximum, x, r, jnp.expand_dims(cotangent, axes)))
 
     def carrier() -> Array:
         return with_multipliers(forward, pull, (operand.value,), (operand.reference,))
 
     return [with_carrier(lambda: value, reference, carrier, operand.fed_by)]
-
-
-def _places(shape: Sequence[int], axes: Sequence[int]) -> Array:
-    """The row-major place of each element among those over `axes`, broadcastable to `shape`."""
-    place = jnp.zeros((1,) * len(shape), jnp.int32)
-    for axis in axes:
-        along = lax.broadcasted_iota(jnp.int32, [n if i == axis else 1 for i, n in enumerate(shape)], axis)
-        place = place * shape[axis] + along
-    return place
-
-
-def _winner(x: Array, place: Array, axes: Sequence[int]) -> tuple[Array, Array]:
-    """The maximum over `axes`, and the place of the first element that attains it.
-
-    The places are compared along with the elements: XLA may compute `x` twice with different last bits, and then no
-    element would equal a maximum that was found apart.
-    """
-
-    def first(one: tuple[Array, Array], other: tuple[Array, Array]) -> tuple[Array, Array]:
-        (a, i), (b, j) = one, other
-        other_is = (b > a) | ((b == a) & (j < i))
-        return jnp.where(other_is, b, a), jnp.where(other_is, j, i)
-
-    nowhere = jnp.iinfo(place.dtype).max
-    # NaN wins nothing. Places that depend on `x` are sharded as it is; XLA would gather what it finds among constants.
-    operands = lax.stop_gradient(x), jnp.where(jnp.isnan(x), nowhere, place)
-    start = jnp.asarray(-jnp.inf, x.dtype), jnp.asarray(nowhere, place.dtype)
-    _, where = lax.reduce(operands, start, first, axes)
-    return x.max(axes, keepdims=True), jnp.expand_dims(where, axes)
 
 
 def reduce_extremum(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value], sign: int) -> list[Value]:
@@ -224,7 +189,7 @@ def winner(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -
 
 family(defined_as(window_reduction), primitives("reduce_window"))
 family(winner, primitives("argmax", "argmin"))
-family(partial(reduce_extremum, sign=1), primitives("reduce_max"))
-family(partial(reduce_extremum, sign=-1), primitives("reduce_min"))
-family(partial(window_extremum, sign=1), primitives("reduce_window_max"))
-family(partial(window_extremum, sign=-1), primitives("reduce_window_min"))
+family(partial(reduce_extremum, sign=1), primitives("reduce_max"), ["maximum"])
+family(partial(reduce_extremum, sign=-1), primitives("reduce_min"), ["maximum"])
+family(partial(window_extremum, sign=1), primitives("reduce_window_max"), ["maximum"])
+family(partial(window_extremum, sign=-1), primitives("reduce_window_min"), ["maximum"])

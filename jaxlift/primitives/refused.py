@@ -10,17 +10,17 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from jaxlift._core.interpreter import Interpreter
-from jaxlift._core.table import PrimitiveRule, family, family_by_name
+from jaxlift._core.table import Evaluation, family
 from jaxlift._core.values import Value
 from jaxlift._core.versions import JaxprEqn, primitives
 
 
-def refused(reason: str) -> PrimitiveRule:
+def refused(reason: str, *, has_derivative: bool = True) -> Evaluation:
     """The rule that says why there is none."""
 
     def rule(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> NoReturn:
         del operands
-        raise interpreter.missing_rule(eqn, f"has no rule: {reason}")
+        raise interpreter.missing_rule(eqn, f"has no rule: {reason}", has_derivative=has_derivative)
 
     return rule
 
@@ -40,7 +40,10 @@ family(
 )
 family(TRANSPOSED, primitives("select_and_scatter", "select_and_scatter_add", "select_and_gather_add"))
 family(
-    refused("JAX has no reverse-mode derivative of a loop whose length is not known; use lax.scan, or static bounds"),
+    refused(
+        "JAX has no reverse-mode derivative of a loop whose length is not known; use lax.scan, or static bounds",
+        has_derivative=False,
+    ),
     primitives("while"),
 )
 family(refused("the largest values are found only approximately; use lax.top_k"), primitives("approx_top_k"))
@@ -49,4 +52,4 @@ family(refused("it moves values in pieces whose sizes vary"), primitives("ragged
 family(refused("values in mutable references can't be followed"), primitives("get", "swap", "addupdate"))
 family(refused("it makes values of no others"), primitives("iota", "empty2", "axis_index", "create_token", "after_all"))
 family(refused("it belongs to JAX's own derivatives"), primitives("custom_lin"))
-family_by_name(CALLED, "pure_callback", "io_callback", "ffi_call", "pallas_call", "custom_call")
+family(CALLED, ["pure_callback", "io_callback", "ffi_call", "pallas_call", "custom_call"])

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -34,12 +35,14 @@ from jaxlift._core import versions
 from jaxlift._core.custom_derivatives import with_multipliers
 from jaxlift._core.differences import difference, where
 from jaxlift._core.interpreter import Interpreter
-from jaxlift._core.table import PrimitiveRule, family
+from jaxlift._core.table import Evaluation, family
 from jaxlift._core.values import Node, Pending, Value, Varying, is_varying, on_each_side
 from jaxlift._core.versions import JaxprEqn, primitives
 from jaxlift._pointwise.function import PointwiseFunction, affine_ends
 from jaxlift.primitives.linear import carrying
+from jaxlift.primitives.pointwise import FAMILIES as POINTWISE
 from jaxlift.primitives.pointwise import pointwise
+from jaxlift.rules.families import Place, Softmax
 
 EXP = frozenset(primitives("exp"))
 # What doesn't change by how much the logarithm of a sum differs: its mean, for one, is a multiple.
@@ -163,6 +166,7 @@ def _shares(parts: Any, parts_ref: Any, sums: Any, log_ratio: Array) -> tuple[Ar
 
 def _exact(
     interpreter: Interpreter,
+    eqn: JaxprEqn,
     of: Total,
     outputs: tuple[Array, Array],
     cotangents: Callable[[Array, Any], tuple[Array, Array]],
@@ -186,10 +190,16 @@ def _exact(
     constants = tuple(f.constants for f in functions)
     functions = [f.with_constants(()) for f in functions]
 
+    rule = interpreter.rule_at(Place("softmax", u.fed_by, interpreter.scope_of(eqn)))
+
     def pull(cotangent: Array, explained: Any, held: Any) -> tuple[Array]:
         del explained
         (x, r), _, constants = held
         own = [f.with_constants(c) for f, c in zip(functions, constants, strict=True)]
+        return (rule.softmax(Softmax(partial(exact, own)), x, r, cotangent),)
+
+    def exact(own: Sequence[PointwiseFunction], x: Array, r: Array, cotangent: Array) -> Array:
+        """The cotangent of the exponents, by the equations above."""
 
         def side(u: Array) -> Any:
             parts = [_parts(f, u, is_bare) for f, is_bare in zip(own, bare, strict=True)]
@@ -201,7 +211,7 @@ def _exact(
         each = [_shares(*pair, (s, s_ref), apart) for pair in zip(parts, parts_ref, strict=True)]
         of_u, of_l = cotangents(cotangent, each[-1])
         varying, every = each[0]
-        return (of_u + of_l.sum(of.axes, keepdims=True) * varying / every.sum(of.axes, keepdims=True),)
+        return of_u + of_l.sum(of.axes, keepdims=True) * varying / every.sum(of.axes, keepdims=True)
 
     held = ((u.value, u.reference), outputs[0], constants)
     value = with_multipliers(lambda explained, held: held[1], pull, (explained.value,), held)
@@ -221,7 +231,7 @@ def logarithm(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]
         return jnp.zeros((), cotangent.dtype), cotangent.reshape(kept)
 
     [outputs] = on_each_side(eqn, [interpreter.settle(operands[0])])
-    return [_exact(interpreter, of, outputs, cotangents)]
+    return [_exact(interpreter, eqn, of, outputs, cotangents)]
 
 
 def _is_as_small(value: Value, of: Total) -> bool:
@@ -241,7 +251,7 @@ def quotient(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value])
         varying, every = shares
         return cotangent * varying, -cotangent * every
 
-    return [_exact(interpreter, of, outputs, cotangents, above)]
+    return [_exact(interpreter, eqn, of, outputs, cotangents, above)]
 
 
 def _is_aligned(value: Value, of: Total) -> bool:
@@ -275,7 +285,7 @@ def summation(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]
     return [out]
 
 
-def moving(along: Callable[[JaxprEqn, Sequence[int | None]], Sequence[int | None] | None]) -> PrimitiveRule:
+def moving(along: Callable[[JaxprEqn, Sequence[int | None]], Sequence[int | None] | None]) -> Evaluation:
     """The rule of a primitive that puts the axes of a sum elsewhere."""
 
     def rule(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
@@ -311,11 +321,12 @@ def after_reshape(eqn: JaxprEqn, along: Sequence[int | None]) -> Sequence[int | 
     return [next(remaining) if n != 1 else None for n in after]
 
 
-family(logarithm, primitives("log"))
-family(quotient, primitives("div"))
-family(subtraction, primitives("sub"))
-family(summation, primitives("reduce_sum"))
-family(moving(after_broadcast), primitives("broadcast_in_dim"))
-family(moving(after_squeeze), primitives("squeeze"))
-family(moving(after_transpose), primitives("transpose"))
-family(moving(after_reshape), primitives("reshape"))
+FAMILIES = ("softmax", "normalisation")
+family(logarithm, primitives("log"), (*POINTWISE, *FAMILIES))
+family(quotient, primitives("div"), (*POINTWISE, *FAMILIES))
+family(subtraction, primitives("sub"), (*POINTWISE, *FAMILIES))
+family(summation, primitives("reduce_sum"), FAMILIES)
+family(moving(after_broadcast), primitives("broadcast_in_dim"), FAMILIES)
+family(moving(after_squeeze), primitives("squeeze"), FAMILIES)
+family(moving(after_transpose), primitives("transpose"), FAMILIES)
+family(moving(after_reshape), primitives("reshape"), FAMILIES)

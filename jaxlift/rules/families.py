@@ -1,0 +1,198 @@
+"""What a rule is given: the kinds of map that an equation may be, and where in the program it stands.
+
+Every equation belongs to a family. Maps that move, copy or add entries pass a change on as it is, whatever the rule; of
+the others a rule is asked, by the method of `jaxlift.Rule` that bears the family's name, with one of these for the map:
+
+| family        | the map                                     | here                |
+|---------------|---------------------------------------------|---------------------|
+| pointwise     | an elementwise function of one array        | `PointwiseFunction` |
+| elementwise   | an elementwise function of several          | `Elementwise`       |
+| linear        | a product or convolution with weights       | `LinearMap`         |
+| bilinear      | a product of two values that both vary      | `BilinearMap`       |
+| normalisation | a value times or over a statistic of itself | `BilinearMap`       |
+| maximum       | a maximum over elements                     | `Maximum`           |
+| softmax       | softmax and logsumexp                       | `Softmax`           |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxlift._core import versions
+from jaxlift._core.differences import difference, where, winners_share
+from jaxlift._core.versions import JaxprEqn
+from jaxlift._pointwise.function import PointwiseFunction
+
+Family = Literal["pointwise", "elementwise", "linear", "bilinear", "normalisation", "maximum", "softmax"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in the program an equation stands, for the choice of a rule.
+
+    Attributes:
+        family: what kind of map it is.
+        fed_by: the linear maps that feed it, the nearest on each path: a subset of ``{"dense", "conv"}``. For a linear
+            map, its own kind.
+        scope: the name scopes around it (`jax.named_scope`, Flax module names), joined by ``/``.
+        function: of a pointwise function, the function.
+    """
+
+    family: Family
+    fed_by: frozenset[str]
+    scope: str
+    function: PointwiseFunction | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class LinearMap:
+    """`L x + b` with constant weights: a matrix product or a convolution, and the bias that is added to it.
+
+    Attributes:
+        kind: ``"dense"`` or ``"conv"``.
+        apply: computes `L x` of `x` and weights.
+        weights: the weights of `L`.
+        bias: `b`, an array that broadcasts to the output; 0 where nothing is added.
+    """
+
+    kind: str
+    apply: Callable[[Array, Array], Array] = field(repr=False)
+    weights: Array
+    bias: Array | float = 0.0
+
+    def __call__(self, x: Array) -> Array:
+        """`L x`, without the bias."""
+        return self.apply(x, self.weights)
+
+    def transpose(self, x: Array, cotangent: Array) -> Array:
+        """`L^T cotangent`, of the shape of `x`."""
+        return jax.linear_transpose(self, jax.ShapeDtypeStruct(x.shape, x.dtype))(cotangent)[0]
+
+    def with_weights(self, weights: Array) -> LinearMap:
+        """The same map with other weights."""
+        return replace(self, weights=weights)
+
+
+@dataclass(frozen=True, eq=False)
+class BilinearMap:
+    """`B(x, z)`, linear in each of two values while the other is held: a product, a matrix product, attention's.
+
+    Attributes:
+        name: the primitive's, such as ``"dot_general"`` or ``"mul"``.
+        apply: computes `B(x, z)`.
+        statistic: in a normalisation, which operand is the statistic of the other, 0 or 1.
+    """
+
+    name: str
+    apply: Callable[[Array, Array], Array] = field(repr=False)
+    statistic: int | None = None
+
+    def __call__(self, x: Array, z: Array) -> Array:
+        return self.apply(x, z)
+
+    def transpose(self, values: Sequence[Array], cotangent: Array) -> tuple[Array, Array]:
+        """The derivative's transpose at two values: the cotangents of both."""
+        return jax.vjp(self.apply, *values)[1](cotangent)
+
+
+@dataclass(frozen=True, eq=False)
+class Elementwise:
+    """An elementwise function `g` of several operands.
+
+    Attributes:
+        name: the primitive's, such as ``"div"`` or ``"max"``.
+        equation: the equation of the program.
+        varying: the positions of the operands that depend on the explained input.
+    """
+
+    name: str
+    equation: JaxprEqn = field(repr=False)
+    varying: tuple[int, ...]
+
+    def __call__(self, *operands: Any) -> Array:
+        return versions.bind(self.equation, operands)[0]
+
+    def derivatives(self, operands: Sequence[Any]) -> list[Array]:
+        """JAX's derivatives in the operands that vary and are numbers; 0 in the others."""
+        chosen = [i for i in self.varying if jnp.issubdtype(jnp.result_type(operands[i]), jnp.inexact)]
+
+        def of_chosen(*chosen_operands: Array) -> Array:
+            replaced = dict(zip(chosen, chosen_operands, strict=True))
+            return self(*(replaced.get(i, operand) for i, operand in enumerate(operands)))
+
+        y, pull = jax.vjp(of_chosen, *(operands[i] for i in chosen))
+        found = dict(zip(chosen, pull(jnp.ones_like(y)), strict=True))
+        return [found.get(i, jnp.zeros(y.shape, y.dtype)) for i in self.varying]
+
+
+@dataclass(frozen=True, eq=False)
+class Softmax:
+    """Softmax or logsumexp of logits, wherever and however the program computes it.
+
+    Attributes:
+        exact: for logits at the input and at the reference, and a cotangent of the output, the cotangent of the logits
+            that is complete: the derivative with the logarithmic mean in the place of the softmax (see
+            `jaxlift.primitives.softmax`). Where both logits are the same it is the derivative.
+    """
+
+    exact: Callable[[Array, Array, Array], Array] = field(repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Maximum:
+    """A maximum over some axes of its candidates, which stand side by side: of minima, the negative ones.
+
+    Attributes:
+        axes: the axes of the candidates that it is taken over.
+    """
+
+    axes: tuple[int, ...]
+
+    def shares(self, x: Array) -> Array:
+        """The share of each candidate in the maximum of one side, 1 for the first that attains it."""
+        place = _places(x.shape, self.axes)
+        return (place == _winner(x, place, self.axes)[1]).astype(x.dtype)
+
+    def complete(self, x: Array, r: Array, cotangent: Array) -> Array:
+        """The cotangents of the candidates that keep the sum."""
+        place = _places(x.shape, self.axes)
+        ends = (_winner(x, place, self.axes), _winner(r, place, self.axes))
+        (y, input_wins), (y_ref, reference_wins) = lax.optimization_barrier(ends)
+        won = place == where(y >= y_ref, input_wins, reference_wins)
+        share = where(input_wins == reference_wins, 1, winners_share(y - y_ref, difference(x, r)))
+        return where(won, cotangent * share, 0)
+
+
+def _places(shape: Sequence[int], axes: Sequence[int]) -> Array:
+    """The row-major place of each element among those over `axes`, broadcastable to `shape`."""
+    place = jnp.zeros((1,) * len(shape), jnp.int32)
+    for axis in axes:
+        along = lax.broadcasted_iota(jnp.int32, [n if i == axis else 1 for i, n in enumerate(shape)], axis)
+        place = place * shape[axis] + along
+    return place
+
+
+def _winner(x: Array, place: Array, axes: Sequence[int]) -> tuple[Array, Array]:
+    """The maximum over `axes`, and the place of the first element that attains it.
+
+    The places are compared along with the elements: XLA may compute `x` twice with different last bits, and then no
+    element would equal a maximum that was found apart.
+    """
+
+    def first(one: tuple[Array, Array], other: tuple[Array, Array]) -> tuple[Array, Array]:
+        (a, i), (b, j) = one, other
+        other_is = (b > a) | ((b == a) & (j < i))
+        return jnp.where(other_is, b, a), jnp.where(other_is, j, i)
+
+    nowhere = jnp.iinfo(place.dtype).max
+    # NaN wins nothing. Places that depend on `x` are sharded as it is; XLA would gather what it finds among constants.
+    operands = lax.stop_gradient(x), jnp.where(jnp.isnan(x), nowhere, place)
+    start = jnp.asarray(-jnp.inf, x.dtype), jnp.asarray(nowhere, place.dtype)
+    _, where = lax.reduce(operands, start, first, axes)
+    return x.max(axes, keepdims=True), jnp.expand_dims(where, axes)
