@@ -79,7 +79,11 @@ def scores(oracle, what, rule):
     x, r = oracle.inputs("x"), oracle.inputs("ref")
     if what == "mults":
         attr = jaxlift.attribute(
-            oracle.model(), target="all", rule=jaxlift.OriginalMaxPooling(rule), references="paired", output="multipliers"
+            oracle.model(),
+            target="all",
+            rule=jaxlift.OriginalMaxPooling(rule),
+            references="paired",
+            output="multipliers",
         )
         result = jax.jit(lambda x, r: attr(x, reference=r))(x, r)
         return jax.tree.map(lambda leaf: np.moveaxis(np.asarray(leaf), 1, 0)[oracle.targets], result)
