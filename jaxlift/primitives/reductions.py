@@ -1,10 +1,11 @@
 """Reductions that choose: the maximum over axes and over windows, and where it is.
 
-A maximum changes because one element did. Let `c = max(y, y_ref)`. The element that is the maximum of the input brings
-`c - y_ref`: as far as it lifts the maximum over the reference's. The element that is the maximum of the reference takes
-`y - c`: what it cost to lower it. One of the two is 0, so the difference goes to one winner, the input's where `y >=
-y_ref`, the reference's elsewhere; the winner's own difference is at least as large, so the multiplier is between 0 and
-1.
+What a change of a maximum `y` does, from `y_ref` at the reference, is said by one function of this kind,
+
+    maximum(of, x, r, cotangent) -> the cotangents of the candidates
+
+where `x` and `r` are the candidates on each side, arranged so that the maximum is taken over `of.axes`, and `cotangent`
+is that of the maximum, with axes of length 1 in the place of these. A minimum is the maximum of the negated candidates.
 """
 
 from __future__ import annotations
@@ -29,6 +30,63 @@ from jaxlift._core.versions import JaxprEqn, primitives
 from jaxlift.primitives.definitions import defined_as, elementwise, folded
 
 
+@dataclass(frozen=True)
+class Maximum:
+    """A maximum over axes, for the functions that say what a change of it does.
+
+    What is asked of it about one side is computed for N inputs and for R references. So it is best asked about `x` and
+    about `r` apart, and what is left for the N * R pairs is elementwise.
+
+    Attributes:
+        axes: the axes over which the maximum is taken.
+    """
+
+    axes: tuple[int, ...]
+
+    def value(self, x: Array) -> Array:
+        """The maximum of one side, with axes of length 1."""
+        return lax.optimization_barrier(x.max(self.axes, keepdims=True))
+
+    def first(self, x: Array) -> Array:
+        """Whether a candidate is the first that attains the maximum of one side. NaN never does."""
+        place = _places(x.shape, self.axes)
+        return place == lax.optimization_barrier(_winner(x, place, self.axes))
+
+    def shares(self, x: Array) -> Array:
+        """The share of each candidate in the maximum of one side: those that tie for it have equal parts of 1."""
+        # There is always a first, though XLA may compute `x` twice with different last bits, and then no candidate need
+        # equal the maximum. The ties are counted among those that were found, and so behind a barrier.
+        ties = lax.optimization_barrier(self.first(x) | (x == x.max(self.axes, keepdims=True)))
+        count = ties.sum(self.axes, keepdims=True, dtype=jnp.int32)
+        return lax.optimization_barrier(where(ties, 1 / count.astype(x.dtype), 0))
+
+
+def winners_take_the_change(of: Maximum, x: Array, r: Array, cotangent: Array) -> Array:
+    """DeepLIFT's maximum: the change goes to the candidates that made it, and is complete.
+
+    Let `c = max(y, y_ref)`. The winners of the input bring `c - y_ref`: as far as they lift the maximum over the
+    reference's. The winners of the reference take `y - c`: what it cost to lower them. One of the two is 0, so the
+    change goes to one side's winners, the input's where `y >= y_ref`, the reference's elsewhere. Those that tie share
+    it. A winner's own difference is at least as large as the change, so its multiplier is between 0 and its share.
+    """
+    shares, shares_ref, rise = of.shares(x), of.shares(r), of.value(x) - of.value(r)
+    share = where(rise >= 0, shares, shares_ref)
+    # Who wins on both sides differs by the change itself.
+    multiplier = where((shares > 0) & (shares_ref > 0), 1, winners_share(rise, difference(x, r)))
+    return where(share > 0, cotangent * (share * multiplier), 0)
+
+
+def winner_of_the_input_takes_all(of: Maximum, x: Array, r: Array, cotangent: Array) -> Array:
+    """The original's max-pooling, as the derivative of the maximum: the sum is lost where the reference's winner is
+    another.
+    """
+    del r
+    return where(of.first(x), cotangent, 0)
+
+
+MAXIMA = {"complete": winners_take_the_change, "original": winner_of_the_input_takes_all}
+
+
 def extremum(
     interpreter: Interpreter,
     eqn: JaxprEqn,
@@ -37,15 +95,12 @@ def extremum(
     axes: tuple[int, ...],
     sign: int,
 ) -> list[Value]:
-    """The rule of a maximum (`sign` 1) or minimum (-1) over `axes` of `candidates(operand)`, a linear arrangement.
-
-    Which element wins is found on each side, for N inputs and R references; what is left for the pairs is elementwise.
-    """
+    """The rule of a maximum (`sign` 1) or minimum (-1) over `axes` of `candidates(operand)`, a linear arrangement."""
     operand = interpreter.settle(operands[0])
     assert isinstance(operand, Varying)
     [(value, reference)] = on_each_side(eqn, [operand])
     operand = as_number(operand)
-    of_input = interpreter.max_pooling == "original"
+    maximum = MAXIMA[interpreter.max_pooling]
 
     def forward(explained: tuple[Array], _: Any) -> Array:
         return versions.bind(eqn, explained)[0]
@@ -53,15 +108,7 @@ def extremum(
     def pull(cotangent: Array, explained: tuple[Array], held: tuple[Array]) -> tuple[Array]:
         arranged, undo = jax.vjp(candidates, *explained)
         x, r = sign * arranged, sign * candidates(*held)
-        place = _places(x.shape, axes)
-        ends = (_winner(x, place, axes), _winner(r, place, axes))
-        (y, input_wins), (y_ref, reference_wins) = lax.optimization_barrier(ends)
-        if of_input:
-            won, share = place == input_wins, 1
-        else:
-            won = place == where(y >= y_ref, input_wins, reference_wins)
-            share = where(input_wins == reference_wins, 1, winners_share(y - y_ref, difference(x, r)))
-        return undo(where(won, jnp.expand_dims(cotangent, axes) * share, 0))
+        return undo(maximum(Maximum(axes), x, r, jnp.expand_dims(cotangent, axes)))
 
     def carrier() -> Array:
         return with_multipliers(forward, pull, (operand.value,), (operand.reference,))
@@ -78,12 +125,8 @@ def _places(shape: Sequence[int], axes: Sequence[int]) -> Array:
     return place
 
 
-def _winner(x: Array, place: Array, axes: Sequence[int]) -> tuple[Array, Array]:
-    """The maximum over `axes`, and the place of the first element that attains it.
-
-    The places are compared along with the elements: XLA may compute `x` twice with different last bits, and then no
-    element would equal a maximum that was found apart.
-    """
+def _winner(x: Array, place: Array, axes: Sequence[int]) -> Array:
+    """The place of the first element that attains the maximum over `axes`: some place, unless all are NaN."""
 
     def first(one: tuple[Array, Array], other: tuple[Array, Array]) -> tuple[Array, Array]:
         (a, i), (b, j) = one, other
@@ -94,8 +137,8 @@ def _winner(x: Array, place: Array, axes: Sequence[int]) -> tuple[Array, Array]:
     # NaN wins nothing. Places that depend on `x` are sharded as it is; XLA would gather what it finds among constants.
     operands = lax.stop_gradient(x), jnp.where(jnp.isnan(x), nowhere, place)
     start = jnp.asarray(-jnp.inf, x.dtype), jnp.asarray(nowhere, place.dtype)
-    _, where = lax.reduce(operands, start, first, axes)
-    return x.max(axes, keepdims=True), jnp.expand_dims(where, axes)
+    _, found = lax.reduce(operands, start, first, axes)
+    return jnp.expand_dims(found, axes)
 
 
 def reduce_extremum(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value], sign: int) -> list[Value]:
