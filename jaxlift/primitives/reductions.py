@@ -27,7 +27,7 @@ from jaxlift._core.interpreter import Interpreter
 from jaxlift._core.table import family
 from jaxlift._core.values import Value, Varying, as_number, carrier_dtype, on_each_side, with_carrier
 from jaxlift._core.versions import JaxprEqn, primitives
-from jaxlift.primitives.definitions import defined_as, elementwise, folded
+from jaxlift.primitives.definitions import defined_as, elementwise, fold, folded
 
 
 @dataclass(frozen=True)
@@ -233,24 +233,40 @@ def window_reduction(*operands: Array, jaxpr: Any, consts: Any, **params: Any) -
     return folded(gathered, (gathered[0].ndim - 1,), elementwise(jaxpr, consts))
 
 
-def winner(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
-    """The rule of `argmax` and `argmin`: the place changes because one element overtook another.
+def cumulative_extremum(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value], sign: int) -> list[Value]:
+    """The rule of `cummax` and `cummin`: at each place a maximum over the elements up to there."""
+    shape, axis = versions.shape(eqn.invars[0]), eqn.params["axis"]
+    end, element = (lax.broadcasted_iota(jnp.int32, (shape[axis],) * 2, i) for i in (0, 1))
+    seen = (element >= end) if eqn.params["reverse"] else (element <= end)
+    seen = seen.reshape(*seen.shape, *[1] * (len(shape) - axis - 1))
 
-    Where input and reference have different winners `i` and `j`, `x_i - x_j` and `r_j - r_i` are both of one sign, and
-    one of them isn't 0. So neither is their sum `(x_i - r_i) - (x_j - r_j)`, and the change of place is its effect.
+    def candidates(x: Array) -> Array:
+        return where(seen, jnp.expand_dims(x, axis), -sign * jnp.inf)
+
+    return extremum(interpreter, eqn, operands, candidates, (axis + 1,), sign)
+
+
+def place_of_extremum(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value], sign: int) -> list[Value]:
+    """The rule of `argmax` (`sign` 1) and `argmin` (-1): the place changes because elements overtook others.
+
+    With `y`, `y_ref` the maxima, and means over the elements that attain each, by how much they overtook is
+
+        mean_y(x - r) - mean_y_ref(x - r) = [y - mean_y_ref(x)] + [y_ref - mean_y(r)]
+
+    Neither bracket is negative, and both are 0 only where the same elements attain both maxima, whose first is at one
+    place. So where the place changes the sum isn't 0, and the change of place is its effect.
     """
     operand = interpreter.settle(operands[0])
     assert isinstance(operand, Varying)
     operand = as_number(operand)
     [(value, reference)] = on_each_side(eqn, [operand])
     [axis] = eqn.params["axes"]
+    of = Maximum((axis,))
 
     def pull(cotangent: Array, explained: tuple[Array], held: tuple[Array, ...]) -> tuple[Array]:
         (x,), (r, value, reference) = explained, held
-        along = lax.broadcasted_iota(value.dtype, x.shape, axis)
-        i, j = (along == jnp.expand_dims(place, axis) for place in (value, reference))
-        overtaking = i.astype(x.dtype) - j.astype(x.dtype)
-        margin = where(i ^ j, overtaking * (x - r), 0).sum(axis)
+        overtaking = of.shares(sign * x) - of.shares(sign * r)
+        margin = where(overtaking == 0, 0, overtaking * (x - r)).sum(axis)
         m = slope_between(value, reference, margin, jnp.zeros_like(margin), cotangent.dtype)
         return (jnp.expand_dims(cotangent * m, axis) * overtaking,)
 
@@ -265,8 +281,50 @@ def winner(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -
     return [with_carrier(lambda: value, reference, carrier, operand.fed_by)]
 
 
+def quantifier(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value], decides: bool) -> list[Value]:
+    """The rule of `any` (one True decides) and `all` (one False): Shapley values, as those of `a | b` and `a & b`.
+
+    Nothing changes where an element decides on both sides. Elsewhere let `p` elements become True and `q` become False.
+    In an order of these changes, one that becomes True changes `any` if it comes after all of the `q` and before the
+    others of the `p`, and `all` if it comes before all of the `q` and after the others of the `p`. Either is so in one
+    of `p C(p + q, p)` orders. For one that becomes False, `q` takes the place of `p`.
+    """
+    operand = interpreter.settle(operands[0])
+    assert isinstance(operand, Varying)
+    if operand.value.dtype != jnp.bool_:  # the bits of integers
+        bits = fold(jnp.bitwise_or, 0) if decides else fold(jnp.bitwise_and, -1)
+        return defined_as(bits)(interpreter, eqn, [operand])
+    [(value, reference)] = on_each_side(eqn, [operand])
+    axes = eqn.params["axes"]
+
+    def pull(cotangent: Array, explained: Any, held: tuple[Array, Array]) -> tuple[Array]:
+        del explained
+        x, r = held
+        up, down = x & ~r, r & ~x
+        p, q = (changed.sum(axes, cotangent.dtype, keepdims=True) for changed in (up, down))
+        orders = jnp.exp(lax.lgamma(p + q + 1) - lax.lgamma(p + 1) - lax.lgamma(q + 1))
+        own = where(up, p, q) * where((p == 0) | (q == 0), 1, orders)
+        counts = (up | down) & ~((x == decides) & (r == decides)).any(axes, keepdims=True)
+        return (where(counts, jnp.expand_dims(cotangent, axes) / where(counts, own, 1), 0),)
+
+    def carrier() -> Array:
+        return with_multipliers(
+            lambda explained, held: versions.bind(eqn, held[:1])[0].astype(carrier_dtype()),
+            pull,
+            (operand.carrier,),
+            (operand.value, operand.reference),
+        )
+
+    return [with_carrier(lambda: value, reference, carrier, operand.fed_by)]
+
+
 family(defined_as(window_reduction), primitives("reduce_window"))
-family(winner, primitives("argmax", "argmin"))
+family(partial(quantifier, decides=True), primitives("reduce_or"))
+family(partial(quantifier, decides=False), primitives("reduce_and"))
+family(partial(place_of_extremum, sign=1), primitives("argmax"))
+family(partial(place_of_extremum, sign=-1), primitives("argmin"))
+family(partial(cumulative_extremum, sign=1), primitives("cummax"))
+family(partial(cumulative_extremum, sign=-1), primitives("cummin"))
 family(partial(reduce_extremum, sign=1), primitives("reduce_max"))
 family(partial(reduce_extremum, sign=-1), primitives("reduce_min"))
 family(partial(window_extremum, sign=1), primitives("reduce_window_max"))
