@@ -186,6 +186,15 @@ def with_equals_sharing(operand: Settled, axis: int) -> Settled:
     return with_carrier(lambda: operand.value, operand.reference, carrier, operand.fed_by, lambda: operand.variation)
 
 
+def any_of(x: Array, *, axes: Sequence[int], **_: Any) -> Array:
+    """Whether some truth value holds; of integers, the bits that some have."""
+    return x.astype(jnp.int32).max(axes) > 0 if x.dtype == jnp.bool_ else fold(jnp.bitwise_or, 0)(x, axes=axes)
+
+
+def all_of(x: Array, *, axes: Sequence[int], **_: Any) -> Array:
+    return x.astype(jnp.int32).min(axes) > 0 if x.dtype == jnp.bool_ else fold(jnp.bitwise_and, -1)(x, axes=axes)
+
+
 def at_places(combine: Callable[[Array, Array], Array]) -> Callable[..., Array]:
     """A scatter that combines what stands at a place with the update, one place after another: some may be the same."""
 
@@ -259,6 +268,8 @@ family(defined_as(cumulative(jnp.multiply)), primitives("cumprod"))
 family(defined_as(cumulative(add_exponentials)), primitives("cumlogsumexp"))
 family(sort, primitives("sort"))
 family(top_k, primitives("top_k"))
+family(defined_as(any_of), primitives("reduce_or"))
+family(defined_as(all_of), primitives("reduce_and"))
 family_by_name(expanded, "call_hi_primitive")
 family(defined_as(odd_number), primitives("reduce_xor"))
 family(defined_as(at_places(jnp.multiply)), primitives("scatter_mul"))

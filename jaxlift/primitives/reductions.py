@@ -27,7 +27,7 @@ from jaxlift._core.interpreter import Interpreter
 from jaxlift._core.table import family
 from jaxlift._core.values import Value, Varying, as_number, carrier_dtype, on_each_side, with_carrier
 from jaxlift._core.versions import JaxprEqn, primitives
-from jaxlift.primitives.definitions import defined_as, elementwise, fold, folded
+from jaxlift.primitives.definitions import defined_as, elementwise, folded
 
 
 @dataclass(frozen=True)
@@ -281,46 +281,7 @@ def place_of_extremum(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequenc
     return [with_carrier(lambda: value, reference, carrier, operand.fed_by)]
 
 
-def quantifier(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value], decides: bool) -> list[Value]:
-    """The rule of `any` (one True decides) and `all` (one False): Shapley values, as those of `a | b` and `a & b`.
-
-    Nothing changes where an element decides on both sides. Elsewhere let `p` elements become True and `q` become False.
-    In an order of these changes, one that becomes True changes `any` if it comes after all of the `q` and before the
-    others of the `p`, and `all` if it comes before all of the `q` and after the others of the `p`. Either is so in one
-    of `p C(p + q, p)` orders. For one that becomes False, `q` takes the place of `p`.
-    """
-    operand = interpreter.settle(operands[0])
-    assert isinstance(operand, Varying)
-    if operand.value.dtype != jnp.bool_:  # the bits of integers
-        bits = fold(jnp.bitwise_or, 0) if decides else fold(jnp.bitwise_and, -1)
-        return defined_as(bits)(interpreter, eqn, [operand])
-    [(value, reference)] = on_each_side(eqn, [operand])
-    axes = eqn.params["axes"]
-
-    def pull(cotangent: Array, explained: Any, held: tuple[Array, Array]) -> tuple[Array]:
-        del explained
-        x, r = held
-        up, down = x & ~r, r & ~x
-        p, q = (changed.sum(axes, cotangent.dtype, keepdims=True) for changed in (up, down))
-        orders = jnp.exp(lax.lgamma(p + q + 1) - lax.lgamma(p + 1) - lax.lgamma(q + 1))
-        own = where(up, p, q) * where((p == 0) | (q == 0), 1, orders)
-        counts = (up | down) & ~((x == decides) & (r == decides)).any(axes, keepdims=True)
-        return (where(counts, jnp.expand_dims(cotangent, axes) / where(counts, own, 1), 0),)
-
-    def carrier() -> Array:
-        return with_multipliers(
-            lambda explained, held: versions.bind(eqn, held[:1])[0].astype(carrier_dtype()),
-            pull,
-            (operand.carrier,),
-            (operand.value, operand.reference),
-        )
-
-    return [with_carrier(lambda: value, reference, carrier, operand.fed_by)]
-
-
 family(defined_as(window_reduction), primitives("reduce_window"))
-family(partial(quantifier, decides=True), primitives("reduce_or"))
-family(partial(quantifier, decides=False), primitives("reduce_and"))
 family(partial(place_of_extremum, sign=1), primitives("argmax"))
 family(partial(place_of_extremum, sign=-1), primitives("argmin"))
 family(partial(cumulative_extremum, sign=1), primitives("cummax"))
