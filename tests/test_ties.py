@@ -223,11 +223,11 @@ MAXIMA_OF_LAYERS = {
 @pytest.mark.parametrize("name", MAXIMA_OF_LAYERS)
 def test_what_feeds_a_maximum_feeds_what_comes_after(name):
     """A rule by layer: an activation after the maximum of a convolution's outputs has the convolution's rule."""
-    kernel = RNG.normal(size=(3, 2, 4)).astype(np.float32)
+    kernel = jnp.asarray(RNG.normal(size=(3, 2, 4)), jnp.float32)
     x, r = (RNG.normal(size=(1, 8, 2)).astype(np.float32) for _ in range(2))
 
     def model(x):
-        h = lax.conv_general_dilated(x, kernel, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))
+        h = lax.conv_general_dilated(jnp.asarray(x), kernel, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))
         return jnp.tanh(MAXIMA_OF_LAYERS[name](h)).sum()
 
     class Doubled(jaxlift.Rescale):
