@@ -1,4 +1,4 @@
-"""Rules that compare with nothing: evaluated on the input alone, and JAX's own derivative wherever they don't differ."""
+"""Rules that compare with nothing: evaluated on the input alone, with JAX's derivative wherever they don't differ."""
 
 import equinox.internal as eqxi
 import jax
@@ -73,15 +73,16 @@ def test_the_gradient_is_that_of_jax_bit_for_bit(name):
     y, expected = jax.value_and_grad(lambda x: fun(x).astype(jnp.float32))(X)
     (found_y, _), pullback = jaxlift.vjp(lambda x: fun(x).astype(jnp.float32), X, R, rule="gradient")
     np.testing.assert_array_equal(found_y, y)
-    np.testing.assert_array_equal(
-        pullback(jnp.float32(1))[0] if isinstance(X, tuple) else pullback(jnp.float32(1)), expected
-    )
+    np.testing.assert_array_equal(pullback(jnp.float32(1)), expected)
 
 
 @pytest.mark.parametrize("name", OWN_DERIVATIVES)
 def test_attribute_and_methods_that_take_gradients(name):
     fun = OWN_DERIVATIVES[name]
-    model = lambda x: lax.map(fun, x)  # callbacks and loops as they are, without a vmap
+
+    def model(x):
+        return lax.map(fun, x)  # callbacks and loops as they are, without a vmap
+
     expected = jax.grad(fun)(X)
     options = {"rule": "gradient", "output": "multipliers"}
     found = jaxlift.attribute(model, **options)(X[None], reference=R)
@@ -149,7 +150,9 @@ def test_a_rule_of_a_user_for_one_family():
         def bilinear(self, bilinear, values, references, cotangent):
             return bilinear.transpose(values, cotangent / 2)
 
-    fun = lambda x: jnp.tanh(x[0] * x[1]) + x[2] / x[3]
+    def fun(x):
+        return jnp.tanh(x[0] * x[1]) + x[2] / x[3]
+
     found = jaxlift.vjp(fun, X, R, rule=HalfOfProducts())[1](jnp.float32(1))
     expected = np.array(jax.grad(fun)(X))
     expected[:2] /= 2
@@ -158,7 +161,10 @@ def test_a_rule_of_a_user_for_one_family():
 
 def test_a_choice_of_rules_may_mix_those_with_and_without_a_reference():
     rule = jaxlift.PerLayer(where=[(lambda place: place.family == "bilinear", "gradient")])
-    fun = lambda x: x[0] * x[1] + jnp.tanh(x[2])
+
+    def fun(x):
+        return x[0] * x[1] + jnp.tanh(x[2])
+
     found = jaxlift.vjp(fun, X, R, rule=rule)[1](jnp.float32(1))
     assert (found[0], found[1]) == (X[1], X[0])
     rescale = jaxlift.vjp(fun, X, R)[1](jnp.float32(1))

@@ -16,14 +16,15 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxlift._core import versions
+from jaxlift._core.custom_derivatives import with_multipliers
 from jaxlift._core.interpreter import Interpreter
 from jaxlift._core.table import Evaluation, family
-from jaxlift._core.values import Value, both_sides
+from jaxlift._core.values import Settled, Value, Varying, both_sides, with_carrier
 from jaxlift._core.versions import JaxprEqn, primitives
 
 
 def defined_as(definition: Callable[..., Any]) -> Evaluation:
-    """The rule of a primitive that equals a function of its operands, given its parameters by name."""
+    """The evaluation of a primitive that equals a function of its operands, given its parameters by name."""
 
     def rule(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
         return evaluated(interpreter, eqn, partial(definition, **eqn.params), operands)
@@ -32,7 +33,7 @@ def defined_as(definition: Callable[..., Any]) -> Evaluation:
 
 
 def expanded(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
-    """The rule of a primitive that brings its definition with it."""
+    """The evaluation of a primitive that brings its definition with it."""
     return evaluated(interpreter, eqn, versions.expansion(eqn), operands)
 
 
@@ -134,12 +135,55 @@ def sorting(*operands: Array, dimension: int, num_keys: int, **_: Any) -> list[A
     return [jnp.moveaxis(arranged(operand, rank, operand.shape[-1]), -1, dimension) for operand in operands]
 
 
-def largest(x: Array, *, k: int, axis: int = -1, **_: Any) -> list[Array]:
-    """The largest elements of an axis, and where they are."""
-    x = jnp.moveaxis(x, axis, -1)
-    rank = ranks([x], jnp.greater)
-    places = jnp.broadcast_to(jnp.arange(x.shape[-1], dtype=jnp.int32), x.shape)
-    return [jnp.moveaxis(arranged(values, rank, k), -1, axis) for values in (x, places)]
+def sort(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
+    """The evaluation of `sort`. What goes with keys tells equal ones apart by their places; a sort of numbers doesn't."""
+    if len(operands) == 1:
+        operands = [with_equals_sharing(interpreter.settle(operands[0]), eqn.params["dimension"])]
+    return evaluated(interpreter, eqn, partial(sorting, **eqn.params), operands)
+
+
+def top_k(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
+    """The evaluation of `top_k`: the largest elements of an axis, which equal ones share, and where they are."""
+    k, axis = eqn.params["k"], eqn.params.get("axis", -1) % len(operands[0].shape)
+
+    def largest(x: Array, taken: Callable[[Array], Array]) -> Array:
+        x = jnp.moveaxis(x, axis, -1)
+        return jnp.moveaxis(arranged(taken(x), ranks([x], jnp.greater), k), -1, axis)
+
+    def values(x: Array) -> list[Array]:
+        return [largest(x, lambda x: x)]
+
+    def places(x: Array) -> list[Array]:
+        return [largest(x, lambda x: lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1))]
+
+    operand = interpreter.settle(operands[0])
+    return [
+        *evaluated(interpreter, eqn, values, [with_equals_sharing(operand, axis)]),
+        *evaluated(interpreter, eqn, places, [operand]),
+    ]
+
+
+def with_equals_sharing(operand: Settled, axis: int) -> Settled:
+    """The same value, for a function that doesn't tell elements of an axis apart: those that are equal, at the input
+    and at the reference, get equal parts of what the function credits to them, by their places or otherwise.
+    """
+    if not isinstance(operand, Varying):
+        return operand
+
+    def pull(cotangent: Array, explained: Any, held: Any) -> tuple[Array]:
+        del explained
+        sides = [jnp.moveaxis(side, axis, -1) for side in held]
+        x_equal, r_equal = (side[..., :, None] == side[..., None, :] for side in sides)
+        equal = (x_equal & r_equal) | jnp.eye(sides[0].shape[-1], dtype=bool)  # NaN doesn't equal itself
+        credit = jnp.moveaxis(cotangent, axis, -1)[..., None, :]
+        shared = jnp.where(equal, credit, 0).sum(-1) / equal.sum(-1).astype(cotangent.dtype)
+        return (jnp.moveaxis(shared, -1, axis),)
+
+    def carrier() -> Array:
+        held = (operand.value, operand.reference)
+        return with_multipliers(lambda explained, held: explained[0], pull, (operand.carrier,), held)
+
+    return with_carrier(lambda: operand.value, operand.reference, carrier, operand.fed_by, lambda: operand.variation)
 
 
 def any_of(x: Array, *, axes: Sequence[int], **_: Any) -> Array:
@@ -221,11 +265,9 @@ def elimination(a: Array, **_: Any) -> list[Array]:
 family(defined_as(fold(jnp.multiply, 1)), primitives("reduce_prod"))
 family(defined_as(reduction), primitives("reduce"))
 family(defined_as(cumulative(jnp.multiply)), primitives("cumprod"))
-family(defined_as(cumulative(jnp.maximum)), primitives("cummax"))
-family(defined_as(cumulative(jnp.minimum)), primitives("cummin"))
 family(defined_as(cumulative(add_exponentials)), primitives("cumlogsumexp"))
-family(defined_as(sorting), primitives("sort"))
-family(defined_as(largest), primitives("top_k"))
+family(sort, primitives("sort"))
+family(top_k, primitives("top_k"))
 family(defined_as(any_of), primitives("reduce_or"))
 family(defined_as(all_of), primitives("reduce_and"))
 family(expanded, ["call_hi_primitive"])

@@ -1,10 +1,7 @@
 """Reductions that choose: the maximum over axes and over windows, and where it is.
 
-A maximum changes because one element did. Let `c = max(y, y_ref)`. The element that is the maximum of the input brings
-`c - y_ref`: as far as it lifts the maximum over the reference's. The element that is the maximum of the reference takes
-`y - c`: what it cost to lower it. One of the two is 0, so the difference goes to one winner, the input's where `y >=
-y_ref`, the reference's elsewhere; the winner's own difference is at least as large, so the multiplier is between 0 and
-1.
+What a change of a maximum does is said by the rule in force (`Rule.maximum`). A minimum is the maximum of the negated
+candidates.
 """
 
 from __future__ import annotations
@@ -38,16 +35,14 @@ def extremum(
     axes: tuple[int, ...],
     sign: int,
 ) -> list[Value]:
-    """The rule of a maximum (`sign` 1) or minimum (-1) over `axes` of `candidates(operand)`, a linear arrangement.
-
-    Which element wins is found on each side, for N inputs and R references; what is left for the pairs is elementwise.
+    """The evaluation of a maximum (`sign` 1) or minimum (-1) over `axes` of `candidates(operand)`, which are arranged by
+    a linear map.
     """
     operand = interpreter.settle(operands[0])
     assert isinstance(operand, Varying)
     [(value, reference)] = on_each_side(eqn, [operand])
     operand = as_number(operand)
-    rule = interpreter.rule_at(Place("maximum", operand.fed_by, interpreter.scope_of(eqn)))
-    maximum = Maximum(axes)
+    rule, of = interpreter.rule_at(Place("maximum", operand.fed_by, interpreter.scope_of(eqn))), Maximum(axes)
 
     def forward(explained: tuple[Array], _: Any) -> Array:
         return versions.bind(eqn, explained)[0]
@@ -55,7 +50,7 @@ def extremum(
     def pull(cotangent: Array, explained: tuple[Array], held: tuple[Array]) -> tuple[Array]:
         arranged, undo = jax.vjp(candidates, *explained)
         x, r = sign * arranged, sign * candidates(*held)
-        return undo(rule.maximum(maximum, x, r, jnp.expand_dims(cotangent, axes)))
+        return undo(rule.maximum(of, x, r, jnp.expand_dims(cotangent, axes)))
 
     def carrier() -> Array:
         return with_multipliers(forward, pull, (operand.value,), (operand.reference,))
@@ -64,7 +59,7 @@ def extremum(
 
 
 def reduce_extremum(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value], sign: int) -> list[Value]:
-    """The rule of `reduce_max` and `reduce_min`."""
+    """The evaluation of `reduce_max` and `reduce_min`."""
     return extremum(interpreter, eqn, operands, lambda x: x, eqn.params["axes"], sign)
 
 
@@ -137,7 +132,7 @@ class Windows:
 
 
 def window_extremum(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value], sign: int) -> list[Value]:
-    """The rule of max-pooling: a maximum over the elements of each window; those beyond the operand never win."""
+    """The evaluation of max-pooling: a maximum over the elements of each window; those beyond the operand never win."""
     windows = Windows.of(eqn.params, versions.shape(eqn.invars[0]))
     never = -sign * jnp.inf
     if windows.are_apart:
@@ -155,24 +150,40 @@ def window_reduction(*operands: Array, jaxpr: Any, consts: Any, **params: Any) -
     return folded(gathered, (gathered[0].ndim - 1,), elementwise(jaxpr, consts))
 
 
-def winner(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
-    """The rule of `argmax` and `argmin`: the place changes because one element overtook another.
+def cumulative_extremum(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value], sign: int) -> list[Value]:
+    """The evaluation of `cummax` and `cummin`: at each place a maximum over the elements up to there."""
+    shape, axis = versions.shape(eqn.invars[0]), eqn.params["axis"]
+    end, element = (lax.broadcasted_iota(jnp.int32, (shape[axis],) * 2, i) for i in (0, 1))
+    seen = (element >= end) if eqn.params["reverse"] else (element <= end)
+    seen = seen.reshape(*seen.shape, *[1] * (len(shape) - axis - 1))
 
-    Where input and reference have different winners `i` and `j`, `x_i - x_j` and `r_j - r_i` are both of one sign, and
-    one of them isn't 0. So neither is their sum `(x_i - r_i) - (x_j - r_j)`, and the change of place is its effect.
+    def candidates(x: Array) -> Array:
+        return where(seen, jnp.expand_dims(x, axis), -sign * jnp.inf)
+
+    return extremum(interpreter, eqn, operands, candidates, (axis + 1,), sign)
+
+
+def place_of_extremum(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value], sign: int) -> list[Value]:
+    """The evaluation of `argmax` (`sign` 1) and `argmin` (-1): the place changes because elements overtook others.
+
+    With `y`, `y_ref` the maxima, and means over the elements that attain each, by how much they overtook is
+
+        mean_y(x - r) - mean_y_ref(x - r) = [y - mean_y_ref(x)] + [y_ref - mean_y(r)]
+
+    Neither bracket is negative, and both are 0 only where the same elements attain both maxima, whose first is at one
+    place. So where the place changes the sum isn't 0, and the change of place is its effect.
     """
     operand = interpreter.settle(operands[0])
     assert isinstance(operand, Varying)
     operand = as_number(operand)
     [(value, reference)] = on_each_side(eqn, [operand])
     [axis] = eqn.params["axes"]
+    of = Maximum((axis,))
 
     def pull(cotangent: Array, explained: tuple[Array], held: tuple[Array, ...]) -> tuple[Array]:
         (x,), (r, value, reference) = explained, held
-        along = lax.broadcasted_iota(value.dtype, x.shape, axis)
-        i, j = (along == jnp.expand_dims(place, axis) for place in (value, reference))
-        overtaking = i.astype(x.dtype) - j.astype(x.dtype)
-        margin = where(i ^ j, overtaking * (x - r), 0).sum(axis)
+        overtaking = of.shares(sign * x) - of.shares(sign * r)
+        margin = where(overtaking == 0, 0, overtaking * (x - r)).sum(axis)
         m = slope_between(value, reference, margin, jnp.zeros_like(margin), cotangent.dtype)
         return (jnp.expand_dims(cotangent * m, axis) * overtaking,)
 
@@ -188,7 +199,10 @@ def winner(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -
 
 
 family(defined_as(window_reduction), primitives("reduce_window"))
-family(winner, primitives("argmax", "argmin"))
+family(partial(place_of_extremum, sign=1), primitives("argmax"))
+family(partial(place_of_extremum, sign=-1), primitives("argmin"))
+family(partial(cumulative_extremum, sign=1), primitives("cummax"), ["maximum"])
+family(partial(cumulative_extremum, sign=-1), primitives("cummin"), ["maximum"])
 family(partial(reduce_extremum, sign=1), primitives("reduce_max"), ["maximum"])
 family(partial(reduce_extremum, sign=-1), primitives("reduce_min"), ["maximum"])
 family(partial(window_extremum, sign=1), primitives("reduce_window_max"), ["maximum"])

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxlift._core import versions
-from jaxlift._core.differences import difference, where, winners_share
+from jaxlift._core.differences import where
 from jaxlift._core.versions import JaxprEqn
 from jaxlift._pointwise.function import PointwiseFunction
 
@@ -144,29 +144,35 @@ class Softmax:
     exact: Callable[[Array, Array, Array], Array] = field(repr=False)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Maximum:
-    """A maximum over some axes of its candidates, which stand side by side: of minima, the negative ones.
+    """A maximum over some axes of its candidates: of minima, of the negated ones.
+
+    What is asked of it about one side is computed for N inputs and for R references. So it is best asked about `x` and
+    about `r` apart, and what is left for the N * R pairs is elementwise.
 
     Attributes:
-        axes: the axes of the candidates that it is taken over.
+        axes: the axes over which the maximum is taken.
     """
 
     axes: tuple[int, ...]
 
-    def shares(self, x: Array) -> Array:
-        """The share of each candidate in the maximum of one side, 1 for the first that attains it."""
-        place = _places(x.shape, self.axes)
-        return (place == _winner(x, place, self.axes)[1]).astype(x.dtype)
+    def value(self, x: Array) -> Array:
+        """The maximum of one side, with axes of length 1."""
+        return lax.optimization_barrier(x.max(self.axes, keepdims=True))
 
-    def complete(self, x: Array, r: Array, cotangent: Array) -> Array:
-        """The cotangents of the candidates that keep the sum."""
+    def first(self, x: Array) -> Array:
+        """Whether a candidate is the first that attains the maximum of one side. NaN never does."""
         place = _places(x.shape, self.axes)
-        ends = (_winner(x, place, self.axes), _winner(r, place, self.axes))
-        (y, input_wins), (y_ref, reference_wins) = lax.optimization_barrier(ends)
-        won = place == where(y >= y_ref, input_wins, reference_wins)
-        share = where(input_wins == reference_wins, 1, winners_share(y - y_ref, difference(x, r)))
-        return where(won, cotangent * share, 0)
+        return place == lax.optimization_barrier(_winner(x, place, self.axes))
+
+    def shares(self, x: Array) -> Array:
+        """The share of each candidate in the maximum of one side: those that tie for it have equal parts of 1."""
+        # There is always a first, though XLA may compute `x` twice with different last bits, and then no candidate need
+        # equal the maximum. The ties are counted among those that were found, and so behind a barrier.
+        ties = lax.optimization_barrier(self.first(x) | (x == x.max(self.axes, keepdims=True)))
+        count = ties.sum(self.axes, keepdims=True, dtype=jnp.int32)
+        return lax.optimization_barrier(where(ties, 1 / count.astype(x.dtype), 0))
 
 
 def _places(shape: Sequence[int], axes: Sequence[int]) -> Array:
@@ -178,12 +184,8 @@ def _places(shape: Sequence[int], axes: Sequence[int]) -> Array:
     return place
 
 
-def _winner(x: Array, place: Array, axes: Sequence[int]) -> tuple[Array, Array]:
-    """The maximum over `axes`, and the place of the first element that attains it.
-
-    The places are compared along with the elements: XLA may compute `x` twice with different last bits, and then no
-    element would equal a maximum that was found apart.
-    """
+def _winner(x: Array, place: Array, axes: Sequence[int]) -> Array:
+    """The place of the first element that attains the maximum over `axes`: some place, unless all are NaN."""
 
     def first(one: tuple[Array, Array], other: tuple[Array, Array]) -> tuple[Array, Array]:
         (a, i), (b, j) = one, other
@@ -194,5 +196,5 @@ def _winner(x: Array, place: Array, axes: Sequence[int]) -> tuple[Array, Array]:
     # NaN wins nothing. Places that depend on `x` are sharded as it is; XLA would gather what it finds among constants.
     operands = lax.stop_gradient(x), jnp.where(jnp.isnan(x), nowhere, place)
     start = jnp.asarray(-jnp.inf, x.dtype), jnp.asarray(nowhere, place.dtype)
-    _, where = lax.reduce(operands, start, first, axes)
-    return x.max(axes, keepdims=True), jnp.expand_dims(where, axes)
+    _, found = lax.reduce(operands, start, first, axes)
+    return jnp.expand_dims(found, axes)

@@ -24,7 +24,7 @@ from typing import Any, TypeVar, get_args
 import jax.numpy as jnp
 from jax import Array
 
-from jaxlift._core.differences import difference, midpoint, slope_between
+from jaxlift._core.differences import difference, midpoint, slope_between, where, winners_share
 from jaxlift._core.values import Node, carrier_dtype, is_inexact
 from jaxlift._pointwise.function import PointwiseFunction
 from jaxlift.rules.families import BilinearMap, Elementwise, Family, LinearMap, Maximum, Place, Softmax
@@ -160,8 +160,20 @@ class Rule:
 
     @derivative_at_the_input
     def maximum(self, of: Maximum, x: Array, r: Array, cotangent: Array) -> Array:
-        """The cotangent of each candidate: who lifts the maximum over the other side's takes the change."""
-        return of.complete(x, r, cotangent)
+        """The cotangents of the candidates: the change goes to those that made it, and those that tie share it.
+
+        `x` and `r` are the candidates on each side, and `cotangent` is that of the maximum, with axes of length 1 in
+        the place of `of.axes`. Let `c = max(y, y_ref)`. The winners of the input bring `c - y_ref`: as far as they lift
+        the maximum over the reference's. The winners of the reference take `y - c`: what it cost to lower them. One of
+        the two is 0, so the change goes to one side's winners, the input's where `y >= y_ref`, the reference's
+        elsewhere. A winner's own difference is at least as large as the change, so its multiplier is between 0 and its
+        share.
+        """
+        shares, shares_ref, rise = of.shares(x), of.shares(r), of.value(x) - of.value(r)
+        share = where(rise >= 0, shares, shares_ref)
+        # Who wins on both sides differs by the change itself.
+        multiplier = where((shares > 0) & (shares_ref > 0), 1, winners_share(rise, difference(x, r)))
+        return where(share > 0, cotangent * (share * multiplier), 0)
 
     @derivative_at_the_input
     def softmax(self, softmax: Softmax, x: Array, r: Array, cotangent: Array) -> Array:

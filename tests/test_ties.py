@@ -1,0 +1,240 @@
+"""Credit at ties: elements that attain a maximum together share its change, as in Shapley values and in `jax.grad`."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from oracles import shapley
+
+import jaxlift
+
+NEVER = -jnp.inf
+
+
+def contributions(fun, x, r, **options):
+    x, r = jnp.asarray(x, float), jnp.asarray(r, float)
+    y, pull = jaxlift.vjp(fun, x, r, **options)
+    return pull(jnp.ones_like(y[0])) * (x - r)
+
+
+def multipliers(fun, x, r, **options):
+    x, r = jnp.asarray(x, float), jnp.asarray(r, float)
+    y, pull = jaxlift.vjp(fun, x, r, **options)
+    return pull(jnp.ones_like(y[0]))
+
+
+def plain_maximum(x, r):
+    """The rule of a maximum, candidate by candidate: contributions, and the multipliers where nothing differs."""
+    y, y_ref = max(x), max(r)
+    side, best = (x, y) if y >= y_ref else (r, y_ref)
+    winners = [i for i in range(len(x)) if side[i] == best]
+    return np.array([(y - y_ref) / len(winners) if i in winners else 0.0 for i in range(len(x))])
+
+
+def pooled(x, size, stride):
+    return lax.reduce_window(x, NEVER, lax.max, (size,), (stride,), "VALID")
+
+
+# Each is a function of four numbers that equals their maximum.
+MAXIMA = {
+    "max": lambda x: x.max(),
+    "max over two axes": lambda x: x.reshape(2, 2).max(),
+    "min": lambda x: -(-x).min(),
+    "windows apart": lambda x: pooled(x, 4, 4)[0],
+    "overlapping windows": lambda x: lax.reduce_window(x, NEVER, lax.max, (4,), (1,), "SAME")[1],
+    "min pool": lambda x: -lax.reduce_window(-x, jnp.inf, lax.min, (4,), (4,), "VALID")[0],
+    "cummax": lambda x: lax.cummax(x)[-1],
+    "cummax, backwards": lambda x: lax.cummax(x, reverse=True)[0],
+    "cummin": lambda x: -lax.cummin(-x)[-1],
+    "scatter max": lambda x: jnp.full(2, -9.0, x.dtype).at[jnp.zeros(4, int)].max(x)[0],
+    "scatter max onto one of them": lambda x: x[:1].at[jnp.zeros(3, int)].max(x[1:])[0],
+    "scatter min": lambda x: -jnp.full(2, 9.0, x.dtype).at[jnp.zeros(4, int)].min(-x)[0],
+}
+OTHERS = {
+    "last of a sort": lambda x: jnp.sort(x)[-1],
+    "first of a descending sort": lambda x: jnp.sort(x, descending=True)[0],
+    "top_k": lambda x: lax.top_k(x, 2)[0][0],
+}
+EVERY = MAXIMA | OTHERS
+RNG = np.random.default_rng(0)
+TIES = RNG.choice([-1.0, 0.0, 2.0], size=(2, 40, 4))
+# Elements that rise from -1, the level of all others, to 1; and those that fall from there.
+RISEN = np.array(list(itertools.product((-1.0, 1.0), repeat=4)))
+ALL_LOW = np.full_like(RISEN, -1)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", MAXIMA)
+def test_winners_share_the_change(name):
+    x, r = TIES
+    found = jax.jit(jax.vmap(lambda x, r: contributions(MAXIMA[name], x, r)))(x, r)
+    np.testing.assert_allclose(found, [plain_maximum(*pair) for pair in zip(x, r, strict=True)], atol=1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", EVERY)
+def test_those_that_tie_share_as_shapley_values_do(name):
+    found = jax.jit(jax.vmap(lambda x, r: contributions(EVERY[name], x, r)))
+    for x, r in ((RISEN, ALL_LOW), (ALL_LOW, RISEN)):
+        expected = [shapley(np.max, *pair) for pair in zip(x, r, strict=True)]
+        np.testing.assert_allclose(found(x, r), expected, atol=1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", EVERY)
+def test_multipliers_tend_to_the_derivative_at_a_tie(name):
+    """From above, from below, and at the input itself, where all elements move alike. (JAX sorts equal elements as they
+    stand, and has no such derivative of sorts; its derivative of `cummax` takes two at a time.)
+    """
+    x = jnp.array([1.0, -1, 1, 1])
+    found = jax.jit(jax.vmap(lambda r: multipliers(EVERY[name], x, r)))(x + jnp.array([[-1e-3], [1e-3], [0]]))
+    derivative = jax.grad(lambda x: x.max())(x)
+    np.testing.assert_allclose(derivative, [1 / 3, 0, 1 / 3, 1 / 3])
+    np.testing.assert_allclose(found, [derivative] * 3, atol=1e-9)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("fun", [jnp.maximum, lambda a, b: -jnp.minimum(-a, -b)], ids=["maximum", "minimum"])
+def test_two_values_that_tie(fun):
+    def of_both(x):
+        return fun(x[0] * 1.0, x[1] * 1.0)
+
+    for x, r in itertools.product(itertools.product((-1.0, 0.0, 2.0), repeat=2), repeat=2):
+        np.testing.assert_allclose(contributions(of_both, x, r), shapley(max, np.array(x), np.array(r)), atol=1e-12)
+    for r in (1 - 1e-3, 1.0, 1 + 1e-3):
+        np.testing.assert_allclose(multipliers(of_both, [1.0, 1.0], [r, r]), [0.5, 0.5], atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["any", "all"])
+@pytest.mark.parametrize("count", [2, 3])
+def test_quantifiers_have_shapley_values(name, count):
+    """And agree with `a | b` and `a & b`. A truth value that doesn't change hands nothing on."""
+    quantifier = {"any": jnp.any, "all": jnp.all}[name]
+    sides = np.array(list(itertools.product((-1.0, 1.0), repeat=count)))
+    x, r = (side.reshape(-1, count) for side in np.broadcast_arrays(sides[:, None], sides))
+    found = jax.jit(jax.vmap(lambda x, r: contributions(lambda x: quantifier(x > 0) * 1.0, x, r)))(x, r)
+    plain = {"any": lambda x: float((x > 0).any()), "all": lambda x: float((x > 0).all())}[name]
+    expected = [shapley(plain, *pair) * (plain(pair[0]) != plain(pair[1])) for pair in zip(x, r, strict=True)]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    if count == 2:
+        both = {"any": lambda x: ((x[0] > 0) | (x[1] > 0)) * 1.0, "all": lambda x: ((x[0] > 0) & (x[1] > 0)) * 1.0}[
+            name
+        ]
+        pairwise = jax.jit(jax.vmap(lambda x, r: contributions(both, x, r)))(x, r)
+        np.testing.assert_allclose(found, pairwise, atol=1e-6)
+
+
+def test_quantifiers_over_some_axes_of_several():
+    x = jnp.array([[[1.0, -1], [1, 1]], [[-1, -1], [1, -1]]])
+    found = contributions(lambda x: jnp.any(x > 0, (0, 2)) @ jnp.array([2.0, 3.0]), x, -jnp.ones_like(x))
+    np.testing.assert_allclose(found, [[[2, 0], [1, 1]], [[0, 0], [1, 0]]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_place_changes_because_of_all_that_overtook(sign):
+    """From one winner at 3 to three that tie, each of which rose by 1 while it fell by 1; and back."""
+    places = jnp.argmax if sign > 0 else jnp.argmin
+    few, many = sign * jnp.array([0.0, 0, 0, 1]), sign * jnp.array([1.0, 1, 1, 0])
+    found = contributions(lambda x: places(x) * 1.0, many, few)
+    np.testing.assert_allclose(found, [-0.5, -0.5, -0.5, -1.5], rtol=1e-6)
+    np.testing.assert_allclose(contributions(lambda x: places(x) * 1.0, few, many), -found, rtol=1e-6)
+    # Where two of them attain the other maximum, too, the place still changes by as much as is credited.
+    also = sign * jnp.array([-1.0, 1, 1, -1])
+    for x, r in ((also, many), (many, also)):
+        found = contributions(lambda x: places(x) * 1.0, x, r)
+        np.testing.assert_allclose(found.sum(), float(places(x) - places(r)), rtol=1e-6)
+
+
+def test_ties_of_integers():
+    x = jnp.array([1.4, 1.2, 0.3])
+    found = contributions(lambda x: jnp.floor(x).astype(int).max() * 1.0, x, jnp.array([-0.5, -0.2, -0.1]))
+    np.testing.assert_allclose(found, [1, 1, 0], rtol=1e-6)
+    found = contributions(lambda x: lax.cummax(jnp.floor(x).astype(int))[-1] * 1.0, x, jnp.array([-0.5, -0.2, -0.1]))
+    np.testing.assert_allclose(found, [1, 1, 0], rtol=1e-6)
+
+
+def test_half_precision_counts_ties_exactly():
+    """In bfloat16 a sum of ones stops at 256."""
+    x = jnp.ones(1024, jnp.bfloat16)
+    np.testing.assert_array_equal(multipliers(lambda x: x.max(), x, -x).astype(float), np.full(1024, 1 / 1024))
+
+
+def test_what_is_not_finite():
+    """Padding and masked elements never win; NaN neither, and what it makes of the maximum is no number."""
+    masked = contributions(lambda x: jnp.where(jnp.arange(3) < 2, x, NEVER).max(), jnp.ones(3), jnp.zeros(3))
+    np.testing.assert_allclose(masked, [0.5, 0.5, 0])
+    nothing = multipliers(lambda x: jnp.where(jnp.arange(3) < 0, x, NEVER).max(), jnp.ones(3), jnp.zeros(3))
+    assert jnp.isfinite(nothing).all()
+    every = multipliers(lambda x: x.max(), jnp.full(3, jnp.nan), jnp.zeros(3))
+    assert every.shape == (3,)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_cumulative_maxima_along_any_axis(axis, reverse):
+    x, r = (np.round(side, 1) for side in RNG.normal(size=(2, 2, 3, 4)))
+    weights = RNG.normal(size=(2, 3, 4))
+    found = contributions(lambda x: (weights.astype(x.dtype) * lax.cummax(x, axis, reverse)).sum(), x, r)
+    expected = np.zeros((2, 3, 4))
+    for at in np.ndindex(2, 3, 4):
+        seen = range(at[axis], x.shape[axis]) if reverse else range(at[axis] + 1)
+        places = [(*at[:axis], k, *at[axis + 1 :]) for k in seen]
+        shares = plain_maximum([x[place] for place in places], [r[place] for place in places])
+        for place, share in zip(places, shares, strict=True):
+            expected[place] += weights[at] * share
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_medians_and_sorted_rows_share():
+    x = jnp.array([1.0, 1, 1, 5])
+    np.testing.assert_allclose(contributions(jnp.median, x, x - 1), [1 / 3, 1 / 3, 1 / 3, 0], atol=1e-6)
+    rows = contributions(lambda x: jnp.sort(x, axis=0)[0].sum(), jnp.array([[1.0, 2], [1, 3]]), jnp.zeros((2, 2)))
+    np.testing.assert_allclose(rows, [[0.5, 2], [0.5, 0]], atol=1e-6)
+
+
+def test_sorting_keeps_what_revealcancel_knows_of_parts():
+    """A sort that changes nothing's place: the scores are those without it, of whose sums the parts are."""
+    x, r, weights = jnp.array([1.0, 2, 3]), jnp.array([-1.0, 0, 1]), jnp.array([[1.0, -2, 4], [-3, 5, 1]]).T
+
+    def model(x, order):
+        return jax.nn.relu(order(x @ weights * jnp.array([1.0, 100]))).sum()
+
+    plain = contributions(lambda x: model(x, lambda h: h), x, r, rule="revealcancel")
+    assert not np.allclose(plain, contributions(lambda x: model(x, lambda h: h), x, r))
+    np.testing.assert_allclose(contributions(lambda x: model(x, jnp.sort), x, r, rule="revealcancel"), plain, rtol=1e-5)
+
+
+MAXIMA_OF_LAYERS = {
+    "max": lambda h: h.max(1),
+    "max pooling": lambda h: lax.reduce_window(h, NEVER, lax.max, (1, 2, 1), (1, 2, 1), "VALID"),
+    "overlapping": lambda h: lax.reduce_window(h, NEVER, lax.max, (1, 2, 1), (1, 1, 1), "VALID"),
+    "cummax": lambda h: lax.cummax(h, 1),
+    "sort": lambda h: jnp.sort(h, 1),
+    "top_k": lambda h: lax.top_k(h, 2)[0],
+    "scatter max": lambda h: h.at[:, 0].max(h[:, 1]),
+    "gather from a place that varies": lambda h: jnp.take_along_axis(h, jnp.argmin(h, 1)[:, None], 1),
+    "place alone": lambda h: jnp.zeros(4).at[jnp.argmax(h, 1)].add(1.0) - 0.5,
+}
+
+
+@pytest.mark.parametrize("name", MAXIMA_OF_LAYERS)
+def test_what_feeds_a_maximum_feeds_what_comes_after(name):
+    """A rule by layer: an activation after the maximum of a convolution's outputs has the convolution's rule."""
+    kernel = jnp.asarray(RNG.normal(size=(3, 2, 4)), jnp.float32)
+    x, r = (RNG.normal(size=(1, 8, 2)).astype(np.float32) for _ in range(2))
+
+    def model(x):
+        h = lax.conv_general_dilated(jnp.asarray(x), kernel, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))
+        return jnp.tanh(MAXIMA_OF_LAYERS[name](h)).sum()
+
+    class Doubled(jaxlift.Rescale):
+        def pull(self, f, x, r, cotangent):
+            return 2 * super().pull(f, x, r, cotangent)
+
+    plain = contributions(model, x, r)
+    by_layer = contributions(model, x, r, rule=jaxlift.PerLayer(conv=Doubled(), dense="rescale"))
+    assert np.abs(plain).max() > 1e-3
+    np.testing.assert_allclose(by_layer, 2 * plain, rtol=1e-4, atol=1e-6)
