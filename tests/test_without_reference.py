@@ -29,7 +29,9 @@ def calls_back(x):
 
     @jax.custom_vjp
     def doubled(x):
-        return jax.pure_callback(lambda x: np.asarray(2 * x), jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+        return jax.pure_callback(
+            lambda x: np.asarray(2 * x), jax.ShapeDtypeStruct(x.shape, x.dtype), x, vmap_method="sequential"
+        )
 
     doubled.defvjp(lambda x: (doubled(x), None), lambda _, ct: (2 * ct,))
     return jnp.tanh(doubled(x)).sum()
@@ -93,7 +95,7 @@ def test_attribute_and_methods_that_take_gradients(name):
 
 def relu_network(x):
     h = jax.nn.relu(x @ W.astype(x.dtype))
-    return (h @ V.astype(x.dtype)).sum()
+    return jnp.tanh(h @ V.astype(x.dtype)) @ jnp.arange(-2, 4).astype(x.dtype)
 
 
 GUIDED = {
@@ -135,14 +137,14 @@ def test_the_program_is_evaluated_once():
 
     class Watched(jaxlift.Gradient):
         def multiplier(self, f, x, r):
-            assert x is r
+            del r
             seen.append(f)
             return f.derivative(x)
 
     lifted = jaxlift.lift(relu_network, rule=Watched())
     jaxpr = str(jax.make_jaxpr(jax.grad(lambda x: lifted(x, x)[0]))(X))
     assert len(seen) == 1
-    assert jaxpr.count("dot_general") == 3 + 2  # forwards and backwards, and the reference's value
+    assert jaxpr.count("dot_general") == 2 * 3 - 1 + 1  # forwards twice, and backwards; nothing asks for the last value
 
 
 def test_a_rule_of_a_user_for_one_family():

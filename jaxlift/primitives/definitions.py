@@ -136,7 +136,7 @@ def sorting(*operands: Array, dimension: int, num_keys: int, **_: Any) -> list[A
 
 
 def sort(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
-    """The evaluation of `sort`. What goes with keys tells equal ones apart by their places; a sort of numbers doesn't."""
+    """The evaluation of `sort`. What goes with keys tells equal ones apart by place; a sort of numbers doesn't."""
     if len(operands) == 1:
         operands = [with_equals_sharing(interpreter.settle(operands[0]), eqn.params["dimension"])]
     return evaluated(interpreter, eqn, partial(sorting, **eqn.params), operands)

@@ -35,8 +35,8 @@ def extremum(
     axes: tuple[int, ...],
     sign: int,
 ) -> list[Value]:
-    """The evaluation of a maximum (`sign` 1) or minimum (-1) over `axes` of `candidates(operand)`, which are arranged by
-    a linear map.
+    """The evaluation of a maximum (`sign` 1) or minimum (-1) over `axes` of `candidates(operand)`, which a linear
+    map arranges.
     """
     operand = interpreter.settle(operands[0])
     assert isinstance(operand, Varying)
