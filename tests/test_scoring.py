@@ -467,6 +467,37 @@ class TestFaults:
             score(change.pop("examples", X), tmp_path / "s", **change)
         score(change.pop("examples", X), tmp_path / "s", overwrite=True, **change)
 
+    @pytest.mark.parametrize("kind", ["function of a global", "module", "target"])
+    @pytest.mark.parametrize("is_finished", [True, False])
+    def test_changed_weights_are_refused(self, tmp_path, kind, is_finished):
+        """In one process, as in a notebook, where JAX still has the trace of the same function."""
+        weights = {"w": jnp.ones((4,))}
+
+        class Module:
+            def __call__(self, x):
+                return (x @ weights["w"]).sum(1)
+
+        def fun(x):
+            return (x @ weights["w"]).sum(1)
+
+        def target(y):
+            return y[:, 1] * weights["w"][0]
+
+        one = jaxlift.attribute(scored.model, target=target)
+        one = {"module": jaxlift.attribute(Module()), "target": one}.get(kind, jaxlift.attribute(fun))
+        score(X, tmp_path / "s", attr=one)
+        if not is_finished:
+            zarr.open_group(tmp_path / "s")["status"][40:] = 0
+        before = read(tmp_path / "s")
+        weights["w"] = 2 * weights["w"]
+        with pytest.raises(StoreError, match="model.parameters: the store has"):
+            score(X, tmp_path / "s", attr=one)
+        np.testing.assert_equal(read(tmp_path / "s"), before)
+        score(X, tmp_path / "new", attr=one)
+        np.testing.assert_allclose(read(tmp_path / "new")["output"], 2 * before["output"], rtol=1e-6)
+        checksums = [zarr.open_group(tmp_path / out).attrs["jaxlift"]["settings"]["model"] for out in ("s", "new")]
+        assert checksums[0]["parameters"] != checksums[1]["parameters"]
+
     def test_what_is_not_a_store_is_not_touched(self, tmp_path):
         (tmp_path / "s").mkdir()
         (tmp_path / "s" / "thesis.tex").touch()

@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxlift._explainer import Explainer
 from jaxlift.scoring._examples import Examples
+from jaxlift.scoring._identity import Model
 from jaxlift.scoring._reference import Reference
 
 LARGEST_BATCH = 1024
@@ -57,6 +58,8 @@ class Program:
             "references": references,
         }
         self.attr = replace(attr, argnums=0, **wanted)
+        self.model = Model(attr.fun, attr.target, jax.ShapeDtypeStruct((1, *examples.shape), self.dtype))
+        self.attr = replace(self.attr, fun=self.model, target=None if callable(attr.target) else attr.target)
         self.constant = None
         if reference.constant is not None:
             self.constant = jax.device_put(np.asarray(reference.constant, self.dtype), self.whole)
@@ -88,11 +91,6 @@ class Program:
         """Shape and dtype of one example's results."""
         outputs = jax.eval_shape(self.mapped, *self.inputs(1))
         return [(out.shape[1:], storable(out.dtype)) for out in outputs]
-
-    @property
-    def example(self) -> jax.ShapeDtypeStruct:
-        """A batch of one, as the model sees it."""
-        return jax.ShapeDtypeStruct((1, *self.examples.shape), self.dtype)
 
     @property
     def row_bytes(self) -> int:

@@ -35,18 +35,36 @@ def checksum(array: Any) -> str:
     return digest.hexdigest()
 
 
-def of_model(fun: Callable[..., Any], target: Any, example: jax.ShapeDtypeStruct) -> dict[str, str]:
-    """The model's name, a checksum of its parameters (all arrays in it), and one of what it does with them.
+class Model:
+    """The model as the program that JAX traces of it, once: what is scored, and what the checksums are of.
 
-    The latter is of the program that JAX traces, without what changes from one process to the next.
+    Attributes:
+        description: the model's name, a checksum of its parameters (all arrays in it), and one of what it does with
+            them. The latter is of the program, without what changes from one process to the next.
     """
-    explained = (lambda x: target(fun(x))) if callable(target) else fun
-    jaxpr = jax.make_jaxpr(explained)(example)
-    parameters = hashlib.sha256()
-    for array in _arrays(jaxpr):
-        _add(parameters, array)
-    program = hashlib.sha256(_without_addresses(str(jaxpr)).encode())
-    return {"name": name_of(fun), "parameters": parameters.hexdigest(), "program": program.hexdigest()}
+
+    def __init__(self, fun: Callable[..., Any], target: Any, example: jax.ShapeDtypeStruct) -> None:
+        def explained(x: Any) -> Any:
+            # JAX keeps traces by the identity of the function, with the arrays that it found in it. This function is
+            # new, so its trace has the weights of now: those of a module or a global may have changed since another.
+            return target(fun(x)) if callable(target) else fun(x)
+
+        self.program, outputs = jax.make_jaxpr(explained, return_shape=True)(example)
+        self.structure = jax.tree.structure(outputs)
+        parameters = hashlib.sha256()
+        for array in _arrays(self.program):
+            _add(parameters, array)
+        text = _without_addresses(str(self.program)).encode()
+        self.description = {
+            "name": name_of(fun),
+            "parameters": parameters.hexdigest(),
+            "program": hashlib.sha256(text).hexdigest(),
+        }
+
+    def __call__(self, x: Any) -> Any:
+        """The outputs of the model, or what its target makes of them, on a batch of one example."""
+        leaves = jax.core.eval_jaxpr(self.program.jaxpr, self.program.consts, x)
+        return jax.tree.unflatten(self.structure, leaves)
 
 
 def of_options(options: dict[str, Any]) -> dict[str, Any]:

@@ -160,7 +160,7 @@ def score(
             held.callback(compared.close)
             program = Program(explainer, source, compared, devices)
             settings = {
-                "model": _identity.of_model(explainer.fun, explainer.target, program.example),
+                "model": program.model.description,
                 "attribution": _identity.of_options(explainer.options),
                 "reference": compared.description,
                 "examples": {
