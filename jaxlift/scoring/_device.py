@@ -20,6 +20,7 @@ from jaxlift.scoring._examples import Examples
 from jaxlift.scoring._identity import Model
 from jaxlift.scoring._reference import Reference
 
+CALLED = "The model was called"
 LARGEST_BATCH = 1024
 PROBE = 8
 CHUNK = 16 * 2**20  # bytes of scores in a chunk: enough that its files cost little, and little to lose
@@ -58,7 +59,14 @@ class Program:
             "references": references,
         }
         self.attr = replace(attr, argnums=0, **wanted)
-        self.model = Model(attr.fun, attr.target, jax.ShapeDtypeStruct((1, *examples.shape), self.dtype))
+        example = jax.ShapeDtypeStruct((1, *examples.shape), self.dtype)
+        try:
+            self.model = Model(attr.fun, attr.target, example)
+        except Exception as error:
+            error.add_note(
+                f"{CALLED} with an example of {examples.source}, in a batch of shape {example.shape}. {examples.hint}"
+            )
+            raise
         self.attr = replace(self.attr, fun=self.model, target=None if callable(attr.target) else attr.target)
         self.constant = None
         if reference.constant is not None:
