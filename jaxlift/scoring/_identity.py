@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import eval_jaxpr
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from jaxlift.rules import Rule
@@ -63,7 +64,7 @@ class Model:
 
     def __call__(self, x: Any) -> Any:
         """The outputs of the model, or what its target makes of them, on a batch of one example."""
-        leaves = jax.core.eval_jaxpr(self.program.jaxpr, self.program.consts, x)
+        leaves = eval_jaxpr(self.program.jaxpr, self.program.consts, x)
         return jax.tree.unflatten(self.structure, leaves)
 
 
@@ -76,13 +77,17 @@ def of_options(options: dict[str, Any]) -> dict[str, Any]:
 _OWN = {"convergence_delta", "with_outputs", "cancellation", "argnums", "batch_argnums", "references"}
 
 
+def version(name: str) -> str:
+    """Of an installed package; a source tree that is not installed has none."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
 def environment(device: Any) -> dict[str, Any]:
     """What the last bits of the scores depend on."""
-    versions = {name: metadata.version(name) for name in ("jax", "jaxlib")}
-    try:
-        versions["jaxlift"] = metadata.version("jaxlift")
-    except metadata.PackageNotFoundError:  # from a source tree that is not installed
-        versions["jaxlift"] = "unknown"
+    versions = {name: version(name) for name in ("jax", "jaxlib", "jaxlift")}
     return {**versions, "device": device.device_kind, "float": jnp.zeros(()).dtype.name}
 
 
