@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 LENGTH = 40
 _RNG = np.random.default_rng(5)
 _KERNEL = jnp.asarray(_RNG.normal(size=(5, 4, 8)), jnp.float32)
-_DENSE = jnp.asarray(_RNG.normal(size=(8, 3)), jnp.float32)
+WEIGHTS = jnp.asarray(_RNG.normal(size=(8, 3)), jnp.float32)
 
 
 def sequences(count, seed=0):
@@ -23,7 +23,12 @@ def sequences(count, seed=0):
 def model(x):
     """`(N, LENGTH, 4) -> (N, 3)`."""
     h = jax.lax.conv_general_dilated(x, _KERNEL, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))
-    return jnp.tanh(jax.nn.relu(h).mean(1)) @ _DENSE
+    return jnp.tanh(jax.nn.relu(h).mean(1)) @ WEIGHTS
+
+
+def letters_first(x):
+    """`(N, 4, LENGTH) -> (N, 3)`."""
+    return model(x.transpose(0, 2, 1))
 
 
 def factory():

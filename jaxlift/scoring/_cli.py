@@ -54,52 +54,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _that_goes_on(getattr(given, "model", "")):
             return given.do(given)
     except StoreError as error:
-        return _failed(error, error.exit_code)
+        return _failed(error, error.exit_code, given.parser)
     except (ValueError, TypeError, ModuleNotFoundError, FileNotFoundError, MemoryError) as error:
         if _kept(error):  # it came while the run went on: the model's, to be seen with its traceback
             raise
-        return _failed(error, USAGE)
+        return _failed(error, USAGE, given.parser)
     except OSError as error:
-        return _failed(error, INPUT_OUTPUT)
+        return _failed(error, INPUT_OUTPUT, given.parser)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return _failed(MemoryError(f"{OUT_OF_MEMORY} ({str(error).splitlines()[0]})"), FAILED)
+        return _failed(MemoryError(f"{OUT_OF_MEMORY} ({str(error).splitlines()[0]})"), FAILED, given.parser)
     except KeyboardInterrupt as error:
-        return _failed(error, 128 + signal.SIGINT)
+        return _failed(error, 128 + signal.SIGINT, given.parser)
 
 
-def _failed(error: BaseException, code: int) -> int:
+def _failed(error: BaseException, code: int, parser: Parser) -> int:
     text = str(error) or "stopped"
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     called = [note for note in getattr(error, "__notes__", ()) if note.startswith(CALLED)]
     if called:
         text = f"the model failed. {type(error).__name__}: {text}"
-    print(
-        *map(_shown, (f"jaxlift: {_in_options(text)}", *map(_in_options, called), *_kept(error))),
-        sep="\n",
-        file=sys.stderr,
-    )
+    lines = parser.in_options("\n".join([f"jaxlift: {text}", *called]))
+    print(*map(_shown, [*lines, *_kept(error)]), sep="\n", file=sys.stderr)
     return code
-
-
-def _in_options(text: str) -> str:
-    """What the library says of its arguments, said of the command's options."""
-    text = re.sub(r"attribute\(\.\.\., (\w+='paired')\)", r"\1", text)
-    text = re.sub(r"\b(?:pairing|references)='(paired|shared)'", r"--\1", text)
-    return re.sub(rf"\b({'|'.join(OPTIONS)})=('[^']*'|-?\w+(?:[.+-]\w+)*)?", _option, text)
-
-
-def _option(found: re.Match[str]) -> str:
-    name, value = found[1].replace("_", "-"), (found[2] or "").strip("'")
-    return f"--{name}{'' if value in ('', 'True') else f' {value}'}"
-
-
-OPTIONS = (
-    *("target", "rule", "output", "normalize_target", "channel_axis", "reference", "shuffles", "seed", "memory"),
-    *("batch_size", "overwrite", "letters", "positions"),
-)
 
 
 def _shown(text: Any) -> str:
@@ -110,6 +89,9 @@ def _shown(text: Any) -> str:
 def _kept(error: BaseException) -> list[str]:
     """What a run says of what it leaves, if it had begun."""
     return [note for note in getattr(error, "__notes__", ()) if note.startswith(KEPT)]
+
+
+DEFAULT = r" \[[^]]*\]$"  # at the end of an option's help
 
 
 class Parser(argparse.ArgumentParser):
@@ -123,8 +105,26 @@ class Parser(argparse.ArgumentParser):
             parser.error(f"there is no {' '.join(unknown)}" + (f": did you mean {', '.join(like)}?" if like else "."))
         return given
 
-    def options(self) -> list[str]:
-        return [name for action in self._actions for name in action.option_strings]
+    def options(self) -> dict[str, str]:
+        """What each is for."""
+        return {name: action.help or "" for action in self._actions for name in action.option_strings}
+
+    def in_options(self, text: str) -> list[str]:
+        """What the library says of its arguments, said of options; and what those may be that it takes as objects."""
+        text = re.sub(r"attribute\(\.\.\., (\w+='paired')\)", r"\1", text)
+        text = re.sub(r"\b(?:pairing|references)='(paired|shared)'", r"--\1", text)
+        named: list[str] = []
+
+        def option(found: re.Match[str]) -> str:
+            name, value = f"--{found[1].replace('_', '-')}", (found[2] or "").strip("'")
+            if name not in self.options():
+                return found[0]
+            named.append(name)
+            return name if value in ("", "True") else f"{name} {value}"
+
+        text = re.sub(r"\b([a-z_]+)=('[^']*'|-?\w+(?:[.+-]\w+)*)?", option, text)
+        objects = [name for name in dict.fromkeys(named) if name in ("--target", "--rule", "--reference")]
+        return [text, *(f"{name}: {re.sub(DEFAULT, '', self.options()[name])}" for name in objects)]
 
     def error(self, message: str) -> NoReturn:
         self.exit(USAGE, _shown(f"jaxlift: {message}\n`{self.prog} --help` has the options.\n"))
@@ -403,9 +403,10 @@ def _imported(value: Any) -> Any:
         ) from error
     for part in name.split("."):
         if not hasattr(found, part):
-            names = [name for name, value in vars(found).items() if callable(value) and not name.startswith("_")]
-            like = ", ".join(difflib.get_close_matches(part, names, 3, 0.4) or names[:5])
-            raise ValueError(f"{module} has no {name}" + (f": did you mean {like}?" if like else "."))
+            own = [key for key, value in vars(found).items() if getattr(value, "__module__", None) == module]
+            like = difflib.get_close_matches(part, vars(found), 3)
+            more = f"did you mean {', '.join(like)}?" if like else f"it has {', '.join(own[:8]) or 'no functions'}."
+            raise ValueError(f"{module} has no {name}: {more}")
         found = getattr(found, part)
     return found
 

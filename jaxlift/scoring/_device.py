@@ -139,7 +139,7 @@ class Program:
             if self.batch == 1:
                 raise MemoryError(
                     f"one example takes {readable(self.bytes())} on a device, and the budget is {readable(budget)}: "
-                    "give more memory, or fewer references."
+                    "give a larger memory=, or fewer references."
                 )
             self.compile(self.batch // 2)
 

@@ -68,8 +68,12 @@ def reading(path: Path, kind: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno:
             raise
-        reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        raise DamagedError(f"{path}: expected {kind}, but the file is damaged or cut short ({reason}).") from error
+        raise DamagedError(f"{path} is damaged, cut short, or no {kind} ({_named(error)}).") from error
+
+
+def _named(error: Exception) -> str:
+    """What went wrong in a library; some of its errors have a name alone."""
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 class Examples:
@@ -92,7 +96,7 @@ class Examples:
     @property
     def hint(self) -> str:
         """Why examples have the shape that they have, for whoever expected another."""
-        return "The first axis counts examples: a single one is x[None]."
+        return f"The first axis of {(self.count, *self.shape)} counts examples: a single one is x[None]."
 
     def close(self) -> None:
         """Close the file, if it was opened here."""
@@ -127,7 +131,7 @@ class Examples:
             records.values[at] = as_example(self.row(number), self.shape, self.dtype)
         except Exception as error:
             records.status[at] = Status.MALFORMED if isinstance(error, MalformedError) else Status.UNREADABLE
-            records.messages[number] = f"{type(error).__name__}: {error}"
+            records.messages[number] = str(error) if isinstance(error, MalformedError) else _named(error)
 
     def first(self) -> np.ndarray:
         """The first good example."""
@@ -262,7 +266,7 @@ class NpzExamples(Examples):
     """One array of an ``.npz``, which is read as a stream: it may be compressed, and is never held as a whole."""
 
     def __init__(self, path: Path, key: str | None) -> None:
-        kind = "an .npz file, as np.savez makes it"
+        kind = "file that np.savez wrote"
         with reading(path, kind):
             archive = zipfile.ZipFile(path)
         with archive:
@@ -300,7 +304,10 @@ class FastaExamples(Examples):
     @property
     def hint(self) -> str:
         axis = "" if self.channel_axis != -1 else " With channel_axis=-2 they are (4, L)."
-        return f"Most of its records have {self.length} letters: expected as many as the model takes.{axis}"
+        return (
+            f"Records are one-hot in the order ACGT, and most have {self.length} letters: expected as many as the "
+            f"model takes.{axis}"
+        )
 
     def __init__(self, path: Path, channel_axis: int = -1) -> None:
         if channel_axis not in (-2, -1, 0, 1):
@@ -310,15 +317,18 @@ class FastaExamples(Examples):
         self.close = self.file.close
         self.offsets = array("q")  # of the lines after each header
         try:
-            with reading(path, "a FASTA file"):
+            with reading(path, "FASTA file"):
                 lengths = self._index()
+            self.count = len(self.offsets)
+            # The length that most records have, so that a first one that is cut short doesn't spoil all others.
+            [(self.length, _)] = lengths.most_common(1)
+            self.shape, self.dtype = self._laid_out(np.zeros((self.length, 4))).shape, np.dtype(np.float32)
+            some = self.read(0, 16)
+            if len(some.messages) == len(some.values):
+                raise MalformedError(f"{path}: expected DNA or RNA, but in its first record: {some.messages[0]}.")
         except BaseException:
             self.close()
             raise
-        self.count = len(self.offsets)
-        # The length that most records have, so that a first one that is cut short doesn't spoil all others.
-        [(self.length, _)] = lengths.most_common(1)
-        self.shape, self.dtype = self._laid_out(np.zeros((self.length, 4))).shape, np.dtype(np.float32)
 
     def _index(self) -> Counter[int]:
         """Find the records. How many have which length; of equal numbers the first comes first."""
@@ -421,11 +431,13 @@ def numeric(dtype: Any, source: str) -> np.dtype:
 def only_key(names: Iterable[str], key: str | None, path: Path) -> str:
     """The array that is meant, among those of a file."""
     names = sorted(names)
+    if not names:
+        raise ValueError(f"{path} has no arrays.")
     if key is None and len(names) == 1:
         return names[0]
     if key not in names:
         asked = "say which array" if key is None else f"there is no array {key!r}"
-        raise ValueError(f"{path}: {asked}: write {path}:NAME, with one of {', '.join(names) or 'none'}.")
+        raise ValueError(f"{path}: {asked}: write {path}:NAME, with one of {', '.join(names)}.")
     return key
 
 
@@ -439,7 +451,7 @@ def npy_header(file: Any, source: str, needs_axis: bool = False) -> tuple[tuple[
             f"{source} is not an array in NumPy's format, whatever its name says: it begins with {magic!r}. Write it "
             "with np.save."
         )
-    with reading(Path(source), "an array, as np.save writes it"):
+    with reading(Path(source), "array that np.save wrote"):
         version = tuple(magic[-2:])
         header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = header(file)
@@ -489,7 +501,7 @@ def _without_key(path: Path, key: str | None) -> Path:
 
 def _hdf5(path: Path, key: str | None) -> Examples:
     h5py = extra("h5py")
-    with reading(path, "an HDF5 file"):
+    with reading(path, "HDF5 file"):
         file, names = h5py.File(path, "r"), []
         file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
     key = only_key(names, key.strip("/") if key else None, path)
@@ -502,7 +514,7 @@ def _zarr(path: Path, key: str | None) -> Examples:
     zarr = extra("zarr")
     node = opened_zarr(path)
     if isinstance(node, zarr.Group):
-        with reading(path, "a Zarr group"):
+        with reading_zarr(path):
             names = [name for name, member in node.members(max_depth=None) if isinstance(member, zarr.Array)]
         key = only_key(names, key.strip("/") if key else None, path)
         return ArrayExamples(node[key], f"{path}:{key}")
@@ -514,25 +526,25 @@ def opened_zarr(path: Path, mode: Any = "r") -> Any:
     zarr = extra("zarr")
     if not any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zarray")):
         raise ValueError(f"{path} is not a Zarr store: it has no zarr.json.")
-    try:
+    with reading_zarr(path):
         node = zarr.open(path, mode=mode)
         # What is consolidated is a copy of the metadata, which may be older.
         return zarr.open_group(path, mode=mode, use_consolidated=False) if isinstance(node, zarr.Group) else node
-    except OSError:
+
+
+@contextlib.contextmanager
+def reading_zarr(path: Path) -> Iterator[None]:
+    """Say which of a store's files of metadata can't be read."""
+    try:
+        yield
+    except (OSError, ModuleNotFoundError):
         raise
     except Exception as error:
-        raise DamagedError(f"{path}: the Zarr store is damaged: {_first_broken(path, error)}.") from error
-
-
-def _first_broken(path: Path, error: Exception) -> str:
-    """Which of a Zarr store's files is not JSON; else what the library says."""
-    for name in ("zarr.json", ".zgroup", ".zarray", ".zattrs"):
-        for file in sorted(path.rglob(name)):
-            try:
-                json.loads(file.read_bytes())
-            except ValueError as broken:
-                return f"{file.relative_to(path)} in it is not JSON, or is cut short ({broken})"
-    return f"{type(error).__name__}: {error}"
+        for name in ("zarr.json", ".zgroup", ".zarray", ".zattrs"):
+            for file in sorted(path.rglob(name)):
+                with reading(file, "JSON"):
+                    json.loads(file.read_bytes())
+        raise DamagedError(f"{path}: the Zarr store is damaged ({_named(error)}).") from error
 
 
 class _TupleError(TypeError):

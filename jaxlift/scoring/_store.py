@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlift.scoring._examples import opened_zarr
+from jaxlift.scoring._examples import opened_zarr, reading_zarr
 from jaxlift.scoring._extra import extra
 
 FORMAT = 1
@@ -96,7 +96,8 @@ class Store:
             raise StoreError(f"{path} is a Zarr group, but not a store of scores, as `jaxlift score` makes it.")
         if not isinstance(meta, dict) or meta.get("format") != FORMAT:
             raise StoreError(f"{path} is not a store of this version of jaxlift: expected format {FORMAT}.")
-        self._check(meta)
+        with reading_zarr(path):
+            self._check(meta)
         self.settings: dict[str, Any] = meta["settings"]
         self.chunk: int = meta["chunk"]
         with zarr.config.set({"array.write_empty_chunks": True}):  # else each is searched for what is not empty
