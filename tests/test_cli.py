@@ -205,7 +205,7 @@ MESSAGES = [
     ("score nowhere:model x.npy", 2, "nowhere:model: there is no module nowhere, neither in this folder nor installed"),
     ("score needs:model x.npy FILE=needs.py", 2, "needs imports nothing_of_this_name, which is not installed"),
     ("score exits:model x.npy FILE=exits.py", 2, "exits:model calls sys.exit(0) when it is run: put what is for"),
-    ("score scored:nothing x.npy", 2, "scored has no nothing: it has sequences, model, factory"),
+    ("score scored:nothing x.npy", 2, "scored has no nothing: it has sequences, model, letters_first, factory"),
     ("score scored:modle x.npy", 2, "scored has no modle: did you mean model?"),
     ("score scored x.npy", 2, "'scored' is no model: expected package.module:function, such as scored:model"),
     ("score scored.py x.npy", 2, "such as scored:model"),
@@ -268,7 +268,7 @@ MESSAGES = [
         2,
         "three.npy has shape (3, 40, 4), but --paired takes one reference for each of 30 examples: (30, 40, 4)",
     ),
-    ("score scored:model x.npy --target 1 --reference FILE FILE=single.fa", 2, "doesn't fit 30 examples of shape"),
+    ("score scored:model x.npy --target 1 --reference FILE FILE=first.npy", 2, "doesn't fit 30 examples of shape"),
     ("score scored:model x.npy --target 1 --reference FILE FILE=cut.npy", 74, "cut.npy is cut short: an array of"),
     # Files of examples.
     ("score scored:model missing.npy --target 1", 2, "there is no file missing.npy"),

@@ -97,13 +97,14 @@ class Store:
         if not isinstance(meta, dict) or meta.get("format") != FORMAT:
             raise StoreError(f"{path} is not a store of this version of jaxlift: expected format {FORMAT}.")
         with reading_zarr(path):
-            self._check(meta)
+            present = set(self.group.array_keys())
+        self._check(meta, present)
         self.settings: dict[str, Any] = meta["settings"]
         self.chunk: int = meta["chunk"]
         with zarr.config.set({"array.write_empty_chunks": True}):  # else each is searched for what is not empty
             self.arrays: dict[str, Any] = {name: self.group[name] for name in meta["arrays"]}
 
-    def _check(self, meta: dict[str, Any]) -> None:
+    def _check(self, meta: dict[str, Any], present: set[str]) -> None:
         """Raise the error that says what of a store's metadata can't be read."""
         match meta:
             case {"settings": {"attribution": {"output": str(output)}, "examples": {}, "batch_size": int()}}:
@@ -112,8 +113,8 @@ class Store:
                 raise StoreError(f"{self.path}: the metadata are damaged: there are no settings of the run.")
         match meta:
             case {"chunk": int(chunk), "arrays": [*names], "runs": [*runs]} if chunk > 0:
-                wanted = {output, "delta", "status", *(str(name) for name in names)}
-                missing = sorted(name for name in wanted if name not in names or name not in self.group)
+                wanted = {output, "delta", "status", *map(str, names)}
+                missing = sorted(name for name in wanted if name not in names or name not in present)
                 if missing:
                     raise StoreError(f"{self.path} is damaged: it has no array {', '.join(missing)}.")
                 if not all(isinstance(run, dict) for run in runs):
