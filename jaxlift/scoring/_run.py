@@ -108,18 +108,20 @@ def score(
         examples: `(N, ...)`, an array, or what can be sliced like one (Zarr, HDF5); a sequence of arrays, such as a
             Grain data source; an iterable of arrays; or the path of an ``.npy``, ``.npz``, HDF5, Zarr or FASTA file,
             with ``:name`` after it where the file has several arrays. Numbers that aren't floating-point are made so.
+            Records of a FASTA file are one-hot along the `channel_axis` that `attr` was given: `(L, 4)` as it comes.
         out: the store's path, on a file system that all processes share.
         reference: ``"zeros"``; ``"mean"`` of all examples; ``"frequencies"`` of the channels in all examples;
             ``"dinucleotide_shuffle"``; an array, or the path of one, read by its rank as by `attr`, `(N, R, ...)` for
             several references of each example; or a function of one example (NumPy, on the host) that returns one
-            reference or several. Or None, for a rule that needs none.
+            reference or several. Or None, for a rule that needs none. Frequencies and shuffles are along the
+            `channel_axis` of `attr`. Where there are as many references as examples, `attr` has to say how they pair.
         shuffles, seed: how many shuffles each example is compared with, and what they are drawn from. An example's
             shuffles depend on the seed and its number, and nothing else.
         batch_size: how many examples a device computes at once. Left out, as many as fit in `memory`.
         memory: bytes that the program may take on each device, or text such as ``"4GB"``. Left out, most of what an
             accelerator has, or 2 GiB of a host.
         devices: of this process; all of them, if left out.
-        overwrite: whether to begin anew where there is a store already.
+        overwrite: whether to begin anew where there is a store already, which goes when the new one is there.
         progress: ``"bar"``, ``"lines"``, ``"none"``, or ``"auto"``: a bar on a terminal, else lines.
         command: what to write into the metadata as the command of this run, `sys.argv` if left out.
 
