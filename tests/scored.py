@@ -5,6 +5,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 import jaxlift
 
@@ -29,6 +30,14 @@ def model(x):
 def letters_first(x):
     """`(N, 4, LENGTH) -> (N, 3)`."""
     return model(x.transpose(0, 2, 1))
+
+
+def named(x):
+    """`(N, 4) -> (N, 3)`, with names in it."""
+    with jax.named_scope("first"):
+        h = checkpoint_name(jnp.tanh(x @ _KERNEL[0]), "hidden")
+    with jax.named_scope("second"):
+        return jax.nn.relu(h @ WEIGHTS) ** 2
 
 
 def factory():

@@ -232,6 +232,25 @@ class TestResults:
         close(tmp_path / "s", expected(reference=shared, **options))
         assert read(tmp_path / "s")["delta"].shape == (53, 2, 3)
 
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"layer": "hidden"},
+            {"rule": jaxlift.PerLayer(scopes={"*second*": "revealcancel"})},
+            {"rule": jaxlift.PerLayer(dense="revealcancel")},
+        ],
+        ids=["layer", "name scope", "kind of map"],
+    )
+    def test_names_inside_of_the_model(self, tmp_path, options):
+        """What is scored is the model's program, which has them as the model has."""
+        x = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+        one = jaxlift.attribute(scored.named, target=1, **options)
+        score(x, tmp_path / "s", attr=one)
+        wanted = jax.jit(one)(x, reference=jnp.zeros(4))
+        plain = jax.jit(jaxlift.attribute(scored.named, target=1))(x, reference=jnp.zeros(4))
+        assert wanted.shape != plain.shape or np.abs(wanted - plain).max() > 1e-3
+        np.testing.assert_allclose(read(tmp_path / "s")["contributions"], wanted, atol=1e-6)
+
     def test_scores_add_up(self, tmp_path):
         score(X, tmp_path / "s")
         s = read(tmp_path / "s")
@@ -278,9 +297,8 @@ class TestResults:
 class TestLettersFirst:
     """Examples `(4, L)`: the same numbers, with the axes the other way round."""
 
-    @pytest.mark.parametrize("axis", [0, -2])
+    @pytest.mark.parametrize(("axis", "from_fasta"), [(0, False), (-2, True)])
     @pytest.mark.parametrize("reference", ["frequencies", "dinucleotide_shuffle"])
-    @pytest.mark.parametrize("from_fasta", [False, True])
     def test_the_same_scores(self, tmp_path, axis, reference, from_fasta):
         options = {"target": 1, "output": "hypothetical"}
         last = jaxlift.attribute(scored.model, **options)
