@@ -5,6 +5,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 import jaxlift
 
@@ -12,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 LENGTH = 40
 _RNG = np.random.default_rng(5)
 _KERNEL = jnp.asarray(_RNG.normal(size=(5, 4, 8)), jnp.float32)
-_DENSE = jnp.asarray(_RNG.normal(size=(8, 3)), jnp.float32)
+WEIGHTS = jnp.asarray(_RNG.normal(size=(8, 3)), jnp.float32)
 
 
 def sequences(count, seed=0):
@@ -23,7 +24,20 @@ def sequences(count, seed=0):
 def model(x):
     """`(N, LENGTH, 4) -> (N, 3)`."""
     h = jax.lax.conv_general_dilated(x, _KERNEL, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))
-    return jnp.tanh(jax.nn.relu(h).mean(1)) @ _DENSE
+    return jnp.tanh(jax.nn.relu(h).mean(1)) @ WEIGHTS
+
+
+def letters_first(x):
+    """`(N, 4, LENGTH) -> (N, 3)`."""
+    return model(x.transpose(0, 2, 1))
+
+
+def named(x):
+    """`(N, 4) -> (N, 3)`, with names in it."""
+    with jax.named_scope("first"):
+        h = checkpoint_name(jnp.tanh(x @ _KERNEL[0]), "hidden")
+    with jax.named_scope("second"):
+        return jax.nn.relu(h @ WEIGHTS) ** 2
 
 
 def factory():

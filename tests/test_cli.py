@@ -1,10 +1,17 @@
 """The command ``jaxlift``: what it is given, what it prints, and how it ends."""
 
+import gzip
+import io
+import pickle
+import re
 import signal
 import subprocess
 import sys
 import time
+import zipfile
+from pathlib import Path
 
+import h5py
 import jax
 import jax.numpy as jnp
 import matplotlib.image
@@ -12,7 +19,7 @@ import numpy as np
 import pytest
 import scored
 import zarr
-from test_scoring import compiled_once, fasta, read, started
+from test_scoring import compiled_once, environment, fasta, read, started
 
 import jaxlift
 from jaxlift.scoring import _progress
@@ -104,27 +111,352 @@ def test_bad_examples(run):
     assert "example 7 has no scores: not finite" in err
 
 
+def damaged(name, folder):
+    """A file that can't be used, or can in part: its name says how it came about."""
+    fasta(folder / "x.fa", X[:5])
+    records = (folder / "x.fa").read_bytes()
+    buffer = io.BytesIO()
+    np.savez(buffer, X)
+    whole = {
+        "npy": (folder / "x.npy").read_bytes(),
+        "npz": buffer.getvalue(),
+        "h5": b"",
+        "gz": gzip.compress(records),
+        "fa": records,
+    }
+    how, _, suffix = name.partition(".")
+    if suffix == "h5":
+        with h5py.File(folder / "whole.h5", "w") as file:
+            file["x"] = X
+        whole["h5"] = (folder / "whole.h5").read_bytes()
+    content = whole.get(suffix.rpartition(".")[2], b"")
+    match how:
+        case "cut":
+            content = content[: len(content) // 2]
+        case "header":
+            content = content[:40]
+        case "empty":
+            content = b""
+        case "text":
+            content = b"1 2 3\n"
+        case "mac":
+            content = content.replace(b"\n", b"\r")
+        case "protein":
+            content = b">one\nMKVLAAGIVGLLLAQWERTY\n" * 3
+        case "single":
+            return np.save(folder / name, X[0])
+        case "first":  # letters first
+            return np.save(folder / name, X.swapaxes(1, 2))
+        case "three":
+            return np.save(folder / name, X[:3])
+        case "objects" if suffix == "npy":
+            return np.save(folder / name, np.array([Bomb()]), allow_pickle=True)
+        case "objects":
+            return np.savez(folder / name, np.array([Bomb()]))
+        case "pickle":
+            content = pickle.dumps(Bomb())
+        case "members":
+            with zipfile.ZipFile(folder / name, "w") as archive:
+                return archive.writestr("notes.txt", "none")
+        case "array":
+            return zarr.create_array(folder / name, data=X)
+        case "nested":
+            return zarr.open_group(folder / name, mode="w").create_array("a/x", data=X)
+        case "broken":
+            zarr.open_group(folder / name, mode="w").create_array("a/x", data=X)
+            content = b'{"shape": ['
+            name += "/a/x/zarr.json"
+        case "folder":
+            return (folder / name).mkdir()
+        case "exits":
+            content = b"import sys\nsys.exit(0)\n"
+        case "needs":
+            content = b"import nothing_of_this_name\n"
+    return (folder / name).write_bytes(content)
+
+
+class Bomb:
+    """What runs code when it is unpickled."""
+
+    def __reduce__(self):
+        return (Path.touch, (Path("unpickled"),))
+
+
+# What is given to `jaxlift`, with FILE for a file that `damaged` makes; its exit code; and what it says.
+MESSAGES = [
+    # The command and its options.
+    ("score scored:model x.npy --refrence zeros", 2, "there is no --refrence zeros: did you mean --reference?"),
+    ("score scored:model x.npy --xyz", 2, "there is no --xyz.\n`jaxlift score --help` has the options."),
+    ("scoer", 2, "invalid choice: 'scoer' (choose from"),
+    ("score scored:model x.npy --target 1.0", 2, "--target: expected an output's number, such as 1, several"),
+    ("score scored:model x.npy --batch-size 0", 2, "--batch-size: expected a whole number, 1 or more, got '0'"),
+    ("score scored:model x.npy --shuffles some", 2, "--shuffles: expected a whole number, 1 or more, got 'some'"),
+    ("score scored:model x.npy --output score", 2, "--output: invalid choice: 'score' (choose from 'contributions'"),
+    ("plot scores.zarr 0 --positions x=", 2, "--positions: expected FROM:TO, two positions such as 10:60, got 'x='"),
+    ("plot scores.zarr first", 2, "example: expected a whole number, 0 or more, got 'first'"),
+    ("score scored:model x.npy --target 1 --memory lots", 2, "--memory lots must be a number of bytes, such as"),
+    ("score scored:model x.npy --target 1 --memory 10", 2, "the budget is 10 bytes: give a larger --memory, or fewer"),
+    (
+        f"score scored:model x.npy --target 1 --reference dinucleotide_shuffle --seed {2**63}",
+        2,
+        f"--seed {2**63} must be a number of 64 bits",
+    ),
+    # The model.
+    ("score nowhere:model x.npy", 2, "nowhere:model: there is no module nowhere, neither in this folder nor installed"),
+    ("score needs:model x.npy FILE=needs.py", 2, "needs imports nothing_of_this_name, which is not installed"),
+    ("score exits:model x.npy FILE=exits.py", 2, "exits:model calls sys.exit(0) when it is run: put what is for"),
+    ("score scored:nothing x.npy", 2, "scored has no nothing: it has sequences, model, letters_first, factory"),
+    ("score scored:modle x.npy", 2, "scored has no modle: did you mean model?"),
+    ("score scored x.npy", 2, "'scored' is no model: expected package.module:function, such as scored:model"),
+    ("score scored.py x.npy", 2, "such as scored:model"),
+    ("score scored:2 x.npy", 2, "'scored:2' is no model: expected package.module:function, of names"),
+    ("score scored:LENGTH x.npy", 2, "'scored:LENGTH' is of type int, and no model: name a function (N, ...)"),
+    ("score scored:WEIGHTS x.npy", 2, "'scored:WEIGHTS' is an array of shape (8, 3), and no model: name a function"),
+    ("score scored:no_factory x.npy", 2, "it must return a model; it returned ndarray"),
+    ("score scored:explained x.npy --target 1", 2, "says itself what is explained: leave out --target."),
+    (
+        "score scored:explained x.npy --paired --reference x.npy --channel-axis -2",
+        2,
+        "says itself what is explained: leave out --paired, --channel-axis.",
+    ),
+    # What is explained.
+    ("score scored:model x.npy", 2, "with --target an int", "--target: an output's number"),
+    ("score scored:model x.npy --target 9", 2, "target 9 is out of range: expected 0 to 2"),
+    ("score scored:model x.npy --target 1 --rule recsale", 2, "--rule recsale is not a rule", "--rule: rescale, "),
+    (
+        "score scored:letters_first FILE --target 1 --output hypothetical FILE=first.npy",
+        2,
+        "first.npy, of shape (4, 40), are not along axis -1; they can be along another: --channel-axis -2.",
+    ),
+    (
+        "score scored:letters_first FILE --target 1 --reference frequencies FILE=first.npy",
+        2,
+        "frequencies need examples that are one-hot along their channel axis",
+    ),
+    (
+        "score scored:letters_first FILE --target 1 --reference dinucleotide_shuffle FILE=first.npy",
+        2,
+        "or (4, L) with --channel-axis -2, got examples of shape (4, 40)",
+    ),
+    (
+        "score scored:model x.npy --target 1 --output hypothetical --channel-axis 5",
+        2,
+        "--channel-axis 5 is not an axis of examples of shape (40, 4): expected -2 to 1",
+    ),
+    # The reference.
+    (
+        "score scored:model x.npy --target 1 --reference none",
+        2,
+        "--reference none must be one of",
+        "--reference: zeros",
+    ),
+    ("score scored:model x.npy --target 1 --paired", 2, "--paired says how", "--reference zeros is no file: leave one"),
+    (
+        "score scored:model x.npy --target 1 --shared --reference scored:reverse_complement",
+        2,
+        "--reference scored:reverse_complement is no file",
+    ),
+    ("score scored:model x.npy --paired --shared", 2, "--shared: not allowed with argument --paired"),
+    (
+        "score scored:model x.npy --target 1 --reference x.npy",
+        2,
+        "x.npy has as many references as there are examples, 30: say --paired to compare each example with its own, or "
+        "--shared to compare each with all of them, 900 comparisons.",
+    ),
+    (
+        "score scored:model x.npy --target 1 --reference FILE --paired FILE=three.npy",
+        2,
+        "three.npy has shape (3, 40, 4), but --paired takes one reference for each of 30 examples: (30, 40, 4)",
+    ),
+    ("score scored:model x.npy --target 1 --reference FILE FILE=first.npy", 2, "doesn't fit 30 examples of shape"),
+    ("score scored:model x.npy --target 1 --reference FILE FILE=cut.npy", 74, "cut.npy is cut short: an array of"),
+    # Files of examples.
+    ("score scored:model missing.npy --target 1", 2, "there is no file missing.npy"),
+    ("score scored:model FILE FILE=notes.txt", 2, "notes.txt: expected .npy, .npz, .h5,"),
+    ("score scored:model FILE FILE=cut.npy", 74, "takes 19328 bytes, and the file has 9664. Copy or save it again."),
+    ("score scored:model FILE FILE=header.npy", 74, "header.npy is damaged, cut short, or no array that np.save wrote"),
+    ("score scored:model FILE FILE=empty.npy", 74, "empty.npy is empty: expected an array, as np.save writes it"),
+    (
+        "score scored:model FILE FILE=text.npy",
+        2,
+        "text.npy is not an array in NumPy's format",
+        "begins with b'1 2 3\\n'",
+    ),
+    (
+        "score scored:model FILE FILE=objects.npy",
+        2,
+        "objects.npy has pickled Python objects (dtype object), which jaxlift",
+    ),
+    ("score scored:model FILE FILE=objects.npz", 2, "objects.npz:arr_0 has pickled Python objects"),
+    ("score scored:model FILE FILE=pickle.npy", 2, "pickle.npy is not an array in NumPy's format"),
+    ("score scored:model FILE FILE=cut.npz", 74, "cut.npz is damaged, cut short, or no file that np.savez wrote"),
+    ("score scored:model FILE FILE=empty.npz", 74, "empty.npz is damaged, cut short, or"),
+    ("score scored:model FILE FILE=members.npz", 2, "members.npz has no arrays"),
+    ("score scored:model FILE FILE=cut.h5", 74, "cut.h5 is damaged, cut short, or no HDF5 file", "truncated file"),
+    ("score scored:model FILE FILE=text.h5", 74, "text.h5 is damaged, cut short, or no HDF5 file"),
+    ("score scored:model FILE FILE=cut.fa.gz", 74, "cut.fa.gz is damaged, cut short, or no FASTA file (EOFError"),
+    ("score scored:model FILE FILE=text.fa", 2, "text.fa, line 1: expected a FASTA record, which begins with '>', got"),
+    ("score scored:model FILE FILE=empty.fa", 2, "empty.fa: there is no sequence, no line that begins with '>'"),
+    ("score scored:model FILE FILE=mac.fa", 2, "mac.fa, line 1: lines end with CR alone"),
+    (
+        "score scored:model FILE FILE=protein.fa",
+        2,
+        "protein.fa: expected DNA or RNA",
+        "letter 'M' at position 1 is none",
+    ),
+    ("score scored:model FILE FILE=folder", 2, "folder is not a Zarr store: it has no zarr.json"),
+    ("score scored:model FILE FILE=broken.zarr", 74, "broken.zarr/a/x/zarr.json is damaged, cut short, or no JSON"),
+    ("score scored:model FILE:x FILE=nested.zarr", 2, "there is no array 'x': write nested.zarr:NAME, with one of a/x"),
+    ("score scored:model x.npy:foo --target 1", 2, "x.npy has one array, and no names: write x.npy without ':foo'"),
+    ("score scored:model FILE:foo FILE=whole.fa", 2, "whole.fa has one array, and no names"),
+    ("score scored:model FILE:foo FILE=array.zarr", 2, "array.zarr has one array, and no names"),
+    (
+        "score scored:model FILE --target 1 FILE=single.npy",
+        2,
+        "the model failed. ",
+        "The model was called with an example of single.npy, in a batch of shape (1, 4). The first axis of (40, 4)",
+    ),
+    (
+        "score scored:letters_first FILE --target 1 FILE=whole.fa",
+        2,
+        "an example of whole.fa, in a batch of shape (1, 40, 4). Records are one-hot in the order ACGT, and most have",
+        "With --channel-axis -2 they are (4, L).",
+    ),
+    # Stores.
+    ("info nowhere", 2, "there is no store nowhere"),
+    ("plot nowhere 0", 2, "there is no store nowhere"),
+    ("info x.npy", 2, "x.npy is not a Zarr store"),
+    ("info FILE FILE=array.zarr", 2, "array.zarr is a Zarr array, not a store of scores"),
+    ("info FILE FILE=nested.zarr", 2, "nested.zarr is a Zarr group, but not a store of scores"),
+    ("score scored:model x.npy --target 1 --out x.npy", 2, "x.npy is there, and is not a store of scores"),
+    # Several processes.
+    (
+        "score scored:model x.npy --coordinator a:1",
+        2,
+        "--coordinator is for one of several processes: add --distributed",
+    ),
+    (
+        "score scored:model x.npy --distributed --coordinator a:1 --processes 2 --process 2",
+        2,
+        "--process 2: expected 0 to 1, for --processes 2",
+    ),
+    (
+        "score scored:model x.npy --distributed",
+        2,
+        "give --coordinator, --processes, --process too, as in --coordinator",
+    ),
+]
+
+
+@pytest.mark.parametrize(("given", "code", "parts"), [(given, code, parts) for given, code, *parts in MESSAGES])
+def test_messages(run, given, code, parts, tmp_path, monkeypatch, capsys):
+    """Each says what was expected, what came and what to write, in the words of the command."""
+    monkeypatch.setattr(jax.distributed, "initialize", no_scheduler)
+    given, _, file = given.partition(" FILE=")
+    if file:
+        damaged(file, tmp_path)
+    for name in ("exits", "needs"):
+        sys.modules.pop(name, None)
+    try:
+        found, out, err = run(given.replace("FILE", file))
+    except SystemExit as ended:
+        (out, err), found = capsys.readouterr(), ended.code
+    assert (found, out) == (code, ""), err
+    for part in parts:
+        assert part in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "scores.zarr").exists()
+    assert not (tmp_path / "unpickled").exists()
+
+
+def no_scheduler(*given):
+    """What JAX raises where no scheduler is, before it connects to anything."""
+    raise ValueError("coordinator_address should be defined.")
+
+
+def test_distributed_alone():
+    """JAX's own error, in a process that has computed nothing yet."""
+    code = "from jaxlift.scoring._cli import main; raise SystemExit(main(['score', 'a:b', 'x', '--distributed']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment())
+    assert done.returncode == 2
+    assert "--distributed: no scheduler that JAX knows" in done.stderr
+
+
+def test_version(run, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run("--version")
+    assert ended.value.code == 0
+    assert re.fullmatch(r"jaxlift \S+ \(jax \d\S+, Python 3\S+\)\n", capsys.readouterr().out)
+
+
+def test_a_package_of_the_same_name_as_a_folder(run, tmp_path):
+    (tmp_path / "own_package").mkdir()
+    (tmp_path / "own_package" / "__init__.py").write_text("from scored import model, reverse_complement\n")
+    reference = "--reference own_package:reverse_complement"
+    assert run(f"score own_package:model x.npy --target 1 {reference} --quiet") == (0, "", "")
+    np.testing.assert_allclose(
+        read("scores.zarr")["output_reference"], scored.model(np.flip(X, (1, 2)))[:, 1], rtol=1e-4, atol=1e-6
+    )
+
+
+def test_shared_references_as_many_as_examples(run):
+    np.save("x.npy", X[:3])
+    np.save("r.npy", X[3:6])
+    assert run("score scored:model x.npy --target 1 --reference r.npy --shared --quiet") == (0, "", "")
+    outputs = scored.model(X[3:6])[:, 1]
+    np.testing.assert_allclose(read("scores.zarr")["output_reference"], np.full(3, outputs.mean()), rtol=1e-4)
+
+
+def test_letters_first(run, tmp_path):
+    """The same scores as with the letters last, from a FASTA file and from an array, and the same picture."""
+    fasta(tmp_path / "x.fa", X)
+    np.save("first.npy", X.swapaxes(1, 2))
+    options = "--target 1 --output hypothetical --reference frequencies --quiet"
+    assert run(f"score scored:model x.fa {options} --out last") == (0, "", "")
+    for examples in ("x.fa", "first.npy"):
+        given = f"score scored:letters_first {examples} {options} --channel-axis -2 --out first --overwrite"
+        assert run(given) == (0, "", "")
+        np.testing.assert_allclose(
+            read("first")["hypothetical"].swapaxes(1, 2), read("last")["hypothetical"], atol=1e-6
+        )
+    pictures = [
+        matplotlib.image.imread(run(f"plot {store} 0 --letters ACGT --positions 0:4 --out {store}.png")[1].strip())
+        for store in ("first", "last")
+    ]
+    np.testing.assert_allclose(*pictures, atol=0.02)
+
+
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("change", "message"),
     [
-        ("scored:model missing.npy --target 1", "there is no file missing.npy"),
-        ("scored:nothing x.npy", "scored has no nothing"),
-        ("nowhere:model x.npy", "No module named 'nowhere'"),
-        ("scored x.npy", "'scored' is no model"),
-        ("scored:LENGTH x.npy", "'scored:LENGTH' is no model"),
-        ("scored:model x.npy", "say which is explained"),
-        ("scored:model x.npy --target 9", "target 9 is out of range"),
-        ("scored:model x.npy --target 1 --rule recsale", "'recsale'"),
-        ("scored:model x.npy --target 1 --reference none", "'none' must be one of"),
-        ("scored:explained x.npy --target 1", "leave out --target"),
-        ("scored:model x.npy --target 1 --memory lots", "memory='lots'"),
+        (lambda meta: [], "is not a store of this version"),
+        (lambda meta: meta | {"format": 99}, "is not a store of this version"),
+        (lambda meta: meta | {"settings": {}}, "no settings of the run"),
+        (lambda meta: meta | {"chunk": 0}, "expected chunk, arrays and runs"),
+        (lambda meta: meta | {"arrays": ["contributions", "lost", "status", "delta"]}, "it has no array lost"),
+        (lambda meta: meta | {"runs": ["x"]}, "a run is no record of one"),
     ],
 )
-def test_what_can_not_be_carried_out(run, given, message, tmp_path):
-    code, out, err = run(f"score {given}")
-    assert (code, out) == (2, "")
-    assert message in err
-    assert not (tmp_path / "scores.zarr").exists()
+def test_damaged_metadata(run, change, message):
+    assert run("score scored:model x.npy --target 1 --quiet")[0] == 0
+    group = zarr.open_group("scores.zarr")
+    group.attrs["jaxlift"] = change(group.attrs["jaxlift"])
+    for command in ("info scores.zarr", "plot scores.zarr 0", "score scored:model x.npy --target 1"):
+        code, out, err = run(command)
+        assert (code, out) == (2, "")
+        assert message in err
+
+
+def test_nothing_acts_on_the_terminal(run):
+    assert run("score scored:model x.npy --target 1 --quiet")[0] == 0
+    group = zarr.open_group("scores.zarr")
+    meta = group.attrs["jaxlift"]
+    meta["settings"]["model"]["name"] = meta["runs"][0]["host"] = "\x1b[2J\x9b31m"
+    group.attrs["jaxlift"] = meta
+    code, out, _ = run("info scores.zarr")
+    assert code == 0
+    assert out.count("\\x1b[2J\\x9b31m") == 2
+    assert out.replace("\n", "").isprintable()
 
 
 def test_changed_settings(run):
@@ -133,13 +465,6 @@ def test_changed_settings(run):
     assert code == 2
     assert "attribution.target: the store has 1, this run 2" in err
     assert run("score scored:model x.npy --target 2 --quiet --overwrite")[0] == 0
-
-
-def test_not_a_store(run):
-    for what in ("info nowhere", "plot nowhere 0"):
-        code, _, err = run(what)
-        assert code == 2
-        assert "there is no store nowhere" in err
 
 
 def test_plots(run, tmp_path):

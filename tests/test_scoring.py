@@ -26,6 +26,7 @@ import jaxlift
 from jaxlift import references
 from jaxlift.scoring import Status, StoreError
 from jaxlift.scoring._device import as_bytes
+from jaxlift.scoring._examples import open_examples
 from jaxlift.scoring._store import lock
 
 X = scored.sequences(53)
@@ -231,6 +232,25 @@ class TestResults:
         close(tmp_path / "s", expected(reference=shared, **options))
         assert read(tmp_path / "s")["delta"].shape == (53, 2, 3)
 
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"layer": "hidden"},
+            {"rule": jaxlift.PerLayer(scopes={"*second*": "revealcancel"})},
+            {"rule": jaxlift.PerLayer(dense="revealcancel")},
+        ],
+        ids=["layer", "name scope", "kind of map"],
+    )
+    def test_names_inside_of_the_model(self, tmp_path, options):
+        """What is scored is the model's program, which has them as the model has."""
+        x = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+        one = jaxlift.attribute(scored.named, target=1, **options)
+        score(x, tmp_path / "s", attr=one)
+        wanted = jax.jit(one)(x, reference=jnp.zeros(4))
+        plain = jax.jit(jaxlift.attribute(scored.named, target=1))(x, reference=jnp.zeros(4))
+        assert wanted.shape != plain.shape or np.abs(wanted - plain).max() > 1e-3
+        np.testing.assert_allclose(read(tmp_path / "s")["contributions"], wanted, atol=1e-6)
+
     def test_scores_add_up(self, tmp_path):
         score(X, tmp_path / "s")
         s = read(tmp_path / "s")
@@ -274,6 +294,95 @@ class TestResults:
         assert one["parameters"] == tanh["parameters"]
 
 
+class TestLettersFirst:
+    """Examples `(4, L)`: the same numbers, with the axes the other way round."""
+
+    @pytest.mark.parametrize(("axis", "from_fasta"), [(0, False), (-2, True)])
+    @pytest.mark.parametrize("reference", ["frequencies", "dinucleotide_shuffle"])
+    def test_the_same_scores(self, tmp_path, axis, reference, from_fasta):
+        options = {"target": 1, "output": "hypothetical"}
+        last = jaxlift.attribute(scored.model, **options)
+        first = jaxlift.attribute(scored.letters_first, channel_axis=axis, **options)
+        x = fasta(tmp_path / "x.fa", X[:20]) if from_fasta else X[:20].transpose(0, 2, 1)
+        score(X[:20], tmp_path / "last", attr=last, reference=reference, shuffles=2)
+        score(x, tmp_path / "first", attr=first, reference=reference, shuffles=2)
+        last, first = (read(tmp_path / out) for out in ("last", "first"))
+        assert first["hypothetical"].shape == (20, 4, 40)
+        for name in {"hypothetical", "reference"} & first.keys():
+            np.testing.assert_allclose(first[name].swapaxes(-1, -2), last[name], atol=1e-6)
+        np.testing.assert_allclose(first["output_reference"], last["output_reference"], atol=1e-6)
+
+
+class TestFasta:
+    @pytest.mark.parametrize(
+        "change",
+        [lambda b: b"\xef\xbb\xbf" + b, lambda b: b.replace(b"\n", b"\r\n"), lambda b: b"\n\n" + b.rstrip()],
+        ids=["byte-order mark", "CRLF", "empty lines"],
+    )
+    def test_is_read_as_it_is_meant(self, tmp_path, change):
+        path = fasta(tmp_path / "x.fa", X)
+        path.write_bytes(change(path.read_bytes()))
+        with contextlib.closing(open_examples(path)) as examples:
+            records = examples.read(0, 100)
+        np.testing.assert_array_equal(records.values, X)
+
+    @pytest.mark.parametrize("first", ["", "ACGT"])
+    def test_a_short_first_record_spoils_no_other(self, tmp_path, first):
+        path = fasta(tmp_path / "x.fa", X)
+        path.write_text(f">first\n{first}\n{path.read_text()}")
+        with contextlib.closing(open_examples(path)) as examples:
+            records = examples.read(0, 100)
+        assert records.messages == {0: f"the record has {len(first)} letters, expected 40 as most have"}
+        np.testing.assert_array_equal(records.values[1:], X)
+
+
+class TestOverwriting:
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"reference": "zeroes"},
+            {"attr": jaxlift.attribute(scored.model, target=9)},
+            {"batch_size": None, "memory": 10},
+            {"examples": "s:contributions"},
+            {"reference": "s:reference"},
+        ],
+        ids=["reference", "target", "memory", "examples in it", "reference in it"],
+    )
+    def test_nothing_goes_before_a_run_can_begin(self, tmp_path, monkeypatch, change):
+        monkeypatch.chdir(tmp_path)
+        score(X, "s")
+        before = read("s")
+        with pytest.raises((ValueError, MemoryError, StoreError)):
+            score(change.pop("examples", X), "s", overwrite=True, **change)
+        np.testing.assert_equal(read("s"), before)
+        score(X[:20], "s", overwrite=True)
+        assert len(read("s")["status"]) == 20
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".s.lock", "s"]
+
+    def test_behind_a_link(self, tmp_path):
+        (tmp_path / "real").mkdir()
+        (tmp_path / "link").symlink_to(tmp_path / "real")
+        score(X, tmp_path / "link")
+        with lock(tmp_path / "real"), pytest.raises(StoreError, match="another run works on"):
+            score(X, tmp_path / "link")
+        with pytest.raises(StoreError, match="has what this run reads"):
+            score(f"{tmp_path}/real:contributions", tmp_path / "link", overwrite=True)
+        score(X[:20], tmp_path / "link", overwrite=True)
+        assert (tmp_path / "link").is_symlink()
+        assert len(read(tmp_path / "real")["status"]) == 20
+
+    def test_where_nothing_can_be_written(self, tmp_path, monkeypatch):
+        """As on a file system that is mounted for reading, which a test can't have."""
+        score(X, tmp_path / "s")
+        (tmp_path / ".s.lock").unlink()
+        monkeypatch.setattr(os, "access", lambda path, mode: False)
+        assert score(X, tmp_path / "s").computed == 0
+        assert not (tmp_path / ".s.lock").exists()
+        zarr.open_group(tmp_path / "s")["status"][40:] = 0
+        with pytest.raises(PermissionError, match="not finished"):
+            score(X, tmp_path / "s")
+
+
 class TestBatches:
     def test_one_compilation_and_no_padding_in_the_output(self, tmp_path, against_zeros):
         def traces(count):
@@ -309,7 +418,6 @@ class TestBatches:
 
     def test_devices_do_not_talk(self):
         from jaxlift.scoring._device import Program
-        from jaxlift.scoring._examples import open_examples
         from jaxlift.scoring._reference import read_reference
 
         source = open_examples(X)
@@ -363,7 +471,7 @@ class TestBadExamples:
         (tmp_path / "x.fa").write_text(">".join(lines))
         summary = score(tmp_path / "x.fa", tmp_path / "s", progress="lines")
         assert summary.bad == {4: Status.MALFORMED, 6: Status.MALFORMED}
-        assert "example 4: MalformedError: letter 'R' at position" in capsys.readouterr().err
+        assert "example 4: letter 'R' at position" in capsys.readouterr().err
         close(tmp_path / "s", against_zeros, ~np.isin(np.arange(53), [4, 6, 8]))
         assert (read(tmp_path / "s")["contributions"][8] == 0).all()
 
@@ -467,6 +575,37 @@ class TestFaults:
             score(change.pop("examples", X), tmp_path / "s", **change)
         score(change.pop("examples", X), tmp_path / "s", overwrite=True, **change)
 
+    @pytest.mark.parametrize("kind", ["function of a global", "module", "target"])
+    @pytest.mark.parametrize("is_finished", [True, False])
+    def test_changed_weights_are_refused(self, tmp_path, kind, is_finished):
+        """In one process, as in a notebook, where JAX still has the trace of the same function."""
+        weights = {"w": jnp.ones((4,))}
+
+        class Module:
+            def __call__(self, x):
+                return (x @ weights["w"]).sum(1)
+
+        def fun(x):
+            return (x @ weights["w"]).sum(1)
+
+        def target(y):
+            return y[:, 1] * weights["w"][0]
+
+        one = jaxlift.attribute(scored.model, target=target)
+        one = {"module": jaxlift.attribute(Module()), "target": one}.get(kind, jaxlift.attribute(fun))
+        score(X, tmp_path / "s", attr=one)
+        if not is_finished:
+            zarr.open_group(tmp_path / "s")["status"][40:] = 0
+        before = read(tmp_path / "s")
+        weights["w"] = 2 * weights["w"]
+        with pytest.raises(StoreError, match=r"model\.parameters: the store has"):
+            score(X, tmp_path / "s", attr=one)
+        np.testing.assert_equal(read(tmp_path / "s"), before)
+        score(X, tmp_path / "new", attr=one)
+        np.testing.assert_allclose(read(tmp_path / "new")["output"], 2 * before["output"], rtol=1e-6)
+        checksums = [zarr.open_group(tmp_path / out).attrs["jaxlift"]["settings"]["model"] for out in ("s", "new")]
+        assert checksums[0]["parameters"] != checksums[1]["parameters"]
+
     def test_what_is_not_a_store_is_not_touched(self, tmp_path):
         (tmp_path / "s").mkdir()
         (tmp_path / "s" / "thesis.tex").touch()
@@ -474,8 +613,10 @@ class TestFaults:
             with pytest.raises(StoreError, match="is not a store of scores"):
                 score(X, tmp_path / "s", overwrite=overwrite)
         zarr.open_group(tmp_path / "other", mode="w")
-        with pytest.raises(StoreError, match="is not a store of this version"):
-            score(X, tmp_path / "other")
+        for overwrite in (False, True):
+            with pytest.raises(StoreError, match="is a Zarr group, but not a store of scores"):
+                score(X, tmp_path / "other", overwrite=overwrite)
+        assert (tmp_path / "other" / "zarr.json").exists()
 
     def test_two_runs_exclude_each_other(self, tmp_path):
         with lock(tmp_path / "s"), pytest.raises(StoreError, match="another run works on"):
@@ -531,6 +672,55 @@ CASES = {
     "not examples": ({"examples": 3}, TypeError, r"arrays, an iterable of arrays, or the path of a file, got builtins"),
     "no file": ({"examples": "missing.npy"}, FileNotFoundError, r"there is no file missing\.npy"),
     "batch size": ({"batch_size": 0}, ValueError, r"batch_size=0 must be at least 1"),
+    "pairs": (
+        {"examples": [(X[0], 1), (X[1], 0)]},
+        TypeError,
+        r"expected each example to be an array, got a tuple of 2\. Of pairs \(x, y\), give the x alone",
+    ),
+    "pairs in a stream": ({"examples": iter([{"x": X[0]}])}, TypeError, r"got a dict of 1"),
+    "ragged": (
+        {"examples": [[[1.0], [1.0, 2.0]]]},
+        ValueError,
+        r"none of 1 examples can be read; the first: .*inhomog",
+    ),
+    "as many references": (
+        {"reference": X[::-1]},
+        ValueError,
+        r"as many references as there are examples, 53: say .*'paired' .*'shared' .*, 2809 comparisons",
+    ),
+    "too few references": (
+        {"reference": X[:3], "attr": jaxlift.attribute(scored.model, target=1, references="paired")},
+        ValueError,
+        r"has shape \(3, 40, 4\), but .* takes one reference for each of 53 examples: \(53, 40, 4\)",
+    ),
+    "seed": ({"reference": "dinucleotide_shuffle", "seed": 2**63}, ValueError, r"seed=\d+ must be a number of 64 bits"),
+    "frequencies of real numbers": (
+        {"examples": np.full((3, 5, 4), 2.0), "reference": "frequencies"},
+        ValueError,
+        r"one-hot along their channel axis, .* shape \(5, 4\), are not along axis -1; they are along no other either",
+    ),
+    "hypothetical scores of letters first": (
+        {
+            "examples": X.transpose(0, 2, 1),
+            "attr": jaxlift.attribute(scored.letters_first, target=1, output="hypothetical"),
+        },
+        ValueError,
+        r"hypothetical scores need .* they can be along another: channel_axis=-2",
+    ),
+    "no such axis": (
+        {"attr": jaxlift.attribute(scored.model, target=1, output="hypothetical", channel_axis=2)},
+        ValueError,
+        r"channel_axis=2 is not an axis of examples of shape \(40, 4\): expected -2 to 1",
+    ),
+    "shuffles of letters first": (
+        {
+            "examples": X.transpose(0, 2, 1),
+            "attr": jaxlift.attribute(scored.letters_first, target=1),
+            "reference": "dinucleotide_shuffle",
+        },
+        ValueError,
+        r"\(4, L\) with channel_axis=-2, got examples of shape \(4, 40\)",
+    ),
     "memory": ({"batch_size": None, "memory": "much"}, ValueError, r"memory='much' must be a number of bytes"),
 }
 
@@ -556,7 +746,7 @@ def test_files_that_are_not_clear(tmp_path):
     with pytest.raises(ValueError, match=r"expected \.npy, \.npz"):
         score(tmp_path / "x.txt", tmp_path / "s")
     (tmp_path / "x.fa").write_text("ACGT\n")
-    with pytest.raises(ValueError, match=r"no line that begins with '>'"):
+    with pytest.raises(ValueError, match=r"line 1: expected a FASTA record, which begins with '>', got 'ACGT'"):
         score(tmp_path / "x.fa", tmp_path / "s")
 
 

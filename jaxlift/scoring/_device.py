@@ -17,8 +17,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxlift._explainer import Explainer
 from jaxlift.scoring._examples import Examples
+from jaxlift.scoring._identity import Model
 from jaxlift.scoring._reference import Reference
 
+CALLED = "The model was called"
 LARGEST_BATCH = 1024
 PROBE = 8
 CHUNK = 16 * 2**20  # bytes of scores in a chunk: enough that its files cost little, and little to lose
@@ -57,6 +59,15 @@ class Program:
             "references": references,
         }
         self.attr = replace(attr, argnums=0, **wanted)
+        example = jax.ShapeDtypeStruct((1, *examples.shape), self.dtype)
+        try:
+            self.model = Model(attr.fun, attr.target, example)
+        except Exception as error:
+            error.add_note(
+                f"{CALLED} with an example of {examples.source}, in a batch of shape {example.shape}. {examples.hint}"
+            )
+            raise
+        self.attr = replace(self.attr, fun=self.model, target=None if callable(attr.target) else attr.target)
         self.constant = None
         if reference.constant is not None:
             self.constant = jax.device_put(np.asarray(reference.constant, self.dtype), self.whole)
@@ -88,11 +99,6 @@ class Program:
         """Shape and dtype of one example's results."""
         outputs = jax.eval_shape(self.mapped, *self.inputs(1))
         return [(out.shape[1:], storable(out.dtype)) for out in outputs]
-
-    @property
-    def example(self) -> jax.ShapeDtypeStruct:
-        """A batch of one, as the model sees it."""
-        return jax.ShapeDtypeStruct((1, *self.examples.shape), self.dtype)
 
     @property
     def row_bytes(self) -> int:
@@ -133,7 +139,7 @@ class Program:
             if self.batch == 1:
                 raise MemoryError(
                     f"one example takes {readable(self.bytes())} on a device, and the budget is {readable(budget)}: "
-                    "give more memory, or fewer references."
+                    "give a larger memory=, or fewer references."
                 )
             self.compile(self.batch // 2)
 

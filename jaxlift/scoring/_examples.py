@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import gzip
 import hashlib
+import json
+import math
 import zipfile
 from array import array
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,6 +54,28 @@ class MalformedError(ValueError):
     """A record that can be read but isn't an example."""
 
 
+class DamagedError(OSError):
+    """A file that is not whole, so that reading it fails."""
+
+
+@contextlib.contextmanager
+def reading(path: Path, kind: str) -> Iterator[None]:
+    """Say which file it is that a library fails to read; what the operating system has to say is said already."""
+    try:
+        yield
+    except (MalformedError, DamagedError, ModuleNotFoundError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
+        raise DamagedError(f"{path} is damaged, cut short, or no {kind} ({_named(error)}).") from error
+
+
+def _named(error: Exception) -> str:
+    """What went wrong in a library; some of its errors have a name alone."""
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
 class Examples:
     """Examples by number. Subclasses give `row`, and `rows` where many at once are faster.
 
@@ -66,6 +92,11 @@ class Examples:
     count: int | None
     source: str
     letters: str | None = None
+
+    @property
+    def hint(self) -> str:
+        """Why examples have the shape that they have, for whoever expected another."""
+        return f"The first axis of {(self.count, *self.shape)} counts examples: a single one is x[None]."
 
     def close(self) -> None:
         """Close the file, if it was opened here."""
@@ -100,7 +131,7 @@ class Examples:
             records.values[at] = as_example(self.row(number), self.shape, self.dtype)
         except Exception as error:
             records.status[at] = Status.MALFORMED if isinstance(error, MalformedError) else Status.UNREADABLE
-            records.messages[number] = f"{type(error).__name__}: {error}"
+            records.messages[number] = str(error) if isinstance(error, MalformedError) else _named(error)
 
     def first(self) -> np.ndarray:
         """The first good example."""
@@ -152,6 +183,15 @@ class NpyExamples(ArrayExamples):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        with path.open("rb") as file:
+            shape, _, dtype = npy_header(file, str(path))
+            begin, size = file.tell(), path.stat().st_size
+        wanted = begin + math.prod(shape) * dtype.itemsize
+        if size < wanted:
+            raise DamagedError(
+                f"{path} is cut short: an array of {dtype} of shape {shape} takes {wanted} bytes, and the file has "
+                f"{size}. Copy or save it again."
+            )
         super().__init__(np.load(path, mmap_mode="r"), str(path))
 
     def rows(self, start: int, stop: int) -> np.ndarray:
@@ -166,12 +206,13 @@ class SequenceExamples(Examples):
         failure: Exception | None = None
         for number in range(self.count):
             try:
-                first = np.asarray(items[number])
-                self.shape, self.dtype = first.shape, numeric(first.dtype, source)
+                self.shape, self.dtype = _like_first(items[number], source)
                 return
+            except _TupleError:
+                raise
             except Exception as error:
-                failure = error
-        raise ValueError(f"{source}: none of {self.count} examples can be read.") from failure
+                failure = failure or error
+        raise ValueError(f"{source}: none of {self.count} examples can be read; the first: {failure}") from failure
 
     def row(self, number: int) -> Any:
         return self.items[number]
@@ -183,10 +224,11 @@ class StreamExamples(Examples):
     def __init__(self, items: Iterable[Any], source: str) -> None:
         self.items, self.source, self.count, self.position = iter(items), source, None, 0
         try:
-            self.head = np.asarray(next(self.items))
+            head = next(self.items)
         except StopIteration:
             raise ValueError(f"{source}: there are no examples.") from None
-        self.shape, self.dtype = self.head.shape, numeric(self.head.dtype, source)
+        self.shape, self.dtype = _like_first(head, source)
+        self.head = np.asarray(head)
 
     def read(self, start: int, stop: int) -> Records:
         self.take(start - self.position)
@@ -224,13 +266,17 @@ class NpzExamples(Examples):
     """One array of an ``.npz``, which is read as a stream: it may be compressed, and is never held as a whole."""
 
     def __init__(self, path: Path, key: str | None) -> None:
-        with zipfile.ZipFile(path) as archive:
-            key = only_key([name.removesuffix(".npy") for name in archive.namelist()], key, path)
-            self.file = archive.open(f"{key}.npy")  # which can be read when the archive is closed
-        self.close = self.file.close
-        version = np.lib.format.read_magic(self.file)
-        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        (self.count, *shape), fortran, dtype = header(self.file)
+        kind = "file that np.savez wrote"
+        with reading(path, kind):
+            archive = zipfile.ZipFile(path)
+        with archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+            key = only_key(names, key, path)
+            with reading(path, kind):
+                self.file = archive.open(f"{key}.npy")  # which can be read when the archive is closed
+                self.close = self.file.close
+        with reading(path, kind):
+            (self.count, *shape), fortran, dtype = npy_header(self.file, f"{path}:{key}", needs_axis=True)
         self.source = f"{path}:{key}"
         if fortran:
             raise ValueError(f"{self.source} is stored in Fortran's order: save np.ascontiguousarray(array).")
@@ -250,26 +296,70 @@ class FastaExamples(Examples):
     """Sequences of a FASTA file, plain or gzipped, one-hot `(L, 4)` in the order ACGT.
 
     Lower case (soft-masked) counts as upper case, and U as T. N is a row of zeros. Other letters, and sequences of
-    another length than the first, are malformed.
+    another length than most, are malformed. With another channel axis they are `(4, L)`.
     """
 
     letters = BASES
 
-    def __init__(self, path: Path) -> None:
-        self.source = str(path)
+    @property
+    def hint(self) -> str:
+        axis = "" if self.channel_axis != -1 else " With channel_axis=-2 they are (4, L)."
+        return (
+            f"Records are one-hot in the order ACGT, and most have {self.length} letters: expected as many as the "
+            f"model takes.{axis}"
+        )
+
+    def __init__(self, path: Path, channel_axis: int = -1) -> None:
+        if channel_axis not in (-2, -1, 0, 1):
+            raise ValueError(f"channel_axis={channel_axis}: sequences (L, 4) have axes -2 to 1.")
+        self.source, self.channel_axis = str(path), channel_axis
         self.file: Any = (gzip.open if path.suffix == ".gz" else open)(path, "rb")  # for as long as the run
         self.close = self.file.close
         self.offsets = array("q")  # of the lines after each header
-        offset = 0
-        for line in self.file:
-            offset += len(line)
-            if line.startswith(b">"):
-                self.offsets.append(offset)
-        self.count = len(self.offsets)
-        if not self.count:
+        try:
+            with reading(path, "FASTA file"):
+                lengths = self._index()
+            self.count = len(self.offsets)
+            # The length that most records have, so that a first one that is cut short doesn't spoil all others.
+            [(self.length, _)] = lengths.most_common(1)
+            self.shape, self.dtype = self._laid_out(np.zeros((self.length, 4))).shape, np.dtype(np.float32)
+            some = self.read(0, 16)
+            if len(some.messages) == len(some.values):
+                raise MalformedError(f"{path}: expected DNA or RNA, but in its first record: {some.messages[0]}.")
+        except BaseException:
             self.close()
-            raise ValueError(f"{path}: there is no sequence, no line that begins with '>'.")
-        self.shape, self.dtype = (len(self._sequence(0)), 4), np.dtype(np.float32)
+            raise
+
+    def _index(self) -> Counter[int]:
+        """Find the records. How many have which length; of equal numbers the first comes first."""
+        lengths: Counter[int] = Counter()
+        offset, length = 0, 0
+        for line_number, line in enumerate(self.file, 1):
+            offset += len(line)
+            text = line.removeprefix(_BYTE_ORDER_MARK).rstrip() if line_number == 1 else line.rstrip()
+            if b"\r" in text:
+                raise MalformedError(
+                    f"{self.source}, line {line_number}: lines end with CR alone, as on old Macs: write it with LF, as "
+                    "`tr '\\r' '\\n'` does."
+                )
+            if text.startswith(b">"):
+                if self.offsets:
+                    lengths[length] += 1
+                self.offsets.append(offset)
+                length = 0
+            elif self.offsets:
+                length += len(line.strip())
+            elif text:
+                raise MalformedError(
+                    f"{self.source}, line {line_number}: expected a FASTA record, which begins with '>', got "
+                    f"{text[:20].decode('latin1')!r}."
+                )
+        if not self.offsets:
+            raise MalformedError(f"{self.source}: there is no sequence, no line that begins with '>'.")
+        lengths[length] += 1
+        if not any(lengths):
+            raise MalformedError(f"{self.source}: the sequences have no letters.")
+        return lengths
 
     def _sequence(self, number: int) -> bytes:
         self.file.seek(self.offsets[number])
@@ -280,19 +370,54 @@ class FastaExamples(Examples):
             lines.append(line.strip())
         return b"".join(lines)
 
+    def _laid_out(self, one_hot: np.ndarray) -> np.ndarray:
+        """Of shape `(L, 4)`, as the channel axis has it."""
+        return np.moveaxis(one_hot, -1, self.channel_axis)
+
     def row(self, number: int) -> Any:
         sequence = np.frombuffer(self._sequence(number), np.uint8)
         codes = _CODES[sequence]
         if (codes > len(BASES)).any():
             place = int((codes > len(BASES)).argmax())
             raise MalformedError(f"letter {chr(sequence[place])!r} at position {place + 1} is none of ACGTUN")
-        return _ONE_HOT[codes]
+        if len(sequence) != self.length:
+            raise MalformedError(f"the record has {len(sequence)} letters, expected {self.length} as most have")
+        return self._laid_out(_ONE_HOT[codes])
 
 
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _CODES = np.full(256, 255, np.uint8)
 for _code, _names in enumerate(["Aa", "Cc", "Gg", "TtUu", "Nn"]):
     _CODES[list(_names.encode())] = _code
 _ONE_HOT = np.eye(5, 4, dtype=np.float32)
+
+
+def channels(examples: Examples, axis: int, what: str) -> int:
+    """The axis of the channels, counted from the end; or the error that says that `what` can't be had along it.
+
+    Along it numbers must be at least 0 and sum to 1 at most, as one-hot ones do, and frequencies.
+    """
+    rank = len(examples.shape)
+    if not -rank <= axis < rank:
+        raise ValueError(
+            f"channel_axis={axis} is not an axis of examples of shape {examples.shape}: expected {-rank} to {rank - 1}."
+        )
+    axis = axis % rank - rank
+    if examples.count is None:
+        some = examples.first()[None]
+    else:
+        records = examples.read(0, 16)
+        some = records.values[records.status == Status.SCORED]
+    possible = [a for a in range(-rank, 0) if (some >= 0).all() and (some.sum(a) <= 1.001).all()]
+    if axis not in possible:
+        other = (
+            f"they can be along another: channel_axis={possible[-1]}" if possible else "they are along no other either"
+        )
+        raise ValueError(
+            f"{what} need examples that are one-hot along their channel axis, and those of {examples.source}, of shape "
+            f"{examples.shape}, are not along axis {axis}; {other}."
+        )
+    return axis
 
 
 def numeric(dtype: Any, source: str) -> np.dtype:
@@ -306,16 +431,47 @@ def numeric(dtype: Any, source: str) -> np.dtype:
 def only_key(names: Iterable[str], key: str | None, path: Path) -> str:
     """The array that is meant, among those of a file."""
     names = sorted(names)
+    if not names:
+        raise ValueError(f"{path} has no arrays.")
     if key is None and len(names) == 1:
         return names[0]
     if key not in names:
         asked = "say which array" if key is None else f"there is no array {key!r}"
-        raise ValueError(f"{path}: {asked}: write {path}:NAME, with one of {', '.join(names) or 'none'}.")
+        raise ValueError(f"{path}: {asked}: write {path}:NAME, with one of {', '.join(names)}.")
     return key
 
 
-def open_array(text: str | Path) -> Examples:
-    """The array in a file: ``path``, or ``path:name`` where the file has several."""
+def npy_header(file: Any, source: str, needs_axis: bool = False) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether in Fortran's order, and dtype of an array in NumPy's format. What is pickled stays so."""
+    magic = file.read(np.lib.format.MAGIC_LEN)
+    if not magic:
+        raise DamagedError(f"{source} is empty: expected an array, as np.save writes it.")
+    if not magic.startswith(np.lib.format.MAGIC_PREFIX):
+        raise MalformedError(
+            f"{source} is not an array in NumPy's format, whatever its name says: it begins with {magic!r}. Write it "
+            "with np.save."
+        )
+    with reading(Path(source), "array that np.save wrote"):
+        version = tuple(magic[-2:])
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = header(file)
+    if dtype.hasobject:
+        raise MalformedError(
+            f"{source} has pickled Python objects (dtype object), which jaxlift never loads, since that runs code from "
+            "the file: save one array of numbers, such as np.stack(examples)."
+        )
+    if needs_axis and not shape:
+        raise MalformedError(f"{source}: expected an array of examples (N, ...), got a scalar.")
+    return shape, fortran, dtype
+
+
+def open_array(text: str | Path, channel_axis: int = -1) -> Examples:
+    """The array in a file: ``path``, or ``path:name`` where the file has several.
+
+    Args:
+        text: the path, with the name.
+        channel_axis: which axis of an example is for the letters of a FASTA file; arrays are as they are.
+    """
     path, key = Path(text), None
     if not path.exists():
         before, colon, after = str(text).rpartition(":")
@@ -324,23 +480,30 @@ def open_array(text: str | Path) -> Examples:
         raise FileNotFoundError(f"there is no file {text}.")
     suffixes = [suffix.lower() for suffix in path.suffixes]
     match [suffix for suffix in suffixes if suffix != ".gz"][-1:]:
-        case [".npy"]:
-            return NpyExamples(path)
         case [".npz"]:
             return NpzExamples(path, key)
         case [".h5" | ".hdf5" | ".hdf"]:
             return _hdf5(path, key)
+        case [".npy"]:
+            return NpyExamples(_without_key(path, key))
         case [".fa" | ".fasta" | ".fna"]:
-            return FastaExamples(path)
+            return FastaExamples(_without_key(path, key), channel_axis)
     if path.is_dir():
         return _zarr(path, key)
     raise ValueError(f"{path}: expected .npy, .npz, .h5, .hdf5, .fa, .fasta, .fna (or .gz of these three), or Zarr.")
 
 
+def _without_key(path: Path, key: str | None) -> Path:
+    if key is not None:
+        raise ValueError(f"{path} has one array, and no names: write {path} without {f':{key}'!r}.")
+    return path
+
+
 def _hdf5(path: Path, key: str | None) -> Examples:
     h5py = extra("h5py")
-    file, names = h5py.File(path, "r"), []
-    file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
+    with reading(path, "HDF5 file"):
+        file, names = h5py.File(path, "r"), []
+        file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
     key = only_key(names, key.strip("/") if key else None, path)
     examples = ArrayExamples(file[key], f"{path}:{key}")
     examples.close = file.close
@@ -349,19 +512,63 @@ def _hdf5(path: Path, key: str | None) -> Examples:
 
 def _zarr(path: Path, key: str | None) -> Examples:
     zarr = extra("zarr")
-    node = zarr.open(path, mode="r")
+    node = opened_zarr(path)
     if isinstance(node, zarr.Group):
-        key = only_key([name for name, _ in node.arrays()], key, path) if key is None or "/" not in key else key
+        with reading_zarr(path):
+            names = [name for name, member in node.members(max_depth=None) if isinstance(member, zarr.Array)]
+        key = only_key(names, key.strip("/") if key else None, path)
         return ArrayExamples(node[key], f"{path}:{key}")
-    return ArrayExamples(node, str(path))
+    return ArrayExamples(node, str(_without_key(path, key)))
 
 
-def open_examples(examples: Any) -> Examples:
-    """Examples from whatever a user has them in."""
+def opened_zarr(path: Path, mode: Any = "r") -> Any:
+    """The array or group in a folder."""
+    zarr = extra("zarr")
+    if not any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zarray")):
+        raise ValueError(f"{path} is not a Zarr store: it has no zarr.json.")
+    with reading_zarr(path):
+        node = zarr.open(path, mode=mode)
+        # What is consolidated is a copy of the metadata, which may be older.
+        return zarr.open_group(path, mode=mode, use_consolidated=False) if isinstance(node, zarr.Group) else node
+
+
+@contextlib.contextmanager
+def reading_zarr(path: Path) -> Iterator[None]:
+    """Say which of a store's files of metadata can't be read."""
+    try:
+        yield
+    except (OSError, ModuleNotFoundError):
+        raise
+    except Exception as error:
+        for name in ("zarr.json", ".zgroup", ".zarray", ".zattrs"):
+            for file in sorted(path.rglob(name)):
+                with reading(file, "JSON"):
+                    json.loads(file.read_bytes())
+        raise DamagedError(f"{path}: the Zarr store is damaged ({_named(error)}).") from error
+
+
+class _TupleError(TypeError):
+    """An example that is several things."""
+
+
+def _like_first(item: Any, source: str) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and dtype that all examples have, from the first."""
+    if isinstance(item, tuple | Mapping):
+        kind = f"{type(item).__name__} of {len(item)}"
+        raise _TupleError(
+            f"{source}: expected each example to be an array, got a {kind}. Of pairs (x, y), give the x alone: "
+            "[x for x, y in pairs]."
+        )
+    first = np.asarray(item)
+    return first.shape, numeric(first.dtype, source)
+
+
+def open_examples(examples: Any, channel_axis: int = -1) -> Examples:
+    """Examples from whatever a user has them in; those of a FASTA file with this channel axis."""
     if isinstance(examples, Examples):
         return examples
     if isinstance(examples, str | Path):
-        return open_array(examples)
+        return open_array(examples, channel_axis)
     source = f"{type(examples).__module__}.{type(examples).__qualname__}"
     if hasattr(examples, "shape") and hasattr(examples, "dtype"):
         return ArrayExamples(examples, source)

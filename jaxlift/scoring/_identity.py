@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import eval_jaxpr
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from jaxlift.rules import Rule
@@ -35,18 +36,36 @@ def checksum(array: Any) -> str:
     return digest.hexdigest()
 
 
-def of_model(fun: Callable[..., Any], target: Any, example: jax.ShapeDtypeStruct) -> dict[str, str]:
-    """The model's name, a checksum of its parameters (all arrays in it), and one of what it does with them.
+class Model:
+    """The model as the program that JAX traces of it, once: what is scored, and what the checksums are of.
 
-    The latter is of the program that JAX traces, without what changes from one process to the next.
+    Attributes:
+        description: the model's name, a checksum of its parameters (all arrays in it), and one of what it does with
+            them. The latter is of the program, without what changes from one process to the next.
     """
-    explained = (lambda x: target(fun(x))) if callable(target) else fun
-    jaxpr = jax.make_jaxpr(explained)(example)
-    parameters = hashlib.sha256()
-    for array in _arrays(jaxpr):
-        _add(parameters, array)
-    program = hashlib.sha256(_without_addresses(str(jaxpr)).encode())
-    return {"name": name_of(fun), "parameters": parameters.hexdigest(), "program": program.hexdigest()}
+
+    def __init__(self, fun: Callable[..., Any], target: Any, example: jax.ShapeDtypeStruct) -> None:
+        def explained(x: Any) -> Any:
+            # JAX keeps traces by the identity of the function, with the arrays that it found in it. This function is
+            # new, so its trace has the weights of now: those of a module or a global may have changed since another.
+            return target(fun(x)) if callable(target) else fun(x)
+
+        self.program, outputs = jax.make_jaxpr(explained, return_shape=True)(example)
+        self.structure = jax.tree.structure(outputs)
+        parameters = hashlib.sha256()
+        for array in _arrays(self.program):
+            _add(parameters, array)
+        text = _without_addresses(str(self.program)).encode()
+        self.description = {
+            "name": name_of(fun),
+            "parameters": parameters.hexdigest(),
+            "program": hashlib.sha256(text).hexdigest(),
+        }
+
+    def __call__(self, x: Any) -> Any:
+        """The outputs of the model, or what its target makes of them, on a batch of one example."""
+        leaves = eval_jaxpr(self.program.jaxpr, self.program.consts, x)
+        return jax.tree.unflatten(self.structure, leaves)
 
 
 def of_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -58,13 +77,17 @@ def of_options(options: dict[str, Any]) -> dict[str, Any]:
 _OWN = {"convergence_delta", "with_outputs", "cancellation", "argnums", "batch_argnums", "references"}
 
 
+def version(name: str) -> str:
+    """Of an installed package; a source tree that is not installed has none."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
 def environment(device: Any) -> dict[str, Any]:
     """What the last bits of the scores depend on."""
-    versions = {name: metadata.version(name) for name in ("jax", "jaxlib")}
-    try:
-        versions["jaxlift"] = metadata.version("jaxlift")
-    except metadata.PackageNotFoundError:  # from a source tree that is not installed
-        versions["jaxlift"] = "unknown"
+    versions = {name: version(name) for name in ("jax", "jaxlib", "jaxlift")}
     return {**versions, "device": device.device_kind, "float": jnp.zeros(()).dtype.name}
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from jaxlift import references
 from jaxlift.scoring import _identity
-from jaxlift.scoring._examples import ArrayExamples, Examples, Records, Status, open_array
+from jaxlift.scoring._examples import ArrayExamples, Examples, Records, Status, channels, open_array
 
 NAMES = ("zeros", "mean", "frequencies", "dinucleotide_shuffle")
 Given = str | Path | np.ndarray | Array | Callable[[np.ndarray], Any] | None
@@ -41,7 +42,15 @@ class Reference:
 
 
 def read_reference(
-    given: Given, examples: Examples, *, paired: bool, shuffles: int, seed: int, stored: np.ndarray | None
+    given: Given,
+    examples: Examples,
+    *,
+    paired: bool,
+    shared: bool = False,
+    shuffles: int,
+    seed: int,
+    stored: np.ndarray | None,
+    channel_axis: int = -1,
 ) -> Reference:
     """What a user's `reference=` means beside these examples.
 
@@ -49,16 +58,18 @@ def read_reference(
         given: a name, a path, an array, a function of one example, or None.
         examples: what is compared.
         paired: whether an array as long as the examples has one reference for each of them.
+        shared: whether all of them share such an array.
         shuffles: how many shuffles of each example.
         seed: what they are drawn from.
         stored: the reference that the store has already; a mean of all examples isn't taken again.
+        channel_axis: the axis of the one-hot encoding in each example.
     """
     if given is None:
         return Reference(None)
     if callable(given):
         return _of_function(given, examples)
     if not isinstance(given, str | Path):
-        return _of_array(ArrayExamples(np.asarray(given), "array"), examples, paired)
+        return _of_array(ArrayExamples(np.asarray(given), "the array"), examples, paired, shared)
     match given:
         case "zeros":
             return Reference({"name": given}, np.zeros(examples.shape, np.float32))
@@ -66,18 +77,20 @@ def read_reference(
             return Reference({"name": given}, mean_of(examples) if stored is None else stored)
         case "frequencies":
             if stored is None:
-                stored = np.asarray(references.frequencies(mean_of(examples)[None]))
+                axis = channels(examples, channel_axis, "frequencies")
+                frequencies = references.frequencies(np.moveaxis(mean_of(examples), axis, -1)[None])
+                stored = np.moveaxis(np.asarray(frequencies), -1, axis)
             return Reference({"name": given}, stored)
         case "dinucleotide_shuffle":
-            return _shuffles(examples, shuffles, seed)
+            return _shuffles(examples, shuffles, seed, channel_axis)
     try:
-        array = open_array(given)
+        array = open_array(given, channel_axis)
     except FileNotFoundError:
         names = ", ".join(map(repr, NAMES))
         raise ValueError(
             f"reference={str(given)!r} must be one of {names}, the path of an array, an array, or a function."
         ) from None
-    return _of_array(array, examples, paired)
+    return _of_array(array, examples, paired, shared)
 
 
 def mean_of(examples: Examples) -> np.ndarray:
@@ -97,16 +110,20 @@ def mean_of(examples: Examples) -> np.ndarray:
     return total / good
 
 
-def _shuffles(examples: Examples, count: int, seed: int) -> Reference:
-    if examples.shape[1:] != (4,):
+def _shuffles(examples: Examples, count: int, seed: int, channel_axis: int) -> Reference:
+    if len(examples.shape) != 2 or channel_axis not in (-2, -1, 0, 1) or examples.shape[channel_axis] != 4:
         raise ValueError(
-            f"a dinucleotide shuffle takes one-hot sequences (L, 4), got examples of shape {examples.shape}."
+            f"a dinucleotide shuffle takes one-hot sequences (L, 4), or (4, L) with channel_axis=-2, got examples of "
+            f"shape {examples.shape} with channel_axis={channel_axis}."
         )
     if count < 1:
         raise ValueError(f"shuffles={count} must be at least 1.")
+    if not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed={seed} must be a number of 64 bits, -2**63 to 2**63 - 1.")
+    axis = channel_axis % 2 - 2  # counted from the end
 
     def checked(records: Records, start: int) -> np.ndarray:
-        x = records.values
+        x = np.moveaxis(records.values, axis, -1)
         one_hot = ((x == 0) | (x == 1)).all((1, 2)) & (x.sum(2) <= 1).all(1)
         for i in np.flatnonzero(~one_hot & (records.status == Status.SCORED)):
             records.status[i] = Status.NO_REFERENCE
@@ -115,7 +132,8 @@ def _shuffles(examples: Examples, count: int, seed: int) -> Reference:
 
     def shuffled(x: Array, numbers: Array) -> Array:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers)
-        return jax.vmap(lambda x, key: references.dinucleotide_shuffle(x, key, count))(x, keys)
+        shuffles = jax.vmap(lambda x, key: references.dinucleotide_shuffle(x, key, count))
+        return jnp.moveaxis(shuffles(jnp.moveaxis(x, axis, -1), keys), -1, axis)
 
     description = {"name": "dinucleotide_shuffle", "shuffles": count, "seed": seed}
     return Reference(description, None, count, checked, shuffled)
@@ -149,12 +167,23 @@ def _of_function(fun: Callable[[np.ndarray], Any], examples: Examples) -> Refere
     return Reference({"name": _identity.name_of(fun)}, None, count, of_records)
 
 
-def _of_array(array: Examples, examples: Examples, paired: bool) -> Reference:
-    """Read by its rank, as `attribute` does."""
+def _of_array(array: Examples, examples: Examples, paired: bool, shared: bool) -> Reference:
+    """Read by its rank, as `attribute` does, but for what that only warns of: comparing each of many with each."""
     own = array.count is not None and array.count == examples.count
     one_each, several_each = array.shape == examples.shape, array.shape[1:] == examples.shape
     if own and ((one_each and paired) or several_each):
         return _of_each(array, 1 if one_each else array.shape[0], examples)
+    if paired:
+        raise ValueError(
+            f"{array.source} has shape {(array.count, *array.shape)}, but pairing='paired' takes one reference for "
+            f"each of {examples.count} examples: {(examples.count, *examples.shape)}."
+        )
+    if own and one_each and not shared and examples.count != 1:
+        n = examples.count or 0
+        raise ValueError(
+            f"{array.source} has as many references as there are examples, {n}: say pairing='paired' to compare each "
+            f"example with its own, or pairing='shared' to compare each with all of them, {n * n} comparisons."
+        )
     if not one_each and (array.count, *array.shape) != examples.shape:
         raise ValueError(
             f"a reference of shape {(array.count, *array.shape)} doesn't fit {examples.count} examples of shape "

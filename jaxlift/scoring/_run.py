@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import inspect
 import itertools
+import os
 import sys
 import time
 from collections import deque
@@ -21,11 +23,11 @@ import numpy as np
 from jaxlift._explainer import Explainer
 from jaxlift.scoring import _identity
 from jaxlift.scoring._device import CHUNK, Program, as_bytes, default_budget
-from jaxlift.scoring._examples import Examples, Records, Status, open_examples
+from jaxlift.scoring._examples import Examples, Records, Status, channels, open_examples
 from jaxlift.scoring._extra import extra
 from jaxlift.scoring._progress import Display, Progress
 from jaxlift.scoring._reference import Given, Reference, read_reference
-from jaxlift.scoring._store import Store, StoreError, differences, exists, lock, remove, share
+from jaxlift.scoring._store import Store, StoreError, differences, exists, lock, share
 
 BATCHES = 16  # at most so many in a chunk
 KEPT = "What is finished is valid,"
@@ -106,18 +108,20 @@ def score(
         examples: `(N, ...)`, an array, or what can be sliced like one (Zarr, HDF5); a sequence of arrays, such as a
             Grain data source; an iterable of arrays; or the path of an ``.npy``, ``.npz``, HDF5, Zarr or FASTA file,
             with ``:name`` after it where the file has several arrays. Numbers that aren't floating-point are made so.
+            Records of a FASTA file are one-hot along the `channel_axis` that `attr` was given: `(L, 4)` as it comes.
         out: the store's path, on a file system that all processes share.
         reference: ``"zeros"``; ``"mean"`` of all examples; ``"frequencies"`` of the channels in all examples;
             ``"dinucleotide_shuffle"``; an array, or the path of one, read by its rank as by `attr`, `(N, R, ...)` for
             several references of each example; or a function of one example (NumPy, on the host) that returns one
-            reference or several. Or None, for a rule that needs none.
+            reference or several. Or None, for a rule that needs none. Frequencies and shuffles are along the
+            `channel_axis` of `attr`. Where there are as many references as examples, `attr` has to say how they pair.
         shuffles, seed: how many shuffles each example is compared with, and what they are drawn from. An example's
             shuffles depend on the seed and its number, and nothing else.
         batch_size: how many examples a device computes at once. Left out, as many as fit in `memory`.
         memory: bytes that the program may take on each device, or text such as ``"4GB"``. Left out, most of what an
             accelerator has, or 2 GiB of a host.
         devices: of this process; all of them, if left out.
-        overwrite: whether to begin anew where there is a store already.
+        overwrite: whether to begin anew where there is a store already, which goes when the new one is there.
         progress: ``"bar"``, ``"lines"``, ``"none"``, or ``"auto"``: a bar on a terminal, else lines.
         command: what to write into the metadata as the command of this run, `sys.argv` if left out.
 
@@ -132,15 +136,17 @@ def score(
         Exception: what the model, the disk or an iterable raises. What was finished is kept, and is valid.
     """
     extra("zarr")  # before anything is written
-    path = Path(out).absolute()
+    path = Path(out).resolve()  # of a link, what it leads to is locked and replaced
     explainer = explained(attr)
-    source = open_examples(examples)
+    source = open_examples(examples, explainer.channel_axis)
     devices = jax.local_devices() if devices is None else list(devices)
     team = Team()
     if source.count is None and team.count > 1:
         raise ValueError(f"{source.source} has no length: several processes share examples by number. Give a sequence.")
     if source.count == 0:
         raise ValueError(f"{source.source}: there are no examples.")
+    if explainer.output == "hypothetical":
+        channels(source, explainer.channel_axis, "hypothetical scores")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1.")
 
@@ -150,17 +156,31 @@ def score(
 
         def prepare(is_first: bool) -> tuple[Program, Store]:
             path.parent.mkdir(parents=True, exist_ok=True)
-            held.enter_context(lock(path, shared=not is_first))
-            if is_first and overwrite and exists(path):
-                remove(path)
-            store = Store(path) if exists(path) else None
+            if not read_only:
+                held.enter_context(lock(path, shared=not is_first))
+            store = Store(path, "r" if read_only else "r+") if exists(path) else None
+            if store is not None and overwrite and is_first:  # it goes when there is another in its place
+                if any(_lies_in(given, path) for given in (examples, reference)):
+                    raise StoreError(
+                        f"{path} has what this run reads: choose another path, or leave out overwrite=True."
+                    )
+                store = None
             paired = explainer.references == "paired"
             kept = None if store is None else store.reference
-            compared = read_reference(reference, source, paired=paired, shuffles=shuffles, seed=seed, stored=kept)
+            compared = read_reference(
+                reference,
+                source,
+                paired=paired,
+                shared=explainer.references == "shared",
+                shuffles=shuffles,
+                seed=seed,
+                stored=kept,
+                channel_axis=explainer.channel_axis,
+            )
             held.callback(compared.close)
             program = Program(explainer, source, compared, devices)
             settings = {
-                "model": _identity.of_model(explainer.fun, explainer.target, program.example),
+                "model": program.model.description,
                 "attribution": _identity.of_options(explainer.options),
                 "reference": compared.description,
                 "examples": {
@@ -185,11 +205,17 @@ def score(
                     + "\nGo on with the same settings, choose another path, or begin anew with overwrite=True."
                 )
             program.batch = batch
-            if is_first:
+            if is_first and not read_only:
                 store.clean()
             return program, store
 
-        program, store = team.first_then_others(prepare, lambda: share(path))
+        # Nobody else writes there either, so that no lock is needed to find that all is finished.
+        read_only = path.exists() and not os.access(path, os.W_OK)
+        program, store = team.first_then_others(prepare, lambda: None if read_only else share(path))
+        if read_only:
+            if len(store.finished()) < -(-store.count // store.chunk):
+                raise PermissionError(errno.EROFS, "can't be written to, and is not finished", str(path))
+            return summarize(path, computed=0)
         if team.index == 0:
             store.note(
                 {
@@ -496,6 +522,16 @@ def _new_store(path: Path, settings: dict[str, Any], program: Program, reference
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _lies_in(given: Any, path: Path) -> bool:
+    """Whether examples or references that a user gave are in a folder, as far as it can be told."""
+    if not isinstance(given, str | Path):
+        given = getattr(getattr(given, "store", None), "root", None)  # of a Zarr array
+    text = str(given)
+    return given is not None and any(
+        Path(part).resolve().is_relative_to(path) for part in (text, text.rpartition(":")[0]) if part
+    )
 
 
 def _json(number: float) -> float | None:

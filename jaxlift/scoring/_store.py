@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxlift.scoring._examples import opened_zarr, reading_zarr
 from jaxlift.scoring._extra import extra
 
 FORMAT = 1
@@ -87,14 +88,39 @@ class Store:
 
     def __init__(self, path: Path, mode: str = "r+") -> None:
         zarr = extra("zarr")
-        self.path, self.group = path, zarr.open_group(path, mode=mode, use_consolidated=False)
+        self.path, self.group = path, opened_zarr(path, mode)
+        if not isinstance(self.group, zarr.Group):
+            raise StoreError(f"{path} is a Zarr array, not a store of scores, as `jaxlift score` makes it.")
         meta = self.group.attrs.get("jaxlift")
+        if meta is None:
+            raise StoreError(f"{path} is a Zarr group, but not a store of scores, as `jaxlift score` makes it.")
         if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-            raise StoreError(f"{path} is not a store of this version of jaxlift.score: choose another path.")
+            raise StoreError(f"{path} is not a store of this version of jaxlift: expected format {FORMAT}.")
+        with reading_zarr(path):
+            present = set(self.group.array_keys())
+        self._check(meta, present)
         self.settings: dict[str, Any] = meta["settings"]
         self.chunk: int = meta["chunk"]
         with zarr.config.set({"array.write_empty_chunks": True}):  # else each is searched for what is not empty
             self.arrays: dict[str, Any] = {name: self.group[name] for name in meta["arrays"]}
+
+    def _check(self, meta: dict[str, Any], present: set[str]) -> None:
+        """Raise the error that says what of a store's metadata can't be read."""
+        match meta:
+            case {"settings": {"attribution": {"output": str(output)}, "examples": {}, "batch_size": int()}}:
+                pass
+            case _:
+                raise StoreError(f"{self.path}: the metadata are damaged: there are no settings of the run.")
+        match meta:
+            case {"chunk": int(chunk), "arrays": [*names], "runs": [*runs]} if chunk > 0:
+                wanted = {output, "delta", "status", *map(str, names)}
+                missing = sorted(name for name in wanted if name not in names or name not in present)
+                if missing:
+                    raise StoreError(f"{self.path} is damaged: it has no array {', '.join(missing)}.")
+                if not all(isinstance(run, dict) for run in runs):
+                    raise StoreError(f"{self.path}: the metadata are damaged: a run is no record of one.")
+            case _:
+                raise StoreError(f"{self.path}: the metadata are damaged: expected chunk, arrays and runs.")
 
     @classmethod
     def create(
@@ -106,10 +132,10 @@ class Store:
         chunk: int,
         reference: np.ndarray | None,
     ) -> Store:
-        """Make an empty store. It appears in one step, complete.
+        """Make an empty store. It appears complete, and only then a store that is there already goes.
 
         Args:
-            path: where. Nothing is there yet.
+            path: where.
             settings: what can be written as JSON.
             arrays: name, shape of one row, and dtype; ``status`` comes by itself.
             count: how many rows; None if that isn't known yet.
@@ -137,7 +163,11 @@ class Store:
             group.create_array("reference", data=reference, compressors=codec, dimension_names=names)
         meta = {"format": FORMAT, "settings": settings, "chunk": chunk, "arrays": [*arrays, "status"], "runs": []}
         group.attrs["jaxlift"] = meta
+        old = path.with_name(f".{path.name}.old-{os.getpid()}")
+        if exists(path):
+            path.rename(old)
         draft.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
         return cls(path)
 
     def note(self, run: dict[str, Any] | None = None, **ended: Any) -> None:
@@ -192,13 +222,6 @@ def exists(path: Path) -> bool:
     if path.exists() and not (path / "zarr.json").exists() and (not path.is_dir() or any(path.iterdir())):
         raise StoreError(f"{path} is there, and is not a store of scores: choose another path.")
     return (path / "zarr.json").exists()
-
-
-def remove(path: Path) -> None:
-    """Remove a store, in one step for whoever looks at it."""
-    old = path.with_name(f".{path.name}.old-{os.getpid()}")
-    path.rename(old)
-    shutil.rmtree(old)
 
 
 def differences(stored: Any, wanted: Any, name: str = "") -> list[str]:
