@@ -126,14 +126,13 @@ class PointwiseFunction:
         if self.theorem:
             known = (self(x),)
         elif self.is_two_rays or self.is_parabola:
-            slope = self.derivative(x)
-            known = self(x), where(jnp.isfinite(slope), slope, 0)  # equal infinities differ by 0
+            known = self(x), _or_zero(self.derivative(x))
         elif with_rounding:
             y, slope, rounding = self._value_slope_and_rounding(x)
-            known = y, slope, self._curvature(x), rounding
+            known = y, _or_zero(slope), _or_zero(self._curvature(x)), _or_zero(rounding)
         else:
             y, slopes = _value_and_slopes(self, self.equations, x)
-            known = y, *slopes, self._curvature(x)
+            known = y, *map(_or_zero, slopes), _or_zero(self._curvature(x))
         return Sample(*(side.astype(_wide(x)) for side in (x, *known)))
 
     def _curvature(self, x: Array) -> Array:
@@ -175,7 +174,7 @@ class PointwiseFunction:
             return of_two_rays(ends, times)
         if self.is_parabola:
             return of_parabola(ends, times)
-        return by_quotient_or_derivatives(self.is_total, ends, times)
+        return by_quotient_or_derivatives(ends, times)
 
     @cached_property
     def equations(self) -> tuple[JaxprEqn, ...]:
@@ -305,6 +304,13 @@ def _step(eqn: JaxprEqn, operands: list[Any]) -> Sequence[Array]:
 def _wide(x: Array) -> Any:
     """The dtype in which slopes and rounding errors at `x` are worked out."""
     return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def _or_zero(of: Array) -> Array:
+    """A derivative or an error where it is a number, and 0 where it is none, as of roots at 0, at infinite arguments,
+    and where a step on the way overflows: there the quotient holds.
+    """
+    return where(jnp.isfinite(of), of, 0)
 
 
 def _with_nested(eqns: Iterable[JaxprEqn]) -> tuple[JaxprEqn, ...]:
