@@ -17,7 +17,7 @@ from jaxlift._core.interpreter import Interpreter
 from jaxlift._core.table import family, settled_by
 from jaxlift._core.values import Node, Pending, Value, Varying, broadcast, is_hashable, is_inexact, is_varying
 from jaxlift._core.versions import JaxprEqn, primitives
-from jaxlift._pointwise.degrees import rounds_away
+from jaxlift._pointwise.facts import rounds_away
 from jaxlift._pointwise.function import CONVERSIONS, Form, PointwiseFunction, affine_ends
 from jaxlift.primitives.linear import step
 from jaxlift.primitives.operands import several
