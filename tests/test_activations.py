@@ -48,7 +48,6 @@ SPELLINGS = {
         lambda z: z * jnp.clip(jnp.sign(z), 0),
         lambda z: lax.select(z > 0, z, jnp.zeros_like(z)),
         lambda z: lax.max(z, lax.full_like(z, 0)),
-        lambda z: jnp.fmax(z, 0),
         lambda z: jax.nn.leaky_relu(z, 0.0),
         lambda z: jnp.where(jnp.isnan(z), z, jnp.maximum(z, 0)),
         lambda z: jnp.maximum(z, 0).astype(jnp.float64).astype(z.dtype),
@@ -182,7 +181,7 @@ def seen_in(f):
 
 @functools.cache
 def explained(name, i):
-    """Multipliers of a network with one spelling of an activation, under each rule."""
+    """Contributions of a network with one spelling of an activation, under each rule."""
     rng = np.random.default_rng(3)
     w, b, v = rng.normal(size=(5, 7)), rng.normal(size=7), rng.normal(size=(7, 2))
     x, r = rng.normal(size=(2, 3, 5))
@@ -191,10 +190,13 @@ def explained(name, i):
     def fun(x):
         return f(f(x @ w + b) @ v).sum()
 
-    def multipliers(x, r):
-        return {rule: jax.vmap(lambda x, r: jaxlift.vjp(fun, x, r, rule=rule)[1](1.0))(x, r) for rule in RULES}  # noqa: B023
+    def contributions(rule, x, r):
+        return jaxlift.vjp(fun, x, r, rule=rule)[1](1.0) * (x - r)
 
-    return jax.jit(multipliers)(x, r)
+    def under_each_rule(x, r):
+        return {rule: jax.vmap(functools.partial(contributions, rule))(x, r) for rule in RULES}
+
+    return jax.jit(under_each_rule)(x, r)
 
 
 @pytest.mark.usefixtures("x64")
