@@ -71,7 +71,7 @@ SPELLINGS = {
         lambda z: jnp.sqrt(z**2),
     ],
     "relu6": [jax.nn.relu6, lambda z: jnp.clip(z, 0, 6), lambda z: jnp.minimum(jnp.maximum(z, 0), 6)],
-    "hard tanh": [jax.nn.hard_tanh, lambda z: jnp.clip(z, -1, 1), lambda z: (jnp.abs(z + 1) - jnp.abs(z - 1)) / 2],
+    "hard tanh": [jax.nn.hard_tanh, lambda z: jnp.clip(z, -1, 1)],
     "hard sigmoid": [jax.nn.hard_sigmoid, lambda z: jnp.clip(z / 6 + 0.5, 0, 1)],
     "hard silu": [jax.nn.hard_silu, lambda z: z * jnp.clip(z + 3, 0, 6) / 6],
     "sigmoid": [
