@@ -275,14 +275,15 @@ def test_revealcancel_is_finite_and_complete(name, dtype, count):
     @jax.jit
     def explain(x, r, w, b):
         (y, y_ref), pullback = jaxlift.vjp(lambda x: f((x * w).sum(1) + b), x, r, rule="revealcancel")
-        return pullback(jnp.ones_like(y)) * (x - r), y - y_ref, (jnp.abs(x * w) + jnp.abs(r * w)).sum(1) + abs(b)
+        return pullback(jnp.ones_like(y)), y - y_ref, (jnp.abs(x * w) + jnp.abs(r * w)).sum(1) + abs(b)
 
     for w in ([3.0, 0, 0], [0.7, 0, 0], [3.0, -2.0, 0.5]):
         for b in (0.0, 0.1):
-            found, delta, size = map(np.asarray, explain(x, r, jnp.asarray(w, dtype), jnp.asarray(b, dtype)))
-            assert np.isfinite(found).all()
-            missing = np.abs(found.sum(1) - delta)
-            allowed = 100 * eps * (1 + size) ** (3 if name in ("cube", "gelu", "square") else 1)
+            m, delta, size = map(np.asarray, explain(x, r, jnp.asarray(w, dtype), jnp.asarray(b, dtype)))
+            assert np.isfinite(m).all()
+            missing = np.abs((m * (x - r)).sum(1) - delta)
+            # The rounding of the ends, times the multiplier: large where there is a step between ends that are near.
+            allowed = 100 * eps * (1 + size) * (1 + np.abs(m).max(1))
             assert (missing <= allowed).all(), (x[missing > allowed][:3], r[missing > allowed][:3], missing.max())
 
 
