@@ -15,10 +15,9 @@ from jax.extend.core import jaxprs_in_params
 from jaxlift._core import versions
 from jaxlift._core.compilers import once
 from jaxlift._core.differences import where
-from jaxlift._core.values import Node, is_hashable, key_of, number_of, postorder
+from jaxlift._core.values import Node, is_hashable, key_of, postorder
 from jaxlift._core.versions import JaxprEqn, primitives
-from jaxlift._pointwise.degrees import ARGUMENT, CONSTANT, ZERO, degree, homogeneity, rounds_away
-from jaxlift._pointwise.ranges import Range, range_of, range_of_literal
+from jaxlift._pointwise.facts import ARGUMENT, CONSTANT, Facts, of_literal, of_step, rounds_away
 from jaxlift._pointwise.secants import (
     THEOREMS,
     Ends,
@@ -41,17 +40,6 @@ WRITTEN_OUT = frozenset(primitives("erfc", "erf_inv", "lgamma", "digamma", "bess
 CONVERSIONS = frozenset(primitives("convert_element_type", "reduce_precision"))
 CUSTOM_VJP = frozenset(primitives("custom_vjp_call"))
 CUSTOM = CUSTOM_VJP | frozenset(primitives("custom_jvp_call"))
-
-# fmt: off
-PIECEWISE_OR_SATURATING = frozenset((
-    "max", "min", "abs", "sign", "select_n", "clamp", "floor", "ceil", "round", "rem", "tanh", "logistic", "erf",
-    "erfc", "atan", "sin", "cos", "bessel_i0e", "bessel_i1e",
-))
-CONTINUOUS = frozenset((
-    "max", "min", "abs", "clamp", "tanh", "logistic", "erf", "erfc", "atan", "sin", "cos", "exp", "expm1",
-    "add", "sub", "mul", "neg", "square", "integer_pow", "copy", "broadcast_in_dim", "jit", "custom_jvp_call",
-))
-# fmt: on
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,14 +114,13 @@ class PointwiseFunction:
         if self.theorem:
             known = (self(x),)
         elif self.is_two_rays or self.is_parabola:
-            slope = self.derivative(x)
-            known = self(x), where(jnp.isfinite(slope), slope, 0)  # equal infinities differ by 0
+            known = self(x), _or_zero(self.derivative(x))
         elif with_rounding:
             y, slope, rounding = self._value_slope_and_rounding(x)
-            known = y, slope, self._curvature(x), rounding
+            known = y, _or_zero(slope), _or_zero(self._curvature(x)), _or_zero(rounding)
         else:
             y, slopes = _value_and_slopes(self, self.equations, x)
-            known = y, *slopes, self._curvature(x)
+            known = y, *map(_or_zero, slopes), _or_zero(self._curvature(x))
         return Sample(*(side.astype(_wide(x)) for side in (x, *known)))
 
     def _curvature(self, x: Array) -> Array:
@@ -175,7 +162,7 @@ class PointwiseFunction:
             return of_two_rays(ends, times)
         if self.is_parabola:
             return of_parabola(ends, times)
-        return by_quotient_or_derivatives(self.is_total, ends, times)
+        return by_quotient_or_derivatives(ends, times)
 
     @cached_property
     def equations(self) -> tuple[JaxprEqn, ...]:
@@ -183,16 +170,17 @@ class PointwiseFunction:
         return _with_nested(eqn for eqn, _ in self.steps)
 
     @cached_property
-    def primitives(self) -> frozenset[str]:
-        """The names of all primitives in the function."""
-        return frozenset(eqn.primitive.name for eqn in self.equations)
+    def facts(self) -> Facts:
+        """What is known of the function before it is evaluated."""
+        registers = [ARGUMENT, *map(of_literal, self.literals), *[CONSTANT] * len(self.constants)]
+        for eqn, operands in self.steps:
+            registers += of_step(eqn, [registers[i] for i in operands])
+        return registers[-1]
 
     @property
     def is_relu(self) -> bool:
-        """Whether the function is `max(x, 0)`, however it is wrapped."""
-        maxima = [eqn for eqn in self.equations if eqn.primitive.name == "max"]
-        wrapped = self.primitives <= {"max", "jit", "custom_jvp_call", "convert_element_type", "copy"}
-        return len(maxima) == 1 and wrapped and any(getattr(atom, "val", None) == 0 for atom in maxima[0].invars)
+        """Whether the function is `max(x, 0)`, however it is written."""
+        return self.facts.homogeneity == 1 and self.facts.at_ones == (1, 0)
 
     @property
     def theorem(self) -> Theorem | None:
@@ -200,21 +188,18 @@ class PointwiseFunction:
         [(eqn, operands), *more] = self.steps
         return THEOREMS.get(eqn.primitive.name) if self.is_real and operands == (0,) and not more else None
 
-    @cached_property
+    @property
     def is_two_rays(self) -> bool:
         """Whether `f(c x) = c f(x)` for all `c > 0`, as of ReLUs: two lines that meet at 0."""
-        known = [ARGUMENT, *(ZERO if number_of(literal) == 0 else CONSTANT for literal in self.literals)]
-        known += [CONSTANT] * len(self.constants)
-        for eqn, operands in self.steps:
-            known.append(homogeneity(eqn, [known[i] for i in operands]))
-        return self.is_real and 1 in known[-1]
+        return self.is_real and self.facts.homogeneity == 1 and not self.facts.has_own_derivative
 
     @property
     def is_activation(self) -> bool:
         """Whether the function saturates or is piecewise, as activations are, unlike `exp`, `log`, powers and
-        reciprocals.
+        reciprocals: whether a comparison, a maximum, a tanh and the like is part of it; or else whether it exists for
+        every real number and grows no faster than a line without being one, as `x / (1 + exp(-x))`.
         """
-        return not PIECEWISE_OR_SATURATING.isdisjoint(self.primitives)
+        return self.facts.is_activation
 
     @property
     def dtype(self) -> Any:
@@ -228,18 +213,12 @@ class PointwiseFunction:
     @property
     def is_continuous(self) -> bool:
         """Whether the function is known to have no steps."""
-        return self.is_two_rays or self.primitives <= CONTINUOUS
+        return self.facts.is_continuous
 
-    @cached_property
+    @property
     def is_total(self) -> bool:
-        """Whether `f` and `f'` are finite wherever the argument is."""
-        ranges = [Range(), *map(range_of_literal, self.literals), *[Range()] * len(self.constants)]
-        for eqn, operands in self.steps:
-            found = range_of(eqn, [ranges[i] for i in operands])
-            if found is None:
-                return False
-            ranges.append(found)
-        return True
+        """Whether `f` and `f'` are finite in floats wherever the argument is, but for overflow of sums and products."""
+        return self.facts.is_total
 
     @property
     def is_rounding(self) -> bool:
@@ -247,22 +226,14 @@ class PointwiseFunction:
         equations = [eqn for eqn, _ in self.steps]
         return all(eqn.primitive in CONVERSIONS for eqn in equations) and any(map(rounds_away, equations))
 
-    @cached_property
-    def degree(self) -> int:
-        """That of the polynomial that `f` is: 0, 1 or 2, or 3 for anything else."""
-        degrees = [1] + [0] * (len(self.literals) + len(self.constants))
-        for eqn, operands in self.steps:
-            degrees.append(degree(eqn, [degrees[i] for i in operands]))
-        return degrees[-1]
-
     @property
     def is_affine(self) -> bool:
         """Whether `f` is `c x + b` whatever `x` is, so that its plain derivative is exact."""
-        return self.degree <= 1
+        return self.facts.degree <= 1
 
     @property
     def is_parabola(self) -> bool:
-        return self.is_real and self.degree == 2
+        return self.is_real and self.facts.degree == 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -305,6 +276,13 @@ def _step(eqn: JaxprEqn, operands: list[Any]) -> Sequence[Array]:
 def _wide(x: Array) -> Any:
     """The dtype in which slopes and rounding errors at `x` are worked out."""
     return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def _or_zero(of: Array) -> Array:
+    """A derivative or an error where it is a number, and 0 where it is none, as of roots at 0, at infinite arguments,
+    and where a step on the way overflows: there the quotient holds.
+    """
+    return where(jnp.isfinite(of), of, 0)
 
 
 def _with_nested(eqns: Iterable[JaxprEqn]) -> tuple[JaxprEqn, ...]:
@@ -365,24 +343,62 @@ def affine_ends(node: Node) -> tuple[Node | None, Node | None]:
     Biases, scales and batch normalisation around an activation are linear maps, not part of the nonlinearity: where a
     scale is negative, positive and negative parts change places before the activation or after it. Both are the same
     node (None for the `Varying` itself) where there is no core.
+
+    Numbers that stand next to the core may be part of how an activation is written, though. They are the core's where
+    that makes it rise, as in `1 / (1 + exp(-x))` and `-log_sigmoid(-x)`, or a ReLU, as in `(x + abs(x)) / 2`.
     """
-    core: Node | None = node
-    while core is not None and (operand := _affine_operand(core)):
-        [core] = operand
+    after: list[Node | None] = [node]
+    while after[0] is not None and (operand := _affine_operand(after[0])):
+        after.insert(0, operand[0])
+    core = after[0]
     users: dict[int, list[Node]] = {}
     for item in postorder([] if core is None else [core], lambda item: getattr(item, "operands", ())):
         if isinstance(item, Node):
             for operand in {id(operand): operand for operand in item.operands}:
                 users.setdefault(operand, []).append(item)
-    first: Node | None = None
-    while first is not core and len(users[id(first)]) == 1 and _affine_operand(users[id(first)][0]):
-        [first] = users[id(first)]
+    before: list[Node | None] = [None]
+    while before[-1] is not core and len(users[id(before[-1])]) == 1 and _affine_operand(users[id(before[-1])][0]):
+        before += users[id(before[-1])]
+    first = before[-1]
+    if first is core or core is None:
+        return first, core
+    # As far as steps by numbers go, where the function may begin and end; and the nearest that include a turning one.
+    starts, ends = [first], [core]
+    turned: Node | None = core
+    turned_after: Node | None = None
+    while (start := starts[-1]) is not None and (direction := _direction(start)):
+        starts.append(before[before.index(start) - 1])
+        turned = starts[-1] if direction < 0 and turned is core else turned
+    for end in after[1:]:
+        if end is None or not (direction := _direction(end)):
+            break
+        ends.append(end)
+        turned_after = end if direction < 0 and turned_after is None else turned_after
+    facts = PointwiseFunction.of(core, first).facts
+    if facts.homogeneity == 1 and facts.at_ones is not None and 0 in facts.at_ones and facts.at_ones != (1, 0):
+        for start in starts:
+            for end in ends:
+                if PointwiseFunction.of(end, start).is_relu:
+                    return start, end
+    if facts.direction < 0:
+        return (turned, core) if turned is not core else (first, turned_after or core)
+    if turned is not core and turned_after is not None:
+        return turned, turned_after
     return first, core
+
+
+def _direction(node: Node) -> int:
+    """Whether an affine step by a number goes up or down with its operand; 0 of other steps."""
+    varying = [operand is None or isinstance(operand, Node) for operand in node.operands]
+    known = [
+        ARGUMENT if varies else CONSTANT if isinstance(operand, jax.Array) else of_literal(operand)
+        for varies, operand in zip(varying, node.operands, strict=True)
+    ]
+    return of_step(node.eqn, known)[0].direction
 
 
 def _affine_operand(node: Node) -> tuple[Any, ...]:
     """The only operand of a step that varies, in a tuple, if the step is affine in it."""
-    degrees = [int(operand is None or isinstance(operand, Node)) for operand in node.operands]
-    if sum(degrees) > 1 or degree(node.eqn, degrees) > 1:
-        return ()
-    return (node.operands[degrees.index(1)],)
+    varying = [operand for operand in node.operands if operand is None or isinstance(operand, Node)]
+    known = [ARGUMENT if operand is None or isinstance(operand, Node) else CONSTANT for operand in node.operands]
+    return tuple(varying) if len(varying) == 1 and of_step(node.eqn, known)[0].degree <= 1 else ()

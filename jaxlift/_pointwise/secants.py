@@ -102,8 +102,8 @@ def of_parabola(ends: Ends, times: Factor) -> Array:
     return _mean((x.slope + r.slope) / 2 for x, r in ends) * times
 
 
-def by_quotient_or_derivatives(is_total: bool, ends: Ends, times: Factor) -> Array:
-    """Secants of functions that nothing is known of, but for whether they are finite wherever their argument is.
+def by_quotient_or_derivatives(ends: Ends, times: Factor) -> Array:
+    """Secants of functions that nothing is known of.
 
     A secant is the mean of `f'` between `r` and `x`. Where the two are near, `f(x) - f(r)` is rounding noise, and the
     mean is that of the cubic through both ends of `f'` with their slopes instead,
@@ -113,26 +113,26 @@ def by_quotient_or_derivatives(is_total: bool, ends: Ends, times: Factor) -> Arr
     unless the two disagree by more than the noise: then there is a kink or a step between the ends, or they are far
     apart, and the quotient is right. (The mean of `f'` alone is not enough: in the tails of tanh it is off by 0.6% in
     float32, where noise still hides it.) Where the ends are near, so are their rounding errors: one stands for both.
+
+    The quotient of two pairs, mean rise by mean run, supposes that their runs are equal. Where they are as small as the
+    rounding of their ends they are not, and may even cancel: the mean of derivatives holds there, too. It is off by the
+    size of a slope, and makes the contribution off by the rounding of the ends times that.
     """
 
-    def rise(x: Sample, r: Sample) -> Array:
-        return x.value - r.value if is_total else difference(x.value, r.value)
-
     def slope(x: Sample, r: Sample) -> Array:
-        bend = x.curvature - r.curvature
-        if not is_total:  # at a point such as 0 of `x^1.5`, `f'` is finite and `f''` is not
-            bend = where(jnp.isfinite(bend), bend, 0)
-        return (x.slope + r.slope) / 2 - bend * difference(x.at, r.at) / 12
+        return (x.slope + r.slope) / 2 - (x.curvature - r.curvature) * difference(x.at, r.at) / 12
 
     def noise(x: Sample, r: Sample) -> Array:
         known = [side.rounding for side in (x, r) if side.rounding is not None]
         return known[0] + known[-1]
 
-    run = _mean(difference(x.at, r.at) for x, r in ends)
-    mean_rise, mean_slope, mean_noise = (_mean(of(x, r) for x, r in ends) for of in (rise, slope, noise))
-    smooth = mean_noise - jnp.abs(mean_rise - mean_slope * run) >= 0  # not where `f'` is not finite
-    no_run = smooth if is_total else smooth | (run == 0)
-    return where(smooth, mean_slope, mean_rise) * times / where(no_run, 1, run)
+    runs = [difference(x.at, r.at) for x, r in ends]
+    run, mean_rise = _mean(runs), _mean(difference(x.value, r.value) for x, r in ends)
+    mean_slope, mean_noise = (_mean(of(x, r) for x, r in ends) for of in (slope, noise))
+    smooth = mean_noise >= jnp.abs(mean_rise - mean_slope * run)
+    if len(runs) > 1:
+        smooth |= jnp.abs(runs[0] - runs[1]) > jnp.abs(run)
+    return where(smooth, mean_slope, mean_rise) * times / where(smooth | (run == 0), 1, run)
 
 
 def _mean(each: Iterable[Array]) -> Array:

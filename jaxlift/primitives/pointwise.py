@@ -29,7 +29,7 @@ from jaxlift._core.values import (
     postorder,
 )
 from jaxlift._core.versions import JaxprEqn, primitives
-from jaxlift._pointwise.degrees import rounds_away
+from jaxlift._pointwise.facts import rounds_away
 from jaxlift._pointwise.function import CONVERSIONS, Form, PointwiseFunction, affine_ends
 from jaxlift.primitives.linear import Weighted, step
 from jaxlift.primitives.operands import several

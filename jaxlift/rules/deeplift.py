@@ -71,15 +71,17 @@ class RevealCancel(Rule):
     def _ends(f: PointwiseFunction, x: Array, r: Array, a: Array) -> tuple[Array, Array, Array | bool]:
         """The reference moved by one part, by the other, and whether `f` is defined at both.
 
-        Moved by all of the difference but for rounding it is the input, to the last bit, if `f` may have a step there.
+        If `f` may have a step there, it is the input to the last bit where it is moved by all of the difference but for
+        rounding, and the reference to the last bit (the sign of a 0 included) where it is moved by no more than that.
         """
         d = difference(x, r)
         plus, minus = (d + a) / 2, (d - a) / 2
         up, down = r + plus, r + minus
         if not f.is_continuous:
             rounding = 8 * float(jnp.finfo(d.dtype).eps) * jnp.abs(d)
-            up = where(jnp.abs(minus) <= rounding, x, up)
-            down = where(jnp.abs(plus) <= rounding, x, down)
+            all_up, all_down = jnp.abs(minus) <= rounding, jnp.abs(plus) <= rounding
+            up = where(all_up, x, where(all_down, r, up))
+            down = where(all_down, x, where(all_up, r, down))
         return up, down, True if f.is_total else jnp.isfinite(f(up)) & jnp.isfinite(f(down))
 
 
