@@ -114,7 +114,7 @@ def total(value: Value, up_to: frozenset[str] = frozenset({"convert_element_type
     if not isinstance(value, Pending) or not isinstance(value.of.origin, Total):
         return None
     f = PointwiseFunction.of(value.node)
-    return value.of.origin if f.primitives <= up_to and _is_multiple(f) else None
+    return value.of.origin if {eqn.primitive.name for eqn in f.equations} <= up_to and _is_multiple(f) else None
 
 
 def _is_multiple(f: PointwiseFunction) -> bool:
