@@ -1,11 +1,16 @@
-"""Explain a network with a kernel of its own, of which JAX sees the outside only, by giving the kernel's multipliers.
+"""Rules of one's own: for a kernel, of which JAX sees the outside only, and for one family of maps, softmax.
 
-The network classifies handwritten digits. Its gates, `a * sigmoid(b)`, are computed by a Pallas kernel that has its own
-derivative. jaxlift cannot look into a kernel, and says so. A rule of four lines makes the explanation complete, equal
-to that of the same network in plain JAX.
+Two networks classify handwritten digits. The gates of the first, `a * sigmoid(b)`, are computed by a Pallas kernel that
+has its own derivative. jaxlift cannot look into a kernel, and says so. A rule of four lines makes the explanation
+complete, equal to that of the same network in plain JAX.
+
+The second attends to the rows of an image. A rule that holds the weights of attention constant says what came of the
+rows themselves, and leaves out what came of a change in where the network looks.
 """
 
+import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -50,14 +55,42 @@ def network(gate: Any, params: dict[str, jax.Array], images: jax.Array) -> jax.A
     return gate(a, b) @ params["out"]
 
 
-def train(images: np.ndarray, labels: np.ndarray, steps: int = 300) -> dict[str, jax.Array]:
+@dataclasses.dataclass(frozen=True)
+class ConstantAttention(jaxlift.Rescale):
+    """Rescale, but no change passes the weights of attention."""
+
+    def softmax(self, softmax: jaxlift.Softmax, x: jax.Array, r: jax.Array, cotangent: jax.Array) -> jax.Array:
+        return jnp.zeros_like(x)
+
+
+def attention(params: dict[str, jax.Array], images: jax.Array) -> jax.Array:
+    """Logits of digits, `(N, 64) -> (N, 10)`: what a learned query finds in the eight rows of an image."""
+    rows = images.reshape(-1, 8, 8) + params["places"]
+    keys, values = jnp.split(jnp.tanh(rows @ params["in"]), 2, axis=-1)
+    weights = jax.nn.softmax(jnp.einsum("nrd,qd->nqr", keys, params["queries"]))
+    return jnp.einsum("nqr,nrd->nqd", weights, values).reshape(len(images), -1) @ params["out"]
+
+
+GATED = {"in": (64, 64), "bias": (64,), "out": (32, 10)}
+ATTENTION = {"places": (8, 8), "in": (8, 64), "queries": (4, 32), "out": (128, 10)}
+
+
+def train(
+    model: Callable[[Any, jax.Array], jax.Array],
+    shapes: dict[str, tuple[int, ...]],
+    images: np.ndarray,
+    labels: np.ndarray,
+    steps: int = 300,
+) -> dict[str, jax.Array]:
     rng = np.random.default_rng(0)
-    start = {"in": rng.normal(size=(64, 64)) / 8, "bias": np.zeros(64), "out": rng.normal(size=(32, 10)) / 6}
-    params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), start)
+    params = {
+        name: jnp.asarray(rng.normal(size=shape) / shape[0] ** 0.5 * (len(shape) > 1), jnp.float32)
+        for name, shape in shapes.items()
+    }
     optimizer = optax.adam(1e-2)
 
     def loss(params: dict[str, jax.Array]) -> jax.Array:
-        logits = network(plain_gate, params, jnp.asarray(images))
+        logits = model(params, jnp.asarray(images))
         return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(labels)).mean()
 
     def step(_: Any, carry: Any) -> Any:
@@ -68,12 +101,10 @@ def train(images: np.ndarray, labels: np.ndarray, steps: int = 300) -> dict[str,
     return jax.jit(lambda carry: jax.lax.fori_loop(0, steps, step, carry))((params, optimizer.init(params)))[0]
 
 
-def main() -> None:
-    pixels, labels = load_digits(return_X_y=True)
-    images, labels = np.asarray(pixels, np.float32) / 16, np.asarray(labels)
-    params = train(images[:1400], labels[:1400])
+def explain_kernel(images: np.ndarray, labels: np.ndarray) -> None:
+    params = train(functools.partial(network, plain_gate), GATED, images[:1400], labels[:1400])
     predicted = np.asarray(network(plain_gate, params, jnp.asarray(images[1400:]))).argmax(1)
-    print(f"accuracy on digits that it hasn't seen: {(predicted == labels[1400:]).mean():.1%}")
+    print(f"gates: accuracy on digits that it hasn't seen: {(predicted == labels[1400:]).mean():.1%}")
 
     model = functools.partial(network, gate, params)
     x, target, reference = jnp.asarray(images[1400:1420]), predicted[:20], jnp.zeros(64)
@@ -88,6 +119,26 @@ def main() -> None:
     print(f"with the rule: largest summation-to-delta error {jnp.abs(delta).max():.1e}")
     print(f"largest difference from the same network in plain JAX: {jnp.abs(scores - expected).max():.1e}")
     print(jaxlift.check(lambda image: model(image[None])[0, target[0]], x[0], reference))
+
+
+def explain_attention(images: np.ndarray, labels: np.ndarray) -> None:
+    params = train(attention, ATTENTION, images[:1400], labels[:1400])
+    model = functools.partial(attention, params)
+    predicted = np.asarray(model(jnp.asarray(images[1400:]))).argmax(1)
+    print(f"\nattention: accuracy on digits that it hasn't seen: {(predicted == labels[1400:]).mean():.1%}")
+    x, target, reference = jnp.asarray(images[1400:1420]), predicted[:20], jnp.asarray(images[:1400].mean(0))
+    for rule in (jaxlift.Rescale(), ConstantAttention()):
+        _, delta = jaxlift.attribute(model, target=target, rule=rule, convergence_delta=True)(x, reference=reference)
+        print(
+            f"{type(rule).__name__}: of the difference, what is not explained by the rows: {jnp.abs(delta).mean():.3g}"
+        )
+
+
+def main() -> None:
+    pixels, labels = load_digits(return_X_y=True)
+    images, labels = np.asarray(pixels, np.float32) / 16, np.asarray(labels)
+    explain_kernel(images, labels)
+    explain_attention(images, labels)
 
 
 if __name__ == "__main__":

@@ -125,8 +125,8 @@ def _trace(fun: Callable[..., Any], args: tuple[Any, ...], names: Names) -> _Tra
                 f"but the function names {found.count(name)}; its names are {sorted(set(found))}."
             )
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(args)]
-    is_opened = partial(_leads_to, set(wanted))
-    flat = jax.make_jaxpr(lambda leaves: evaluate_inlined(closed.jaxpr, closed.consts, leaves, is_opened))(leaves)
+    is_inlined = partial(_leads_to, set(wanted))
+    flat = jax.make_jaxpr(lambda leaves: evaluate_inlined(closed.jaxpr, closed.consts, leaves, is_inlined))(leaves)
     values = {eqn.params["name"]: eqn.outvars[0] for eqn in flat.jaxpr.eqns if eqn.primitive in _NAME}
     return _Traced(flat.jaxpr, flat.consts, leaves, [values[name] for name in wanted], jax.tree.structure(shape))
 

@@ -7,7 +7,8 @@ import pytest
 from jax import lax
 
 import jaxlift
-from jaxlift._batching.loops import for_loops, map_over, mean_over
+from jaxlift._batching.loops import map_over, mean_over
+from jaxlift._core.compilers import with_channels_last
 
 LAYOUTS = {
     "channels last": ("NWHC", "WHIO", "NWHC"),
@@ -46,8 +47,8 @@ def test_convolutions_in_loops(layout, options):
         return jax.vjp(conv, x)[1](jnp.cos(conv(x)))[0]
 
     for fun in (conv, backwards):
-        np.testing.assert_allclose(for_loops(fun)(x), fun(x), rtol=1e-5, atol=1e-5)
-        text = jax.jit(for_loops(fun)).lower(x).as_text()
+        np.testing.assert_allclose(with_channels_last(fun)(x), fun(x), rtol=1e-5, atol=1e-5)
+        text = jax.jit(with_channels_last(fun)).lower(x).as_text()
         assert text.count("[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]") == text.count("stablehlo.convolution") > 0
 
 

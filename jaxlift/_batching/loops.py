@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial, reduce
 from typing import Any
 
@@ -10,9 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxlift._core import versions
-from jaxlift._core.inlining import evaluate_inlined, is_layer
-from jaxlift._core.versions import JaxprEqn, primitives
+from jaxlift._core.compilers import with_channels_last
 
 
 def map_over(fun: Callable[[Any], Any], xs: Any, size: int | None) -> Any:
@@ -22,7 +20,7 @@ def map_over(fun: Callable[[Any], Any], xs: Any, size: int | None) -> Any:
     count, chunk, rest = _chunks(xs, size)
     parts = []
     if count:
-        outputs = lax.map(for_loops(lambda i: jax.vmap(fun)(chunk(i))), jnp.arange(count))
+        outputs = lax.map(with_channels_last(lambda i: jax.vmap(fun)(chunk(i))), jnp.arange(count))
         parts.append(jax.tree.map(lambda leaf: leaf.swapaxes(0, 1).reshape(-1, *leaf.shape[2:]), outputs))
     if rest is not None:
         parts.append(jax.vmap(fun)(rest))
@@ -51,7 +49,7 @@ def sum_in_turn(fun: Callable[[Any], Any], xs: Any, like: Any) -> Any:
         like: the shapes of the result, and the dtypes of what is summed.
     """
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, _wide(leaf.dtype)), like)
-    fun = for_loops(fun)
+    fun = with_channels_last(fun)
     total, _ = lax.scan(lambda total, x: (jax.tree.map(jnp.add, total, fun(x)), None), zeros, xs)
     return total
 
@@ -92,40 +90,3 @@ def _chunks(xs: Any, size: int) -> tuple[int, Callable[[Array], Any], Any]:
 def shape_of_one(xs: Any) -> Any:
     """The shapes and dtypes of one row."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), xs)
-
-
-def for_loops(fun: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A function as the body of a loop should have it: with convolutions whose channels come last.
-
-    XLA's CPU compiler arranges convolutions for its fast kernels only outside of loops. Inside, those of backward
-    passes, with their kernels' channels the other way round, take three times as long.
-    """
-    if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue] (what is seen step by step stays)
-        return fun
-
-    def arranged(x: Any) -> Any:
-        closed, shape = jax.make_jaxpr(fun, return_shape=True)(x)
-        leaves = evaluate_inlined(
-            closed.jaxpr, closed.consts, jax.tree.leaves(x), is_layer, dict.fromkeys(CONVOLUTIONS, channels_last)
-        )
-        return jax.tree.unflatten(jax.tree.structure(shape), leaves)
-
-    return arranged
-
-
-CONVOLUTIONS = primitives("conv_general_dilated")
-
-
-def channels_last(eqn: JaxprEqn, operands: Sequence[Array]) -> list[Array]:
-    """A convolution of other operands, by way of one with the axes batch, places, channels; of its kernel, places,
-    inputs, outputs.
-    """
-    numbers = eqn.params["dimension_numbers"]
-    places, last = tuple(range(1, operands[0].ndim - 1)), operands[0].ndim - 1
-    (lhs, rhs), out = (numbers.lhs_spec, numbers.rhs_spec), numbers.out_spec
-    x = lax.transpose(operands[0], (lhs[0], *lhs[2:], lhs[1]))
-    kernel = lax.transpose(operands[1], (*rhs[2:], rhs[1], rhs[0]))
-    axes = (0, last, *places)
-    arranged = lax.ConvDimensionNumbers(axes, (last, last - 1, *range(last - 1)), axes)
-    [y] = versions.bind(eqn.replace(params=eqn.params | {"dimension_numbers": arranged}), [x, kernel])
-    return [lax.transpose(y, [axis for _, axis in sorted(zip(out, axes, strict=True))])]

@@ -1,27 +1,58 @@
-"""What is written for one compiler's sake."""
+"""What is written for a compiler's sake, each with the compiler, what it did without, and the test that shows it.
+
+None of this changes a value. Seen with XLA of jaxlib 0.10.2 and 0.12.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxlift._core.differences import where
+from jaxlift._core import versions
+from jaxlift._core.inlining import evaluate_inlined, is_layer
+from jaxlift._core.versions import JaxprEqn, primitives
+
+T = TypeVar("T")
+
+
+def before_pairing(side: T) -> T:
+    """What belongs to inputs alone, or to references alone, to be computed before they are paired: N and R times.
+
+    For all of XLA: without it, elementwise operations are fused into what needs them, and computed N * R times.
+    (tests/test_cost.py, which counts the operations.)
+    """
+    return lax.optimization_barrier(side)
+
+
+def waiting_for(cotangent: T, residuals: Any) -> tuple[T, Any]:
+    """Residuals that can't be used before the cotangent is there.
+
+    For all of XLA: multipliers need residuals alone, so without it those of all layers are computed as soon as the
+    forward pass is, N * R of each, and kept until their cotangents come. (tests/test_cost.py, which bounds the memory.)
+    """
+    return lax.optimization_barrier((cotangent, residuals))
 
 
 def after(cotangent: Array, x: Array) -> Array:
-    """`x`, to be worked out once, and not before the cotangent is there, for what barriers don't hold up.
+    """`x`, depending on the cotangent, so that it can't be scheduled earlier.
 
-    XLA has no barriers left where it puts a CPU's work in order, and does what it can for all layers at once: with
-    RevealCancel's points, N * R of each.
+    For XLA's CPU compiler, which has dropped barriers by the time it orders operations, and computes the points that
+    RevealCancel visits for all layers at once, N * R of each. (tests/test_cost.py, which bounds the memory.)
     """
     return x / _one(cotangent).astype(x.dtype)
 
 
 @jax.custom_jvp
 def once(x: Array) -> Array:
-    """`x`, to be worked out once. XLA works cheap things out again wherever they are used on a CPU, and a division is
-    not cheap.
+    """`x`, computed once.
+
+    For XLA's CPU compiler, which computes again, in each fusion that uses it, what it takes to be cheap: sums, and the
+    polynomials of erfc and the like, 40 to 80 operations of which each is cheap. A division is not.
+    (tests/test_cost.py, which counts the operations.)
     """
     return x / _one(x)
 
@@ -30,5 +61,42 @@ once.defjvp(lambda primals, tangents: (once(*primals), *tangents))
 
 
 def _one(x: Array) -> Array:
-    """1, of which XLA doesn't know that it is, unless a number is none."""
-    return where(jnp.isnan(x), lax.stop_gradient(x), 1)
+    """A 1 that XLA can't constant-fold; NaN where `x` is."""
+    return lax.select(jnp.isnan(x), lax.stop_gradient(x), jnp.ones_like(x))
+
+
+def with_channels_last(fun: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A function as the body of a loop should have it: with convolutions whose channels come last.
+
+    For XLA's CPU compiler, which arranges convolutions for its fast kernels only outside of loops. Inside, those of
+    backward passes, with their kernels' channels the other way round, take three times as long. (tests/test_loops.py.)
+    """
+    if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue] (what is seen step by step stays)
+        return fun
+
+    def arranged(x: Any) -> Any:
+        closed, shape = jax.make_jaxpr(fun, return_shape=True)(x)
+        leaves = evaluate_inlined(
+            closed.jaxpr, closed.consts, jax.tree.leaves(x), is_layer, dict.fromkeys(CONVOLUTIONS, channels_last)
+        )
+        return jax.tree.unflatten(jax.tree.structure(shape), leaves)
+
+    return arranged
+
+
+CONVOLUTIONS = primitives("conv_general_dilated")
+
+
+def channels_last(eqn: JaxprEqn, operands: Sequence[Array]) -> list[Array]:
+    """A convolution of other operands, by way of one with the axes batch, places, channels; of its kernel, places,
+    inputs, outputs.
+    """
+    numbers = eqn.params["dimension_numbers"]
+    places, last = tuple(range(1, operands[0].ndim - 1)), operands[0].ndim - 1
+    (lhs, rhs), out = (numbers.lhs_spec, numbers.rhs_spec), numbers.out_spec
+    x = lax.transpose(operands[0], (lhs[0], *lhs[2:], lhs[1]))
+    kernel = lax.transpose(operands[1], (*rhs[2:], rhs[1], rhs[0]))
+    axes = (0, last, *places)
+    arranged = lax.ConvDimensionNumbers(axes, (last, last - 1, *range(last - 1)), axes)
+    [y] = versions.bind(eqn.replace(params=eqn.params | {"dimension_numbers": arranged}), [x, kernel])
+    return [lax.transpose(y, [axis for _, axis in sorted(zip(out, axes, strict=True))])]

@@ -1,4 +1,4 @@
-"""The one place where a derivative is replaced by a multiplier, and differences."""
+"""The one place where a derivative is replaced by a multiplier."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.custom_derivatives import SymbolicZero, custom_vjp_primal_tree_values
+
+from jaxlift._core.compilers import waiting_for
 
 Arrays = tuple[Any, ...]
 
@@ -39,8 +41,7 @@ def operation(
     Derivatives of the cotangents themselves are plain in everything, so scores can be differentiated.
 
     What is saved for the backward pass is these and nothing else: N + R examples of them where multipliers are wanted
-    for N * R pairs. The barrier makes the multipliers wait for the cotangent; without it XLA computes those of
-    all layers as soon as it can and keeps them, N * R of each.
+    for N * R pairs. Multipliers are computed when their cotangent is there.
     """
 
     @jax.custom_vjp
@@ -53,10 +54,10 @@ def operation(
         return value, (explained, (*held, *keep(value)))
 
     def restore(saved: tuple[Arrays, Arrays], cotangent: Any) -> tuple[Arrays, None]:
-        if all(map(_is_zero, jax.tree.leaves(cotangent))):  # as of what others hold, and nothing else uses
+        if all(map(_is_zero, jax.tree.leaves(cotangent))):  # only used as another operation's residual
             return jax.tree.map(lambda _: None, saved[0]), None
         cotangent = jax.tree.map(_as_array, cotangent)
-        cotangent, (explained, held) = lax.optimization_barrier((cotangent, saved))
+        cotangent, (explained, held) = waiting_for(cotangent, saved)
         cotangents = pull(cotangent, explained, held)
         return jax.tree.map(_as_cotangent_of, explained, cotangents), None
 

@@ -1,4 +1,4 @@
-"""Calls opened: jaxprs evaluated as they stand, but for calls in whose place there is what they call."""
+"""Evaluation of a jaxpr with selected calls inlined, and selected primitives replaced."""
 
 from __future__ import annotations
 
@@ -25,11 +25,16 @@ def evaluate_inlined(
     jaxpr: Jaxpr,
     consts: Sequence[Any],
     inputs: Sequence[Any],
-    is_opened: Callable[[JaxprEqn], bool],
+    is_inlined: Callable[[JaxprEqn], bool],
     instead: Instead = MappingProxyType({}),
 ) -> list[Any]:
-    """The outputs of a jaxpr. Traced, it gives one where calls are replaced by the equations of what they call; and
-    some primitives by something else.
+    """The outputs of a jaxpr.
+
+    Traced, it gives a jaxpr in which calls are replaced by the equations of what they call.
+
+    Args:
+        is_inlined: which calls.
+        instead: what to evaluate in the place of some primitives' equations.
     """
     values: dict[Var, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *inputs], strict=True))
 
@@ -37,13 +42,13 @@ def evaluate_inlined(
         return atom.val if isinstance(atom, versions.Literal) else values[atom]
 
     for eqn in jaxpr.eqns:
-        if is_opened(eqn) or eqn.primitive in instead:
+        if is_inlined(eqn) or eqn.primitive in instead:
             scope, operands = str(eqn.source_info.name_stack), [read(atom) for atom in eqn.invars]
             with jax.named_scope(scope) if scope else nullcontext():
                 if eqn.primitive in instead:
                     outputs = instead[eqn.primitive](eqn, operands)
                 else:
-                    outputs = evaluate_inlined(*versions.inner_jaxpr(eqn), operands, is_opened, instead)
+                    outputs = evaluate_inlined(*versions.inner_jaxpr(eqn), operands, is_inlined, instead)
         else:
             # JAX's own evaluation keeps the lines of the user's code and the name scopes.
             operands = versions.variables(eqn.invars)

@@ -50,7 +50,7 @@ class Interpreter:
         scope: the name scopes around the jaxpr, joined by ``/``.
         where: the line of the user's code that the jaxpr comes from, for errors within library functions.
         with_effects: whether equations that only have effects, such as printing, are evaluated.
-        known: the outputs of equations that were evaluated before. What is computed twice is one value: `exp(x) /
+        known: the outputs of equations that were evaluated before, for common-subexpression elimination: `exp(x) /
             exp(x).sum()` is a softmax, and `where(x @ w > 0, (x @ w) ** 2, 0)` a function of one value.
         calls: how often each jaxpr is called, as far as has been seen.
         lifted: those that were lifted for all of their calls.

@@ -135,8 +135,8 @@ def is_pending_step(value: Any) -> bool:
 
 
 def key_of(value: Any) -> Any:
-    """What equal literals of a program have in common: dtype, shape and number, which tells 0.0 from -0.0; of other
-    values, which one it is, as long as it lives.
+    """The key of a value for common-subexpression elimination: literals by value (dtype, shape and number, which tells
+    0.0 from -0.0), everything else by identity.
     """
     if (number := number_of(value)) is not None:
         return str(value.dtype), value.shape, repr(number)

@@ -9,11 +9,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.extend.core import jaxprs_in_params
 
 from jaxlift._core import versions
-from jaxlift._core.compilers import once
+from jaxlift._core.compilers import before_pairing, once
 from jaxlift._core.differences import where
 from jaxlift._core.values import Node, is_hashable, key_of, postorder
 from jaxlift._core.versions import JaxprEqn, primitives
@@ -98,12 +98,12 @@ class PointwiseFunction:
 
     def ends(self, x: Array, r: Array, with_rounding: bool = False) -> tuple[Sample, Sample]:
         """What a secant needs to know at inputs and at references, computed before they are paired: for N and for R of
-        them. (The barrier says so. XLA's CPU compiler has none left where it works cheap things out again for pairs.)
+        them.
 
         Args:
             with_rounding: whether to give the rounding error of `f(x)` besides that of `f(r)`.
         """
-        return lax.optimization_barrier((self.sample(x, with_rounding), self.sample(r)))
+        return before_pairing((self.sample(x, with_rounding), self.sample(r)))
 
     def sample(self, x: Array, with_rounding: bool = True) -> Sample:
         """What a secant needs to know at `x`, in float32 at least: half precision has no room for differences.

@@ -86,7 +86,7 @@ def _lacks_digits(value: Value) -> bool:
 
 
 def bits(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
-    """The bits of a number as another: a function of it like others, a steep one."""
+    """A bitcast, treated as a pointwise step function."""
     if versions.shape(eqn.outvars[0]) != operands[0].shape:
         raise interpreter.missing_rule(eqn, "has no rule: it joins the bits of several numbers or takes them apart")
     return pointwise(interpreter, eqn, operands)
@@ -204,8 +204,8 @@ def traced_once(make: Callable[[Rule, Form], Any]) -> Callable[[Rule, Form], Any
     changed.
 
     Networks have the same few activations again and again: each is traced once for a shape. (`jax.jit` keeps what it
-    has traced, and what was derived from that, as long as it is the same function.) What can't come again is not worth
-    a `jax.jit`, which would be derived, transposed and batched as a program of its own.
+    has traced, and what was derived from that, as long as it is the same function.) Functions with a derivative of their
+    own are new objects at each call, so caching would not hit.
     """
 
     @lru_cache(maxsize=1024)

@@ -29,9 +29,10 @@ from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from jaxlift._core import versions
+from jaxlift._core.compilers import before_pairing
 from jaxlift._core.custom_derivatives import with_multipliers
 from jaxlift._core.differences import difference, where
 from jaxlift._core.interpreter import Interpreter
@@ -206,7 +207,7 @@ def _exact(
             t, b = parts[0]
             return parts, (t if b is None else t + b).sum(of.axes, keepdims=True)
 
-        (parts, s), (parts_ref, s_ref) = lax.optimization_barrier((side(x), side(r)))
+        (parts, s), (parts_ref, s_ref) = before_pairing((side(x), side(r)))
         apart = difference(x, r).astype(s.dtype)
         each = [_shares(*pair, (s, s_ref), apart) for pair in zip(parts, parts_ref, strict=True)]
         of_u, of_l = cotangents(cotangent, each[-1])
