@@ -24,8 +24,8 @@ import zarr
 
 import jaxlift
 from jaxlift import references
+from jaxlift._memory import as_bytes
 from jaxlift.scoring import Status, StoreError
-from jaxlift.scoring._device import as_bytes
 from jaxlift.scoring._store import lock
 
 X = scored.sequences(53)

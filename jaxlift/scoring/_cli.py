@@ -156,7 +156,7 @@ def _score(given: argparse.Namespace) -> int:
     options = {name: getattr(given, name) for name in ("target", "rule", "output", "normalize_target")}
     options = {name: _imported(value) for name, value in options.items() if value is not None}
     if given.paired:
-        options["references"] = "paired"
+        options["pairing"] = "paired"
     if not is_explained(attr):
         attr = attribute(attr, **options)
     elif options:

@@ -19,8 +19,9 @@ import jax
 import numpy as np
 
 from jaxlift._explainer import Explainer
+from jaxlift._memory import as_bytes
 from jaxlift.scoring import _identity
-from jaxlift.scoring._device import CHUNK, Program, as_bytes, default_budget
+from jaxlift.scoring._device import CHUNK, Program, default_budget
 from jaxlift.scoring._examples import Examples, Records, Status, open_examples
 from jaxlift.scoring._extra import extra
 from jaxlift.scoring._progress import Display, Progress
@@ -154,14 +155,14 @@ def score(
             if is_first and overwrite and exists(path):
                 remove(path)
             store = Store(path) if exists(path) else None
-            paired = explainer.references == "paired"
+            paired = explainer.options.pairing == "paired"
             kept = None if store is None else store.reference
             compared = read_reference(reference, source, paired=paired, shuffles=shuffles, seed=seed, stored=kept)
             held.callback(compared.close)
             program = Program(explainer, source, compared, devices)
             settings = {
-                "model": _identity.of_model(explainer.fun, explainer.target, program.example),
-                "attribution": _identity.of_options(explainer.options),
+                "model": _identity.of_model(explainer.fun, explainer.options.target, program.example),
+                "attribution": _identity.of_options(explainer.described_options),
                 "reference": compared.description,
                 "examples": {
                     "shape": list(source.shape),
@@ -247,11 +248,11 @@ def explained(attr: Callable[..., Any]) -> Explainer:
             f"expected what jaxlift.attribute returns, got {_identity.name_of(attr)}: write "
             "jaxlift.score(jaxlift.attribute(model, target=...), ...)."
         )
-    if found.argnums not in (0, (0,)) or found.batch_argnums:
+    if found.options.argnums not in (0, (0,)) or found.options.batch_argnums:
         raise ValueError("score takes models of one array: give the others with a lambda or functools.partial.")
-    if found.method.has_error or found.method.gives == "map":
-        raise ValueError("score takes methods whose scores sum to something, and without their standard error.")
-    target = found.target
+    if found.method.gives == "map":
+        raise ValueError("score takes methods whose scores sum to something.")
+    target = found.options.target
     each = not callable(target) and not isinstance(target, str | int | tuple | None) and np.ndim(target)
     if each and np.issubdtype(np.asarray(target).dtype, np.integer):
         raise ValueError(
