@@ -83,7 +83,7 @@ def main() -> None:
         print(f"\nwithout a rule:\n  {error}\n")
 
     jaxlift.register(gate)(gate_rule)
-    scores, delta = jaxlift.attribute(model, target=target, convergence_delta=True)(x, reference=reference)
+    scores, delta, *_ = jaxlift.attribute(model, target=target, full=True)(x, reference=reference)
     expected = jaxlift.attribute(functools.partial(network, plain_gate, params), target=target)(x, reference=reference)
     print(f"with the rule: largest summation-to-delta error {jnp.abs(delta).max():.1e}")
     print(f"largest difference from the same network in plain JAX: {jnp.abs(scores - expected).max():.1e}")

@@ -57,11 +57,11 @@ class TestReferences:
 
     def test_shape_of_the_input(self):
         r = X[::-1] * 0.5
-        shared = attribute(model, target=2, references="shared")(X, reference=r)
-        paired = attribute(model, target=2, references="paired")(X, reference=r)
+        shared = attribute(model, target=2, pairing="shared")(X, reference=r)
+        paired = attribute(model, target=2, pairing="paired")(X, reference=r)
         close(paired, jnp.stack([pair(x, r, self.one_hot) for x, r in zip(X, r, strict=True)]))
         close(shared, jnp.stack([jnp.stack([pair(x, r, self.one_hot) for r in r]).mean(0) for x in X]))
-        with pytest.warns(UserWarning, match=r"4 x 4 pairs.*references='paired'") as record:
+        with pytest.warns(UserWarning, match=r"4 x 4 pairs.*pairing='paired'") as record:
             close(attribute(model, target=2)(X, reference=r), shared)
         assert record[0].filename == __file__
 
@@ -103,7 +103,7 @@ class TestTargets:
 
     def test_function(self):
         close(self.of(lambda outputs: outputs[:, 0] - outputs[:, 1]), self.of(jnp.array([1.0, -1, 0, 0, 0])))
-        scores, delta = self.of(lambda outputs: jnp.tanh(outputs[:, 2]), convergence_delta=True)
+        scores, delta, *_ = self.of(lambda outputs: jnp.tanh(outputs[:, 2]), full=True)
         assert jnp.abs(delta).max() < 1e-6
         close(scores.sum(1), jnp.tanh(model(X)[:, 2]) - jnp.tanh(model(REFERENCES)[:, 2]).mean())
 
@@ -112,7 +112,7 @@ class TestTargets:
         assert every.shape == (4, 5, 6)
         for k in range(5):
             close(every[:, k], self.of(k))
-        every_pair, delta = self.of("all", average=False, convergence_delta=True)
+        every_pair, delta, *_ = self.of("all", average=False, full=True)
         assert every_pair.shape == (4, 3, 5, 6)
         assert delta.shape == (4, 3, 5)
 
@@ -165,13 +165,13 @@ class TestOutputs:
 
     @pytest.mark.parametrize("output", ["contributions", "multipliers", "hypothetical"])
     def test_convergence_delta(self, output):
-        attr = attribute(model, target=0, output=output, convergence_delta=True, average=False)
-        _, delta = attr(X, reference=REFERENCES)
+        attr = attribute(model, target=0, output=output, full=True, average=False)
+        _, delta, *_ = attr(X, reference=REFERENCES)
         assert delta.shape == (4, 3)
         assert jnp.abs(delta).max() < 2e-6
         # It is what is missing, and max-pooling as in the original misses much.
-        lossy = attribute(lambda x: x.max(1), convergence_delta=True, max_pooling="original")
-        scores, delta = lossy(X, reference=REFERENCES)
+        lossy = attribute(lambda x: x.max(1), full=True, max_pooling="original")
+        scores, delta, *_ = lossy(X, reference=REFERENCES)
         close(scores.sum(1) + delta, X.max(1) - REFERENCES.max(1).mean())
         assert jnp.abs(delta).max() > 0.1
 
@@ -215,10 +215,10 @@ class TestArguments:
         def split(x):
             return {"a": x[..., :2], "rest": (x[..., 2:].reshape(*x.shape[:-1], 2, 2),)}
 
-        attr = attribute(fun, convergence_delta=True)
+        attr = attribute(fun, full=True)
         whole = attribute(lambda x: jnp.tanh(x @ W).sum(1))
         for r in (REFERENCES[0], REFERENCES, jnp.stack([REFERENCES] * 4)):
-            scores, delta = attr(split(X), reference=split(r))
+            scores, delta, *_ = attr(split(X), reference=split(r))
             assert jax.tree.structure(scores) == jax.tree.structure(split(X))
             expected = split(whole(X, reference=r))
             jax.tree.map(close, scores, expected)
@@ -229,7 +229,7 @@ class TestArguments:
         close(attribute(lambda x: jax.nn.relu(x))(x, reference=r), jax.nn.relu(x) - 0.5)
 
     def test_a_model_that_ignores_its_input(self):
-        scores, delta = attribute(lambda x: jnp.ones(x.shape[0]), convergence_delta=True)(X, reference=REFERENCES)
+        scores, delta, *_ = attribute(lambda x: jnp.ones(x.shape[0]), full=True)(X, reference=REFERENCES)
         assert (scores == 0).all()
         assert (delta == 0).all()
 
@@ -284,8 +284,8 @@ class TestBatches:
             "target": np.array([0, 1, 2, 3, 0]),
             "batch_argnums": (0,),
             "rule": "revealcancel",
-            "convergence_delta": True,
-            "references": "paired" if references == "paired" else None,
+            "full": True,
+            "pairing": "paired" if references == "paired" else None,
         }
         scale = rng.normal(size=(5, 6))
         results = [

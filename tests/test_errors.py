@@ -67,9 +67,9 @@ CASES = {
         r"read alike.*\(3,\), \(2, 3\)",
     ),
     "paired of one": (
-        lambda: attr(references="paired")(X, reference=R),
+        lambda: attr(pairing="paired")(X, reference=R),
         ValueError,
-        r"references='paired' doesn't fit",
+        r"pairing='paired' doesn't fit",
     ),
     "no references": (lambda: attr()(X, reference=X[:0]), ValueError, r"at least one, got an array of length 0"),
     "integers": (lambda: attr()(X.astype(int), reference=R), TypeError, r"dtype int32.*astype.*embeddings"),

@@ -79,7 +79,7 @@ def scores(oracle, what, rule):
     x, r = oracle.inputs("x"), oracle.inputs("ref")
     if what == "mults":
         attr = jaxlift.attribute(
-            oracle.model(), target="all", rule=rule, references="paired", output="multipliers", max_pooling="original"
+            oracle.model(), target="all", rule=rule, pairing="paired", output="multipliers", max_pooling="original"
         )
         result = jax.jit(lambda x, r: attr(x, reference=r))(x, r)
         return jax.tree.map(lambda leaf: np.moveaxis(np.asarray(leaf), 1, 0)[oracle.targets], result)
@@ -187,9 +187,9 @@ def test_with_complete_max_pooling_nothing_is_missing(oracle, rule):
             oracle.model(np.float64),
             target="all",
             rule=rule,
-            references="paired",
-            convergence_delta=True,
+            pairing="paired",
+            full=True,
             max_pooling=max_pooling,
         )
-        _, delta = jax.jit(lambda x, r: attr(x, reference=r))(x, r)  # noqa: B023
+        _, delta, *_ = jax.jit(lambda x, r: attr(x, reference=r))(x, r)  # noqa: B023
         assert np.abs(delta).max() < 1e-12 if complete else np.abs(delta).max() > 0.01

@@ -36,7 +36,7 @@ CACHE = {"jax_persistent_cache_min_compile_time_secs": 0.0, "jax_persistent_cach
 
 def expected(x=X, reference=0.25, **options):
     """Scores, delta and both outputs, from one call on all examples."""
-    options = {"target": 1, "convergence_delta": True, "with_outputs": True} | options
+    options = {"target": 1, "full": True, "with_outputs": True} | options
     reference = jnp.broadcast_to(jnp.asarray(reference), x.shape[1:]) if np.ndim(reference) < 2 else reference
     return jax.jit(jaxlift.attribute(scored.model, **options))(jnp.asarray(x), reference=reference)
 
@@ -193,7 +193,7 @@ class TestReferences:
     def test_arrays_by_rank(self, tmp_path, kind, from_file):
         leading = {"one": (), "shared": (3,), "as many as a batch": (4,), "paired": (53,), "several of each": (53, 2)}
         reference = np.random.default_rng(1).random((*leading[kind], 40, 4), np.float32)
-        options = {"references": "paired"} if kind == "paired" else {}
+        options = {"pairing": "paired"} if kind == "paired" else {}
         given = reference
         if from_file:
             given = tmp_path / "r.npy"

@@ -78,7 +78,7 @@ class TestSmooth:
         assert np.abs((both[0] + REFERENCES[0]) / 2 - both[1]).min() > 0
 
     def test_no_noise(self):
-        attr = jaxlift.attribute(model, convergence_delta=True)
+        attr = jaxlift.attribute(model, full=True)
         smoothed = jaxlift.smooth(attr, noise=0.0, key=KEY, samples=5)
         close(smoothed(X, reference=REFERENCES), attr(X, reference=REFERENCES))
 
@@ -87,7 +87,7 @@ class TestSmooth:
 class TestMeanOverReferences:
     def test_equals_all_at_once(self):
         for target in (2, "all"):
-            attr = jaxlift.attribute(lambda x: jnp.tanh(x @ W), target=target, convergence_delta=True)
+            attr = jaxlift.attribute(lambda x: jnp.tanh(x @ W), target=target, full=True)
             close(jaxlift.mean_over_references(attr)(X, reference=REFERENCES), attr(X, reference=REFERENCES))
 
     def test_any_function(self):
@@ -225,7 +225,7 @@ CASES = {
     "batch axis from the end": (lambda: jaxlift.sum_channels(jnp.square, axis=-2)(X), ValueError, r"axis=-2 "),
     "no axis": (lambda: jaxlift.sum_channels(jnp.square, axis=2)(X), ValueError, r"axis=2 "),
     "delta": (
-        lambda: jaxlift.sum_channels(jaxlift.attribute(model, convergence_delta=True))(X, reference=REFERENCES),
+        lambda: jaxlift.sum_channels(jaxlift.attribute(model, full=True))(X, reference=REFERENCES),
         ValueError,
         r"shape is \(4,\)\. .*scores alone",
     ),
