@@ -59,7 +59,8 @@ _ADVICE = (
 
 def _apart(a: Any, b: Any) -> bool:
     """Whether outputs differ by more than rounding. Where one is NaN nothing can be said."""
-    a, b = (np.asarray(each).astype(complex if np.iscomplexobj(each) else float) for each in (a, b))
+    wide = complex if np.iscomplexobj(a) else float
+    a, b = np.asarray(a).astype(wide), np.asarray(b).astype(wide)
     finite = np.isfinite(a) & np.isfinite(b)
-    scale = max(np.abs(a[finite]).max(initial=0), np.abs(b[finite]).max(initial=0))
-    return bool((np.abs(a - b)[finite] > TOLERANCE * scale).any())
+    a, b = a[finite], b[finite]
+    return bool((np.abs(a - b) > TOLERANCE * max(np.abs(a).max(initial=0), np.abs(b).max(initial=0))).any())

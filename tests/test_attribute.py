@@ -140,6 +140,150 @@ class TestTargets:
         close(attribute(grid, target=weights)(X, reference=REFERENCES), self.of(1) + 2 * self.of(2))
 
 
+class TestTargetsOfTheCall:
+    def test_they_take_the_place_of_the_one_before(self):
+        attr = jaxlift.attribute(model, target=0)
+        for target in (3, "all", [0, 4, 1, 2], lambda y: y[:, 0] * y[:, 1], jnp.arange(5.0)):
+            expected = jaxlift.attribute(model, target=target)(X, reference=REFERENCES)
+            np.testing.assert_array_equal(attr(X, reference=REFERENCES, target=target), expected)
+        np.testing.assert_array_equal(attr(X, reference=REFERENCES, target=None), attr(X, reference=REFERENCES))
+
+    def test_labels_are_data(self):
+        """Three label arrays are one trace, of the user's function and of the model."""
+        traced = []
+
+        def counted(x):
+            traced.append("model")
+            return model(x)
+
+        attr = jaxlift.attribute(counted)
+
+        @jax.jit
+        def of_labels(x, t):
+            traced.append("call")
+            return attr(x, reference=REFERENCES, target=t)
+
+        labels = np.array([[0, 1, 2, 3], [4, 3, 2, 1], [0, 0, 0, 4]])
+        found = [of_labels(X, labels[0])]
+        once = len(traced)
+        found += [of_labels(X, t) for t in labels[1:]]
+        assert len(traced) == once
+        for scores, t in zip(found, labels, strict=True):
+            close(scores, attribute(model, target=t)(X, reference=REFERENCES))
+        assert jnp.isnan(of_labels(X, np.array([0, 5, -6, 4]))).all(1).tolist() == [False, True, True, False]
+
+    def test_jitted_as_it_is(self):
+        attr = jax.jit(jaxlift.attribute(model))
+        labels = jnp.array([0, 4, 1, 2])
+        close(attr(X, reference=REFERENCES, target=labels), attribute(model, target=labels)(X, reference=REFERENCES))
+        close(attr(X, reference=REFERENCES, target=2), attribute(model, target=2)(X, reference=REFERENCES))
+
+
+class TestFull:
+    def test_one_named_tuple(self):
+        found = attribute(model, target="all", average=False, full=True)(X, reference=REFERENCES)
+        assert found._fields == (
+            "scores",
+            "delta",
+            "cancellation",
+            "output",
+            "output_reference",
+            "standard_error",
+        )
+        assert isinstance(found, jaxlift.Attribution)
+        close(found.scores, attribute(model, target="all", average=False)(X, reference=REFERENCES))
+        # Examples, references, outputs, and then what is explained.
+        assert found.scores.shape == (4, 3, 5, 6)
+        for each in (found.delta, found.cancellation, found.output, found.output_reference):
+            assert each.shape == (4, 3, 5)
+        close(found.output, jnp.broadcast_to(model(X)[:, None], (4, 3, 5)))
+        close(found.output_reference, jnp.broadcast_to(model(REFERENCES), (4, 3, 5)))
+        close(found.delta, found.output - found.output_reference - found.scores.sum(-1), atol=1e-5)
+        size = jnp.abs(found.scores).sum(-1)
+        close(found.cancellation, size / jnp.abs(found.output - found.output_reference), rtol=1e-3)
+        assert found.standard_error is None
+
+    def test_order_of_axes(self):
+        """Examples, then references if each has scores, then outputs if all are explained, then the input's axes."""
+
+        def grid(x):
+            return model(x)[:, :4].reshape(-1, 1, 4)
+
+        for average, references in ((False, (3,)), (True, ())):
+            for target, outputs in (("all", (1, 4)), ((0, 3), ())):
+                scores = attribute(grid, target=target, average=average)(X, reference=REFERENCES)
+                assert scores.shape == (4, *references, *outputs, 6)
+
+
+class TestIndependence:
+    """Outside of `jax.jit`, a model that mixes its examples is refused."""
+
+    @staticmethod
+    def normalised(x):
+        h = x @ W
+        return jnp.tanh((h - h.mean(0)) / jnp.sqrt(h.var(0) + 1e-5)).sum(1)
+
+    @pytest.mark.parametrize("n", [1, 2, 4])
+    @pytest.mark.parametrize("reference", [REFERENCES[0], REFERENCES])
+    def test_batch_statistics(self, n, reference):
+        with pytest.raises(ValueError, match=r"depend on the other examples .* evaluation mode: model\.eval\(\)"):
+            jaxlift.attribute(self.normalised)(X[:n], reference=reference)
+
+    def test_dropout(self):
+        def dropped(x):
+            return (model(x) * jax.random.bernoulli(jax.random.key(0), 0.5, (len(x), 5))).sum(1)
+
+        with pytest.raises(ValueError, match=r"draws random numbers.* evaluation mode"):
+            jaxlift.attribute(dropped)(X, reference=REFERENCES)
+
+    def test_rows_of_other_arguments(self):
+        def fun(x, scale):
+            return model(x * scale)[:, 0]
+
+        def mixed(x, scale):
+            return model(x * scale.mean(0))[:, 0]
+
+        scale = jnp.asarray(RNG.normal(size=(4, 6)), jnp.float32)
+        assert jaxlift.attribute(fun, batch_argnums=(1,))(X, scale, reference=REFERENCES).shape == X.shape
+        with pytest.raises(ValueError, match="depend on the other examples"):
+            jaxlift.attribute(mixed, batch_argnums=(1,))(X, scale, reference=REFERENCES)
+
+    def test_once_for_shapes_and_not_under_jit(self):
+        calls = []
+
+        def counted(x):
+            calls.append(x.shape[0])
+            return model(x)
+
+        attr = jaxlift.attribute(counted, target=0)
+        jax.jit(attr)(X, reference=REFERENCES)
+        jax.jit(lambda x: attr(X, reference=x))(REFERENCES)
+        jax.vmap(lambda r: attr(X, reference=r))(REFERENCES)
+        jax.grad(lambda x: attr(x, reference=REFERENCES).sum())(X)
+        assert calls.count(2) == 0
+        for _ in range(2):
+            attr(X, reference=REFERENCES)
+            attr(X, reference=REFERENCES[0], target=3)
+        assert calls.count(2) == 1
+        attr(X[:1], reference=REFERENCES)  # the shapes of examples are the same
+        assert calls.count(2) == 1
+
+    @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+    @pytest.mark.parametrize("scale", [1e-3, 1, 1e4])
+    def test_rounding_and_nan_are_let_through(self, dtype, scale):
+        def fun(x):
+            y = jnp.tanh(x.astype(dtype) @ W.astype(dtype)) @ V.astype(dtype)
+            return jnp.concatenate([y * dtype(scale), jnp.full_like(y, jnp.nan), jnp.full_like(y, jnp.inf)], 1)
+
+        assert jaxlift.attribute(fun, target=0)(X, reference=REFERENCES[0]).shape == X.shape
+
+    def test_models_of_one_example_at_a_time_are_let_through(self):
+        def fun(x):
+            return model(x.reshape(1, 6))[:, 0]
+
+        close(jaxlift.attribute(fun)(X, reference=REFERENCES), attribute(model, target=0)(X, reference=REFERENCES))
+
+
 class TestOutputs:
     def test_multipliers_times_difference(self):
         options = {"target": 1, "average": False}
@@ -295,8 +439,7 @@ class TestBatches:
             for n, r in ((None, None), (None, 3), (2, None), (2, 9))
         ]
         for other in results[1:]:
-            for a, b in zip(other, results[0], strict=True):
-                np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-14), other, results[0])
 
     @pytest.mark.parametrize("size", [0, -1, 2.0])
     def test_sizes_are_counts(self, size):

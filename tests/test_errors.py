@@ -35,7 +35,7 @@ CASES = {
         ValueError,
         r"'scores' must be one of 'contributions', 'multipliers', 'hypothetical'",
     ),
-    "references": (lambda: attr(references="both"), ValueError, r"'both' must be one of 'shared', 'paired'"),
+    "pairing": (lambda: attr(pairing="both"), ValueError, r"'both' must be one of 'shared', 'paired'"),
     "max_pooling": (
         lambda: jaxlift.lift(one_output, max_pooling="max"),
         ValueError,
@@ -59,7 +59,7 @@ CASES = {
     "reference structure": (
         lambda: attr()(X, reference=(R,)),
         ValueError,
-        r"expected PyTreeDef\(\*\), got PyTreeDef\(\(\*,\)\)",
+        r"the input is one array, so the reference must be one too: got a tuple",
     ),
     "reference leaves": (
         lambda: attr(lambda x: one_output(x[0] + x[1]))((X, X), reference=(R, X[:2])),

@@ -36,9 +36,10 @@ CACHE = {"jax_persistent_cache_min_compile_time_secs": 0.0, "jax_persistent_cach
 
 def expected(x=X, reference=0.25, **options):
     """Scores, delta and both outputs, from one call on all examples."""
-    options = {"target": 1, "full": True, "with_outputs": True} | options
+    options = {"target": 1, "full": True} | options
     reference = jnp.broadcast_to(jnp.asarray(reference), x.shape[1:]) if np.ndim(reference) < 2 else reference
-    return jax.jit(jaxlift.attribute(scored.model, **options))(jnp.asarray(x), reference=reference)
+    found = jax.jit(jaxlift.attribute(scored.model, **options))(jnp.asarray(x), reference=reference)
+    return found.scores, found.delta, found.output, found.output_reference
 
 
 @pytest.fixture(scope="module", autouse=True)
