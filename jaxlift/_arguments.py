@@ -242,7 +242,7 @@ def called(fun: Callable[..., Any], args: tuple[Any, ...], x: Any, is_one_argume
 
 def _is_own(error: Exception) -> bool:
     """Whether an error was raised by this package, inside of a function that it made, such as `below(model, name)`."""
-    trace = error.__traceback__
+    trace = error.__traceback__ and error.__traceback__.tb_next  # past the call of the model
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("jaxlift.")

@@ -125,7 +125,7 @@ class Explainer:
         try:
             return attr._explained(args, reference)
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+            if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error).lower():
                 raise
             raise MemoryError(
                 f"the comparisons of all examples with all references don't fit into memory at once "
