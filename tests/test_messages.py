@@ -314,7 +314,7 @@ def test_an_error_of_the_models_own_is_shown():
 
 
 def test_errors_of_this_package_pass_models():
-    with pytest.raises(ValueError, match="^exactly one value must be named 'other'"):
+    with pytest.raises(ValueError, match=r"^exactly one value must be named 'other'"):
         attr(jaxlift.below(named, "other"), target=0)(X, reference=R)
 
 
