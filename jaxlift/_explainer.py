@@ -172,7 +172,9 @@ class Explainer:
             jax.eval_shape(on_one, *shape_of_one((x, rows)))  # where there is no batch axis, that is what is wrong
             kind = "shared"
             _warn_of_pairs(n)
-        if (options.output == "hypothetical" and options.layer is None) or self.method.needs_one_hot:
+        if self.method.needs_one_hot and jax.tree.structure(x) != jax.tree.structure(0):
+            raise ValueError(f"{self.method.name} changes one array, but the input is {jax.tree.map(jnp.shape, x)}.")
+        if options.layer is None and (options.output == "hypothetical" or self.method.needs_one_hot):
             of = "output='hypothetical'" if options.output == "hypothetical" else self.method.name
             jax.tree.map(lambda leaf: checked_channels("channel_axis", leaf, options.channel_axis, of), x)
         if is_known((args, reference)) and is_eager():
