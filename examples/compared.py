@@ -55,7 +55,7 @@ def on_images(attr: Callable[..., Any]) -> Explain:
 def on_ink(model: Callable[[jax.Array], jax.Array], method: Callable[..., Any]) -> Explain:
     """A method that changes one pixel after the other, and so needs to change those only that aren't empty.
 
-    The others contribute nothing under it, and are most of an image.
+    The others contribute nothing under it, and are most of an image. With drawn scores comes their standard error.
     """
 
     def explain(images: np.ndarray) -> Any:
@@ -78,8 +78,9 @@ def on_ink(model: Callable[[jax.Array], jax.Array], method: Callable[..., Any]) 
             empty = jnp.zeros(math.prod(shape))
             return model(jax.vmap(lambda v, at: empty.at[at].set(v).reshape(shape))(values, places))
 
-        attr = method(of_pixels, batch_argnums=(1,), chunk=64, **OPTIONS)
-        return attr(values, places, reference=jnp.zeros(values.shape[1]))
+        attr = method(of_pixels, batch_argnums=(1,), chunk=64, full=True, **OPTIONS)
+        found = attr(values, places, reference=jnp.zeros(values.shape[1]))
+        return found.scores if found.standard_error is None else (found.scores, found.standard_error)
 
     return explain
 

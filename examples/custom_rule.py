@@ -114,7 +114,7 @@ def explain_kernel(images: np.ndarray, labels: np.ndarray) -> None:
         print(f"\nwithout a rule:\n  {error}\n")
 
     jaxlift.register(gate)(gate_rule)
-    scores, delta = jaxlift.attribute(model, target=target, convergence_delta=True)(x, reference=reference)
+    scores, delta, *_ = jaxlift.attribute(model, target=target, full=True)(x, reference=reference)
     expected = jaxlift.attribute(functools.partial(network, plain_gate, params), target=target)(x, reference=reference)
     print(f"with the rule: largest summation-to-delta error {jnp.abs(delta).max():.1e}")
     print(f"largest difference from the same network in plain JAX: {jnp.abs(scores - expected).max():.1e}")
@@ -128,7 +128,7 @@ def explain_attention(images: np.ndarray, labels: np.ndarray) -> None:
     print(f"\nattention: accuracy on digits that it hasn't seen: {(predicted == labels[1400:]).mean():.1%}")
     x, target, reference = jnp.asarray(images[1400:1420]), predicted[:20], jnp.asarray(images[:1400].mean(0))
     for rule in (jaxlift.Rescale(), ConstantAttention()):
-        _, delta = jaxlift.attribute(model, target=target, rule=rule, convergence_delta=True)(x, reference=reference)
+        delta = jaxlift.attribute(model, target=target, rule=rule, full=True)(x, reference=reference).delta
         print(
             f"{type(rule).__name__}: of the difference, what is not explained by the rows: {jnp.abs(delta).mean():.3g}"
         )

@@ -110,10 +110,10 @@ def main() -> None:
         ("RevealCancel\nzero reference", "revealcancel", empty),
         ("RevealCancel\n50 digits", "revealcancel", others),
     ]:
-        attr = jaxlift.attribute(model, target=classes, normalize_target=True, rule=rule, convergence_delta=True)
+        attr = jaxlift.attribute(model, target=classes, normalize_target=True, rule=rule, full=True)
         compiled = jax.jit(attr)
         eager = seconds(attr, x, reference=reference)
-        contributions, delta = compiled(x, reference=reference)
+        contributions, delta, *_ = compiled(x, reference=reference)
         jitted = seconds(compiled, x, reference=reference)
         scores[name] = np.asarray(contributions)
         pairs = len(x) * (len(others) if reference is others else 1)

@@ -67,9 +67,9 @@ def main() -> None:
     references = {"grey": jnp.full(x.shape[1:], x.mean()), "blurred faces": jnp.asarray(np.stack(blurred))}
     scores, worst = {}, 0.0
     for rule, name in [("rescale", "Rescale"), ("revealcancel", "RevealCancel")]:
-        attr = jax.jit(jaxlift.attribute(log_probabilities, target=expression, rule=rule, convergence_delta=True))
+        attr = jax.jit(jaxlift.attribute(log_probabilities, target=expression, rule=rule, full=True))
         for kind, reference in references.items():
-            contributions, delta = jax.device_get(attr(x, reference=reference))
+            contributions, delta, *_ = jax.device_get(attr(x, reference=reference))
             scores[f"{name}, {kind}"] = contributions[0]
             error = float(np.abs(delta[0]) / np.abs(contributions[0]).sum())
             worst = float(np.maximum(worst, error))

@@ -112,12 +112,12 @@ def in_chunks(fun: Callable[..., Any], *arrays: Any, size: int = 20) -> Any:
 
 def explain(name: str, model: Network, **options: Any) -> Callable[..., Any]:
     """Compiled: `x, reference -> (contributions of positions (N, ..., 200), what is missing from their sum)`."""
-    attr = METHODS[name](model, convergence_delta=True, **options)
+    attr = METHODS[name](model, full=True, **options)
 
     @jax.jit
     def scores(x: jax.Array, reference: jax.Array = FREQUENCIES) -> Any:
-        found, delta = attr(x) if name in WITHOUT_REFERENCE else attr(x, reference=reference)
-        return found.sum(-1), delta
+        found = attr(x) if name in WITHOUT_REFERENCE else attr(x, reference=reference)
+        return found.scores.sum(-1), found.delta
 
     return scores
 
@@ -224,12 +224,11 @@ def main() -> None:
     both = np.flatnonzero(labels[:, BOTH])
     few, many = both[: sizes.shapley], both[: sizes.shuffled]
     attr = jax.jit(
-        jaxlift.shapley(
-            model, target=BOTH, samples=sizes.samples, standard_error=True, groups=np.arange(LENGTH)[:, None]
-        )
+        jaxlift.shapley(model, target=BOTH, samples=sizes.samples, full=True, groups=np.arange(LENGTH)[:, None])
     )
     start = time.perf_counter()
-    shapley, error = in_chunks(lambda x: [s.sum(-1) for s in attr(x, reference=FREQUENCIES)], x[few], size=4)
+    found = in_chunks(lambda x: attr(x, reference=FREQUENCIES), x[few], size=4)
+    shapley, error = found.scores.sum(-1), found.standard_error.sum(-1)
     methods["Shapley, sampled"] = {"milliseconds": 1e3 * (time.perf_counter() - start) / len(few)}
     for name, row in compare_with_shapley({name: s[few, BOTH] for name, s in scores.items()}, shapley, error).items():
         methods[name] |= row

@@ -53,7 +53,7 @@ def methods(model: Network, orders: int) -> dict[str, tuple[Explain, int]]:
         f"integrated gradients, {n} steps": on_images(jaxlift.integrated_gradients(model, steps=n, **OPTIONS))
         for n in (5, 10)
     }
-    sampled = partial(jaxlift.shapley, samples=orders, standard_error=True)
+    sampled = partial(jaxlift.shapley, samples=orders)
     one_by_one = {"occlusion": on_ink(model, jaxlift.occlusion), SHAPLEY: on_ink(model, sampled)}
     by_name = {name: (explain, 20) for name, explain in (rules | integrated).items()}
     by_name |= {name: (explain, 1) for name, explain in one_by_one.items()}

@@ -73,10 +73,10 @@ def main() -> None:
     window = slice(site - 45, site + 25)
     scores, worst = {}, 0.0
     for rule, name in [("rescale", "Rescale"), ("revealcancel", "RevealCancel")]:
-        attr = jaxlift.attribute(
-            log_probabilities, target=(position, DONOR_CLASS), rule=rule, average=False, convergence_delta=True
+        attr = jaxlift.attribute(log_probabilities, target=(position, DONOR_CLASS), rule=rule, average=False, full=True)
+        contributions, delta, *_ = jax.device_get(
+            jax.jit(attr)(jnp.asarray(x[None]), reference=jnp.asarray(references))
         )
-        contributions, delta = jax.device_get(jax.jit(attr)(jnp.asarray(x[None]), reference=jnp.asarray(references)))
         worst = float(np.maximum(worst, (np.abs(delta) / np.abs(contributions).sum((2, 3))).max()))
         scores[name] = contributions.mean((0, 1)).sum(-1)[window]
         print(f"{name:12} contributions sum to {contributions.mean((0, 1)).sum():+.3f}")

@@ -9,6 +9,7 @@ from jaxlift._attribute import attribute as attribute
 from jaxlift._check import Report as Report
 from jaxlift._check import check as check
 from jaxlift._core.table import MissingRuleError as MissingRuleError
+from jaxlift._explainer import Attribution as Attribution
 from jaxlift._layers import above as above
 from jaxlift._layers import below as below
 from jaxlift._lift import lift as lift
@@ -39,6 +40,5 @@ from jaxlift.rules import RevealCancel as RevealCancel
 from jaxlift.rules import Rule as Rule
 from jaxlift.rules import Softmax as Softmax
 from jaxlift.scoring import score as score
-from jaxlift.wrappers import mean_over_references as mean_over_references
 from jaxlift.wrappers import smooth as smooth
 from jaxlift.wrappers import sum_channels as sum_channels

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,33 +13,32 @@ from jax import Array
 from jaxlift._arguments import check_option
 from jaxlift._core.interpreter import Interpreter, MissingRule
 from jaxlift._core.values import Varying, both_sides
-from jaxlift._explainer import Explainer, Method, Output, References
-from jaxlift._layers import Names
+from jaxlift._explainer import Explainer, Method
 from jaxlift._lift import evaluate_values, vjp
-from jaxlift._targets import Target
+from jaxlift._options import Options, takes
 from jaxlift.rules import Rule, as_rule
 
 
-def attribute(
-    fun: Callable[..., Any],
-    *,
-    target: Target = None,
-    normalize_target: bool = False,
-    rule: Rule | str = "rescale",
-    layer: Names | None = None,
-    argnums: int | tuple[int, ...] = 0,
-    batch_argnums: tuple[int, ...] = (),
-    references: References | None = None,
-    average: bool = True,
-    output: Output = "contributions",
-    channel_axis: int = -1,
-    convergence_delta: bool = False,
-    cancellation: bool = False,
-    with_outputs: bool = False,
-    batch_size: int | None = None,
-    reference_batch_size: int | None = None,
-    missing_rule: MissingRule = "raise",
-) -> Explainer:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AttributeOptions(Options):
+    """The options of `attribute`.
+
+    Attributes:
+        rule: how a difference passes nonlinearities: a rule or its name (see `jaxlift.rules`).
+        missing_rule: as for `lift`.
+    """
+
+    rule: Rule | str = "rescale"
+    missing_rule: MissingRule = "raise"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "rule", as_rule(self.rule))
+        check_option("missing_rule", self.missing_rule, MissingRule)
+
+
+@takes(AttributeOptions)
+def attribute(fun: Callable[..., Any], options: AttributeOptions) -> Explainer:
     """Make the function that explains a batched model's outputs by DeepLIFT, as `jax.grad` makes that of its gradients.
 
     >>> import jax, jax.numpy as jnp, jaxlift
@@ -56,40 +55,8 @@ def attribute(
     result; wrap it in `jax.jit`.
 
     Args:
-        fun: the model, `(N, ...) -> (N,)` or `(N, K)` or `(N, ...)`. Its examples must be independent of each other: it
-            is called on batches of one.
-        target: which of an example's outputs is explained. ``None`` if there is only one. An int, or for outputs of
-            several axes a tuple of ints. An integer array `(N,)`: an output for each example. A floating-point array,
-            of the shape of an example's outputs, or of the batch's: their weighted sum (a class contrast is one call).
-            A function from the model's outputs on a batch to `(N,)`. ``"all"``: every output, from one forward pass.
-        normalize_target: take the mean over all outputs off the target (paper, eq. 5), so that contributions to the
-            logits of a softmax don't count what all classes gain alike.
-        rule: how a difference passes nonlinearities: a rule or its name (see `jaxlift.rules`).
-        layer: the name of a value inside of `fun`, given with `jax.ad_checkpoint.checkpoint_name`, or a tuple of such
-            names: what the contributions are of, in place of the input's. What lies below isn't explained, and what
-            reaches the output past the named values stays as it is for the input. See also `below` and `above`. Under
-            rules that tell parts apart, such as ``"revealcancel"``, parts are those that lie below, and there are no
-            multipliers to return.
-        argnums: which argument of `fun` is explained, a pytree of floating-point arrays `(N, ...)`; or a tuple of such
-            arguments.
-        batch_argnums: which of the others have an example on each row, as masks may. The rest (parameters, PRNG keys)
-            are passed on whole.
-        references: where reference and input have the same shape and N > 1, what that means. ``"shared"``: each example
-            is compared with each reference. ``"paired"``: with its own.
-        average: whether to return the mean over references, or the scores for each.
-        output: ``"contributions"``; ``"multipliers"``, contributions per unit of difference; or ``"hypothetical"``, the
-            contributions each channel would have if the input were one-hot there, `m_i - sum_c r_c m_c` along
-            `channel_axis`.
-        channel_axis: the axis of the one-hot encoding in each example, for hypothetical contributions.
-        convergence_delta: whether to return also what is missing from the sum: `fun(x) - fun(r) - sum(contributions)`.
-        cancellation: whether to return also how much contributions cancel, `sum(|contributions|) / |fun(x) - fun(r)|`.
-            Where that times the dtype's rounding isn't small, the dtype can't carry the sum; outside of `jax.jit` a
-            warning says so.
-        with_outputs: whether to return also what is explained, the target's value at the input and at the reference.
-        batch_size, reference_batch_size: how many examples, and how many references, are compared at once; None for
-            all. Memory grows with their product, the results don't depend on them, and forward passes remain N + R
-            unless both are given: then references are evaluated again for each batch of examples.
-        missing_rule: as for `lift`.
+        fun: the model, `(N, ...) -> (N,)` or `(N, K)` or `(N, ...)`, in evaluation mode. Its examples must be
+            independent of each other: it is called on batches of one.
 
     Returns:
         `attr(*args, reference=...)`. `reference` is read by its rank, beside `x: (N, ...)`: one reference `(...)`,
@@ -97,20 +64,29 @@ def attribute(
         structure of `x`. It may be left out where the rule doesn't use one (`"gradient"`): contributions are then
         compared with zeros, as in gradient times input.
 
+        `target` at the call takes the place of the one given here, so that labels are data: ``jax.jit(lambda x, t:
+        attr(x, reference=r, target=t))`` is traced once for all labels of a shape. Labels that only the running program
+        knows can't raise: one out of range gives scores of NaN.
+
         The scores have the structure, dtype and shape `(N, ...)` of `x`. With ``average=False`` an axis of references
-        follows the first, with ``target="all"`` the axes of the outputs follow those. With ``convergence_delta=True``
-        the result is `(scores, delta)`, with ``cancellation=True`` `(scores, cancellation)`, with both `(scores, delta,
-        cancellation)`; `with_outputs` adds two more. These have the leading axes only. An example that is not finite
-        has scores of NaN, and so does a comparison with a reference that isn't.
+        follows the first, with ``target="all"`` the axes of the outputs follow those: `(N, [R,] [K, ...] ...)`. With
+        ``full=True`` the result is an `Attribution`: a named tuple of scores, delta, cancellation, output,
+        output_reference and standard_error. An example that is not finite has scores of NaN, and so does a comparison
+        with a reference that isn't; outside of `jax.jit` a warning names the first such example.
+
+        Outside of `jax.jit` each call traces the model anew, which takes many times as long as to run what is compiled:
+        compile once, ``attr = jax.jit(attribute(model))``, before any loop.
 
     Raises:
         ValueError: from `attribute`, if an option has no such value; from `attr`, if shapes, structures or the target
-            don't fit.
-        TypeError: from `attr`, if the input isn't made of floating-point numbers, or a reference is needed and missing.
+            don't fit, if the model isn't batched, or, outside of `jax.jit`, if its examples aren't independent of each
+            other (checked once for each model and shapes, by two calls on two examples).
+        TypeError: from `attribute`, if there is no such option; from `attr`, if the input isn't made of floating-point
+            numbers, or a reference is needed and missing.
+        MemoryError: from `attr`, outside of `jax.jit`, if the device has too little, with what to do.
         MissingRuleError: from `attr`, if the model has an operation that can't be explained.
     """
-    rule = as_rule(rule)
-    check_option("missing_rule", missing_rule, MissingRule)
+    rule, missing_rule = as_rule(options.rule), options.missing_rule
 
     def explain(fun: Callable[[Any], Array], x: Any, reference: Any) -> Any:
         return vjp(fun, x, reference, rule=rule, missing_rule=missing_rule)
@@ -144,29 +120,12 @@ def attribute(
 
         return (y, y_ref), pull
 
-    in_parts = layer is not None and rule.needs_variation
+    in_parts = options.layer is not None and rule.needs_variation
     method = Method(
+        "attribute",
         explain,
         gives="contributions" if in_parts else "multipliers",
         needs_reference=rule.needs_reference,
-        options={"rule": rule, "missing_rule": missing_rule},
         explain_layer=explain_layer if rule.needs_reference else None,
     )
-    return Explainer(
-        fun,
-        method,
-        target=target,
-        normalize_target=normalize_target,
-        layer=layer,
-        argnums=argnums,
-        batch_argnums=batch_argnums,
-        references=references,
-        average=average,
-        output=output,
-        channel_axis=channel_axis,
-        convergence_delta=convergence_delta,
-        cancellation=cancellation,
-        with_outputs=with_outputs,
-        batch_size=batch_size,
-        reference_batch_size=reference_batch_size,
-    )
+    return Explainer(fun, method, options)

@@ -4,48 +4,60 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial, reduce
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Never
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxlift._arguments import check_option, check_structure, checked_input, summed
+from jaxlift._arguments import (
+    called,
+    checked_axis,
+    checked_channels,
+    checked_input,
+    checked_reference,
+    is_eager,
+    is_known,
+    number_of_examples,
+    summed,
+)
 from jaxlift._batching.loops import map_over, mean_over, shape_of_one
 from jaxlift._batching.partial_evaluation import Stages, staged
 from jaxlift._check import warn_of_cancellation
+from jaxlift._independence import check_independence
 from jaxlift._layers import Names, above, below
-from jaxlift._targets import Target, aim_of_each, check_target, weights_of
+from jaxlift._options import Options, Pairing, check_keywords, missing_attribute
+from jaxlift._targets import Target, aim_of_each, weights_of
 
-Output = Literal["contributions", "multipliers", "hypothetical"]
-References = Literal["shared", "paired"]
 Explain = Callable[[Callable[[Any], Array], Any, Any], tuple[tuple[Array, Array], Callable[[Array], Any]]]
 
 
-class CommonOptions(TypedDict, total=False):
-    """The options that all methods have; `jaxlift.attribute` explains them."""
+class Attribution(NamedTuple):
+    """Scores, and what says how good they are: the result of an attribution with ``full=True``.
 
-    target: Target
-    normalize_target: bool
-    argnums: int | tuple[int, ...]
-    batch_argnums: tuple[int, ...]
-    references: References | None
-    average: bool
-    output: Output
-    channel_axis: int
-    convergence_delta: bool
-    cancellation: bool
-    with_outputs: bool
-    batch_size: int | None
-    reference_batch_size: int | None
+    All but `scores` and `standard_error` have the leading axes only: `(N,)`, with ``average=False`` an axis of
+    references after it, and with ``target="all"`` those of the outputs after these: `(N, [R,] [K, ...])`.
 
+    Attributes:
+        scores: as they are without ``full=True``.
+        delta: what is missing from the sum, `fun(x) - fun(r) - sum(contributions)`; in a mean over references, the
+            mean. None for methods whose scores have no sum (`grad_cam`, `mutagenesis`).
+        cancellation: how much contributions cancel, `sum(|contributions|) / |fun(x) - fun(r)|`. Where that times the
+            dtype's rounding isn't small, the dtype can't carry the sum; outside of `jax.jit` a warning says so. None
+            for methods whose scores have no sum.
+        output, output_reference: what is explained, the target's value at the input and at the reference.
+        standard_error: that of scores from random draws, which have the same shape. In a mean over references it is an
+            upper bound. None for methods that draw nothing: all but `shapley` with ``samples=``.
+    """
 
-class Options(CommonOptions, total=False):
-    """The options of methods that may explain a value inside of the model in place of its input."""
-
-    layer: Names | None
+    scores: Any
+    delta: Any = None
+    cancellation: Any = None
+    output: Any = None
+    output_reference: Any = None
+    standard_error: Any = None
 
 
 @dataclass(frozen=True)
@@ -53,23 +65,27 @@ class Method:
     """How one example is explained.
 
     Attributes:
+        name: what the method is called.
         explain: takes a function of an example, the example and its reference; returns the function's values on both,
             arrays of any shape, and a function that takes weights of that shape and returns the scores of what the
             weighted sum of the outputs comes to.
         gives: what the scores are. ``"multipliers"`` are contributions per unit of difference. ``"map"`` is neither,
             and has no sum.
         needs_reference: whether the example is compared with a reference. One that isn't given is zeros.
+        is_differentiated: whether derivatives in the input are taken, so that it can't be integers.
+        needs_one_hot: whether the input must be one-hot along the channels' axis.
         has_error: whether scores come with their standard error, as a pair.
-        options: what the method was given besides, by name: its rule, its steps.
         explain_layer: the same for the value of a layer, for methods that ask what lies below: takes the function that
             goes on from there, the function of the example that leads there, the example and its reference.
     """
 
+    name: str
     explain: Explain
     gives: Literal["multipliers", "contributions", "map"] = "multipliers"
     needs_reference: bool = True
+    is_differentiated: bool = True
+    needs_one_hot: bool = False
     has_error: bool = False
-    options: dict[str, Any] = field(default_factory=dict)
     explain_layer: Callable[..., Any] | None = None
 
 
@@ -79,83 +95,113 @@ class Explainer:
 
     fun: Callable[..., Any]
     method: Method
-    target: Target = None
-    normalize_target: bool = False
-    layer: Names | None = None
-    argnums: int | tuple[int, ...] = 0
-    batch_argnums: tuple[int, ...] = ()
-    references: References | None = None
-    average: bool = True
-    output: Output = "contributions"
-    channel_axis: int = -1
-    convergence_delta: bool = False
-    cancellation: bool = False
-    with_outputs: bool = False
-    batch_size: int | None = None
-    reference_batch_size: int | None = None
+    options: Options
+    examined: set[Any] = field(default_factory=set, repr=False)  # shapes for which the model's examples are independent
 
     def __post_init__(self) -> None:
-        check_option("output", self.output, Output)
-        check_option("references", self.references, References, None)
-        check_target(self.target, self.normalize_target)
-        for name, size in (("batch_size", self.batch_size), ("reference_batch_size", self.reference_batch_size)):
-            if size is not None:
-                check_count(name, size)
-        if self.method.gives != "multipliers" and self.output != "contributions":
-            raise ValueError(f"output={self.output!r} needs a method that gives multipliers, which this one doesn't.")
-        if self.method.gives == "map" and (self.convergence_delta or self.cancellation):
+        if self.method.gives != "multipliers" and self.options.output != "contributions":
             raise ValueError(
-                "convergence_delta and cancellation are about sums, which this method's scores don't have."
+                f"output={self.options.output!r} needs a method that gives multipliers, which this one doesn't."
             )
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise missing_attribute(name)
 
     @property
-    def options(self) -> dict[str, Any]:
+    def described_options(self) -> dict[str, Any]:
         """All that the scores depend on besides the model and the data, by name."""
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("fun", "method")}
-        return own | self.method.options
+        own = {f.name: getattr(self.options, f.name) for f in fields(self.options)}
+        return {"method": self.method.name} | own
 
-    def __call__(self, *args: Any, reference: Any = None) -> Any:
-        explained = self.argnums if isinstance(self.argnums, tuple) else (self.argnums,)
-        if not all(0 <= i < len(args) for i in (*explained, *self.batch_argnums)):
+    def with_options(self, **options: Any) -> Explainer:
+        """The same with other options of those that all methods have."""
+        return replace(self, options=replace(self.options, **options))
+
+    def __call__(self, *args: Any, reference: Any = None, target: Target = None, **unknown: Never) -> Any:
+        check_keywords("attr", unknown, ("reference", "target"))
+        attr = self if target is None else self.with_options(target=target)
+        try:
+            return attr._explained(args, reference)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error).lower():
+                raise
+            raise MemoryError(
+                f"the comparisons of all examples with all references don't fit into memory at once "
+                f"({str(error).splitlines()[0]}). Take some at a time, with reference_batch_size= or batch_size=; "
+                "jaxlift.within_memory chooses them. Under jax.jit it takes less."
+            ) from error
+
+    def _explained(self, args: tuple[Any, ...], reference: Any) -> Any:
+        options = self.options
+        explained = options.argnums if isinstance(options.argnums, tuple) else (options.argnums,)
+        if not all(0 <= i < len(args) for i in (*explained, *options.batch_argnums)):
             raise TypeError(
-                f"argnums={self.argnums} and batch_argnums={self.batch_argnums} must be among the positional arguments "
-                f"of the call, counted from 0: got {len(args)}."
+                f"argnums={options.argnums} and batch_argnums={options.batch_argnums} must be among the positional "
+                f"arguments of the call, counted from 0: got {len(args)}."
             )
-        x = checked_input(tuple(args[i] for i in explained) if isinstance(self.argnums, tuple) else args[self.argnums])
+        x = tuple(args[i] for i in explained) if isinstance(options.argnums, tuple) else args[options.argnums]
+        x = checked_input(x, self.method.is_differentiated and options.layer is None)
         n = number_of_examples(x)
         kind = "none"
         if reference is not None:
-            reference, kind = _read_reference(x, reference, self.references)
+            reference, kind = _read_reference(x, reference, options.pairing)
         elif self.method.needs_reference:
-            name = self.method.options.get("rule") or self.method.options.get("method")
+            name = getattr(options, "rule", self.method.name)
             raise TypeError(f"{name} compares the input with a reference: call attr(..., reference=...).")
+
+        def on_batch(x: Any, rows: dict[int, Any]) -> Any:
+            """The outputs of the model on a batch."""
+            replaced = dict(zip(explained, x if isinstance(options.argnums, tuple) else (x,), strict=True)) | rows
+            full = tuple(replaced.get(i, arg) for i, arg in enumerate(args))
+            return called(self.fun, full, x, not isinstance(options.argnums, tuple))
 
         def on_one(x: Any, rows: dict[int, Any]) -> Array:
             """The outputs of the model on one example."""
-            replaced = dict(zip(explained, x if isinstance(self.argnums, tuple) else (x,), strict=True))
-            replaced = jax.tree.map(lambda leaf: leaf[None], replaced | rows)
-            outputs = self.fun(*(replaced.get(i, arg) for i, arg in enumerate(args)))
-            return _checked_output(self.target(outputs) if callable(self.target) else outputs)
+            outputs = on_batch(*jax.tree.map(lambda leaf: leaf[None], (x, rows)))
+            return _checked_output(options.target(outputs) if callable(options.target) else outputs)
 
         def pair(first: Any, reference: Any) -> _Scores:
             """The scores of one example with its target, compared with one reference."""
             x, aim, rows = first
             return self._pair(lambda x: on_one(x, rows), x, reference, aim)
 
-        rows = {i: args[i] for i in self.batch_argnums}
-        aim = aim_of_each(self.target, n, lambda: jax.eval_shape(on_one, *shape_of_one((x, rows))))
+        rows = {i: args[i] for i in options.batch_argnums}
+        if kind == "ambiguous":
+            jax.eval_shape(on_one, *shape_of_one((x, rows)))  # where there is no batch axis, that is what is wrong
+            kind = "shared"
+            _warn_of_pairs(n)
+        if self.method.needs_one_hot and jax.tree.structure(x) != jax.tree.structure(0):
+            raise ValueError(f"{self.method.name} changes one array, but the input is {jax.tree.map(jnp.shape, x)}.")
+        if options.layer is None and (options.output == "hypothetical" or self.method.needs_one_hot):
+            of = "output='hypothetical'" if options.output == "hypothetical" else self.method.name
+            jax.tree.map(lambda leaf: checked_channels("channel_axis", leaf, options.channel_axis, of), x)
+        if is_known((args, reference)) and is_eager():
+            _warn_of_not_finite(x)
+            self._examine(on_batch, x, rows, reference if kind == "one" else None)
+        aim = aim_of_each(options.target, n, lambda: jax.eval_shape(on_one, *shape_of_one((x, rows))))
         found = self._all_pairs(pair, (x, aim, rows), reference, kind)
-        results = [found.scores]
-        if self.method.has_error:
-            results.append(found.error)
-        if self.convergence_delta:
-            results.append(found.delta)
-        if self.cancellation:
-            results.append(found.size / jnp.abs(found.change))
-            warn_of_cancellation(results[-1])
-        if self.with_outputs:
-            results += [found.output, found.output_ref]
-        return tuple(results) if len(results) > 1 else found.scores
+        if not options.full:
+            return found.scores
+        cancellation = None
+        if found.change is not None:
+            cancellation = found.size / jnp.abs(found.change)
+            warn_of_cancellation(cancellation)
+        return Attribution(found.scores, found.delta, cancellation, found.output, found.output_ref, found.error)
+
+    def _examine(self, on_batch: Callable[..., Any], x: Any, rows: Any, reference: Any) -> None:
+        """Check once, for a model and shapes, that its examples are independent of each other."""
+        leaves = jax.tree.leaves((x, rows))
+        seen = tuple((jnp.shape(leaf)[1:], jnp.result_type(leaf)) for leaf in leaves)
+        if seen in self.examined:
+            return
+        first, last = (jax.tree.map(lambda leaf, i=i: jnp.asarray(leaf)[i], (x, rows)) for i in (0, -1))
+        if leaves[0].shape[0] == 1:
+            like = jax.tree.map(jnp.zeros_like, first[0])
+            last = like if reference is None else reference, last[1]
+        check_independence(lambda both: on_batch(*both), first, last)
+        self.examined.add(seen)
 
     def _all_pairs(self, pair: Callable[[Any, Any], _Scores], first: Any, reference: Any, kind: str) -> _Scores:
         """The scores of all examples with their references, as many at once as is asked for.
@@ -163,7 +209,7 @@ class Explainer:
         In batches, what needs an example alone, or a reference alone, is still computed once: before the loop that goes
         over the others.
         """
-        batch, reference_batch = self.batch_size, self.reference_batch_size
+        batch, reference_batch = self.options.batch_size, self.options.reference_batch_size
         stages = Stages(lambda first: first, lambda second: second, pair)
         if kind not in ("none", "paired") and (batch or reference_batch):
             one = reference if kind == "one" else shape_of_one(shape_of_one(reference) if kind == "each" else reference)
@@ -178,7 +224,7 @@ class Explainer:
             known = stages.on_first(first)
             if kind in ("none", "one", "paired"):
                 return stages.joint(known, reference)
-            over = mean_over if self.average else map_over
+            over = mean_over if self.options.average else map_over
             return over(
                 lambda each: stages.joint(known, each if before else stages.on_second(each)), reference, reference_batch
             )
@@ -189,32 +235,34 @@ class Explainer:
 
     def _pair(self, fun: Callable[[Any], Array], x: Any, reference: Any, aim: Array | None) -> _Scores:
         """The scores of one example, compared with one reference."""
-        explain = self.method.explain
-        if self.layer is not None:
-            layer, rest = _layer(fun, self.layer, x)
+        explain, options = self.method.explain, self.options
+        if options.layer is not None:
+            layer, rest = _layer(fun, options.layer, x)
             if self.method.explain_layer is not None:
                 explain = partial(self.method.explain_layer, layer, x, reference)
             fun, x, reference = rest, layer(x), None if reference is None else layer(reference)
         if reference is None:
             reference = jax.tree.map(jnp.zeros_like, x)
         (y, y_ref), pull = explain(fun, x, reference)
-        weights = weights_of(y, self.target if aim is None else aim, self.normalize_target)
+        weights = weights_of(y, options.target if aim is None else aim, options.normalize_target)
         finite = reduce(jnp.logical_and, (jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((x, reference))))
 
         def of_weighted_sum(weights: Array) -> _Scores:
             scores = jax.tree.map(lambda leaf: jnp.where(finite, leaf, jnp.nan), pull(weights))
             scores, error = scores if self.method.has_error else (scores, None)
-            explained = (weights * y).sum(), (weights * y_ref).sum()
-            if self.method.gives == "map":
-                return _Scores(scores, error, *explained)
             contributions = scores
             if self.method.gives == "multipliers":
                 contributions = jax.tree.map(lambda m, x, r: m * (x - r), scores, x, reference)
-            match self.output:
+            match options.output:
                 case "contributions":
                     scores = contributions
                 case "hypothetical":
                     scores = jax.tree.map(self._hypothetical, scores, reference)
+            if not options.full:
+                return _Scores(scores)
+            explained = (weights * y).sum(), (weights * y_ref).sum()
+            if self.method.gives == "map":
+                return _Scores(scores, error, *explained)
             change = (weights * (y - y_ref)).sum()
             size = summed(jax.tree.map(jnp.abs, contributions))
             return _Scores(scores, error, *explained, change - summed(contributions), size, change)
@@ -224,7 +272,8 @@ class Explainer:
         return of_weighted_sum(weights)
 
     def _hypothetical(self, multipliers: Array, reference: Array) -> Array:
-        return multipliers - (multipliers * reference).sum(self.channel_axis, keepdims=True)
+        axis = checked_axis("channel_axis", self.options.last_channel_axis, multipliers.ndim)
+        return multipliers - (multipliers * reference).sum(axis, keepdims=True)
 
 
 class _Scores(NamedTuple):
@@ -264,33 +313,34 @@ def _layer(fun: Callable[[Any], Array], names: Names, x: Any) -> tuple[Callable[
     return layer, from_there
 
 
-def check_count(name: str, value: Any, least: int = 1) -> None:
-    """Raise the error that says what numbers an option may be."""
-    if not isinstance(value, int) or value < least:
-        raise ValueError(f"{name}={value!r} must be an int, {least} at least.")
-
-
-def number_of_examples(x: Any) -> int:
-    """The number of examples, which all leaves of the input have in common."""
-    sizes = {jax.tree_util.keystr(path): leaf.shape[:1] for path, leaf in jax.tree.leaves_with_path(x)}
-    if not sizes:
-        raise ValueError("the input has no arrays to explain.")
-    if len(set(sizes.values())) > 1 or () in sizes.values():
-        raise ValueError(
-            f"the input's arrays must have one batch axis first, of one length, but they begin with {sizes}."
+def _warn_of_not_finite(x: Any) -> None:
+    """Warn of examples that aren't finite. They have scores of NaN, and spoil no others."""
+    finite = reduce(
+        jnp.logical_and, (jnp.isfinite(leaf).reshape(leaf.shape[0], -1).all(1) for leaf in jax.tree.leaves(x))
+    )
+    bad = [int(i) for i in jnp.flatnonzero(~finite)]
+    if bad:
+        warnings.warn(
+            f"{len(bad)} of {len(finite)} examples have a NaN or an infinity, the first of them example {bad[0]}: "
+            "their scores are NaN.",
+            stacklevel=4,
         )
-    [(n,)] = set(sizes.values())
-    if n == 0:
-        raise ValueError("the batch is empty: expected at least one example, got an input of length 0.")
-    return n
 
 
-def _read_reference(x: Any, reference: Any, references: References | None) -> tuple[Any, str]:
-    """The reference as arrays, and what it is: "one", "shared", "paired" (one for each example), or "each" (R for
-    each).
+def _warn_of_pairs(n: int) -> None:
+    warnings.warn(
+        f"input and reference have the same shape, with {n} examples. Each example is compared with each reference "
+        f"(pairing='shared', {n} x {n} pairs). To compare each example with its own reference ({n} pairs), say "
+        "pairing='paired'; to keep this reading without the warning, pairing='shared'.",
+        stacklevel=4,
+    )
+
+
+def _read_reference(x: Any, reference: Any, pairing: Pairing | None) -> tuple[Any, str]:
+    """The reference as arrays, and what it is: "one", "shared", "paired" (one for each example), "each" (R for each),
+    or "ambiguous": shared or paired, of the input's shape.
     """
-    check_structure(x, reference)
-    reference = jax.tree.map(lambda leaf, ref: jnp.asarray(ref, leaf.dtype), x, reference)
+    reference = checked_reference(x, reference)
     pairs = list(zip(jax.tree.leaves(x), jax.tree.leaves(reference), strict=True))
     kinds = {_kind_of(leaf.shape, ref.shape) for leaf, ref in pairs}
     lengths = {ref.shape[ref.ndim - leaf.ndim] for leaf, ref in pairs if ref.ndim >= leaf.ndim}
@@ -302,18 +352,10 @@ def _read_reference(x: Any, reference: Any, references: References | None) -> tu
         raise ValueError("there are no references: expected at least one, got an array of length 0.")
     n = pairs[0][0].shape[0]
     if kind == "shared" and lengths == {n}:
-        if references is None and n > 1:
-            warnings.warn(
-                f"input and reference have the same shape, with {n} examples. Each example is compared with each "
-                f"reference (references='shared', {n} x {n} pairs). To compare each example with its own reference "
-                f"({n} pairs), say "
-                f"references='paired'; to keep this reading without the warning, references='shared'.",
-                stacklevel=3,
-            )
-        return reference, references or kind
-    if references is not None and (references == "paired") != (kind == "each"):
+        return reference, pairing or ("ambiguous" if n > 1 else kind)
+    if pairing is not None and (pairing == "paired") != (kind == "each"):
         raise ValueError(
-            f"references={references!r} doesn't fit a reference of shape {pairs[0][1].shape} beside an input of shape "
+            f"pairing={pairing!r} doesn't fit a reference of shape {pairs[0][1].shape} beside an input of shape "
             f"{pairs[0][0].shape}: " + _READINGS
         )
     return reference, kind
@@ -321,7 +363,7 @@ def _read_reference(x: Any, reference: Any, references: References | None) -> tu
 
 _READINGS = (
     "beside an input (N, ...), a reference is one for all (...), or shared by all (R, ...), or one for each example "
-    "(N, ...) with references='paired', or several for each example (N, R, ...)."
+    "(N, ...) with pairing='paired', or several for each example (N, R, ...)."
 )
 
 
@@ -348,8 +390,9 @@ def _checked_output(outputs: Any) -> Array:
     if y.shape[:1] != (1,):
         raise ValueError(
             "the model must be batched, (N, ...) -> (N, ...), but on a batch of one example its output has shape "
-            f"{y.shape}. If another argument has a row for each example, name it in batch_argnums. If the model takes "
-            "one example and no batch, pass jax.vmap(model), or use jaxlift.vjp."
+            f"{y.shape}. If the input is one example without a batch, write x[None]. If another argument has a row for "
+            "each example, name it in batch_argnums. If the model takes one example and no batch, pass "
+            "jax.vmap(model), or use jaxlift.vjp."
         )
     if not jnp.issubdtype(y.dtype, jnp.floating):
         raise TypeError(

@@ -23,6 +23,16 @@ from jaxlift.primitives.calls import checkpoint, inlined
 Names = str | tuple[str, ...]
 
 
+def check_names(option: str, names: Any) -> None:
+    """Raise the error for what isn't the name of a value, or a tuple of names."""
+    if not isinstance(names, str) and not (isinstance(names, tuple) and all(isinstance(each, str) for each in names)):
+        raise TypeError(
+            f"{option} must be a name, or a tuple of names, of values inside of the model: got {type(names).__name__}. "
+            "Name the value there, as in h = jax.ad_checkpoint.checkpoint_name(h, 'hidden'), and say "
+            f"{option}='hidden'."
+        )
+
+
 def below(fun: Callable[..., Any], name: Names) -> Callable[..., Any]:
     """The function that computes a value inside of `fun`, and nothing that the value doesn't need.
 
@@ -46,7 +56,9 @@ def below(fun: Callable[..., Any], name: Names) -> Callable[..., Any]:
 
     Raises:
         ValueError: from `value`, if no value has the name, or several have, or it is inside of a loop or a branch.
+        TypeError: if the name isn't a string or a tuple of strings.
     """
+    check_names("name", name)
 
     def value(*args: Any) -> Any:
         traced = _trace(fun, args, name)
@@ -77,7 +89,9 @@ def above(fun: Callable[..., Any], name: Names) -> Callable[..., Any]:
 
     Raises:
         ValueError: from `rest`, as from `below`; and if the value has another shape or dtype.
+        TypeError: as from `below`.
     """
+    check_names("name", name)
 
     def rest(value: Any, *args: Any) -> Any:
         traced = _trace(fun, args, name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +14,28 @@ from jax.core import Tracer
 Target = int | Sequence[int] | Array | np.ndarray | Callable[[Any], Any] | Literal["all"] | None
 
 
-def check_target(target: Target, normalize: bool) -> None:
-    if isinstance(target, str) and target != "all":
-        raise ValueError(f"target={target!r} must be None, an int, an array, a function of the outputs, or 'all'.")
+def checked_target(target: Any, normalize: bool = False) -> Target:
+    """A target, lists as arrays, or the error that says which targets there are."""
+    if isinstance(target, list):
+        target = np.asarray(target)
+    if isinstance(target, float | np.floating) and float(target).is_integer():
+        raise TypeError(
+            f"target={target!r} must be an int to say which output is explained: write target={int(target)}."
+        )
+    is_index = isinstance(target, int | np.integer) and not isinstance(target, bool)
+    is_indices = isinstance(target, tuple) and all(isinstance(each, int | np.integer) for each in target)
+    is_array = isinstance(target, jax.Array | np.ndarray)
+    if not (target is None or is_index or is_indices or is_array or callable(target) or target == "all"):
+        raise (ValueError if isinstance(target, str) else TypeError)(
+            f"target={target!r} must be None, an int, a tuple of ints, an array of ints or of weights, a function of "
+            "the outputs, or 'all'."
+        )
     if normalize and callable(target):
         raise ValueError(
             "normalize_target=True takes the mean over all outputs off a weighted sum of them, but the target is a "
             "function. Give it as an int or as weights."
         )
+    return cast(Target, target)
 
 
 def aim_of_each(target: Target, n: int, output: Callable[[], Any]) -> Array | None:

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxlift._arguments import check_structure, checked_input
-from jaxlift._explainer import number_of_examples
-from jaxlift._targets import Target, aim_of_each, weights_of
+from jaxlift._arguments import check_count, check_model, checked_input, checked_reference, number_of_examples
+from jaxlift._explainer import Attribution
+from jaxlift._targets import Target, aim_of_each, checked_target, weights_of
 from jaxlift.wrappers import check_size, draw_like, keys_of_samples, mean_in_turn
 
 Model = Callable[[Any], Any]
@@ -204,6 +204,8 @@ def sensitivity(
     check_size("radius", radius)
     explain = attr if reference is None else partial(attr, reference=reference)
     scores = explain(x)
+    if isinstance(scores, Attribution):
+        raise ValueError("sensitivity takes an attribution function that returns scores alone: leave out full=True.")
     for leaf in jax.tree.leaves(scores):
         if leaf.shape[:1] != (n,):
             raise ValueError(
@@ -266,8 +268,7 @@ def log_odds_change(
     """
     x, scores, reference = _read(x, scores, reference)
     n = number_of_examples(x)
-    if count < 0:
-        raise ValueError(f"count={count} must be 0 or positive: how many features are erased at most.")
+    check_count("count", count, least=0)
 
     def log_odds(x: Any) -> Array:
         y = _outputs(fun, x, n)
@@ -365,6 +366,7 @@ def _unless_nan(scores: Any, result: Array) -> Array:
 
 def _outputs(fun: Model, x: Any, n: int) -> Array:
     """What the model returns for a batch of n, if that is one floating-point array with their outputs."""
+    check_model(fun)
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(fun(x))]
     shapes = [leaf.shape for leaf in leaves]
     if len(leaves) != 1 or shapes[0][:1] != (n,):
@@ -388,7 +390,7 @@ def _weighted(y: Array, target: Any) -> Array:
     """The target's sum of outputs, for each example."""
     if isinstance(target, str):
         raise ValueError(f"target={target!r} must be None, an int, an array, or a function of the outputs.")
-    target = np.asarray(target) if isinstance(target, list) else target
+    target = checked_target(target)
     one = jax.ShapeDtypeStruct(y.shape[1:], y.dtype)
     aim = aim_of_each(target, y.shape[0], lambda: one)
 
@@ -402,7 +404,7 @@ def _weighted(y: Array, target: Any) -> Array:
 
 def _read(x: Any, scores: Any, reference: Any) -> tuple[Any, Any, Any]:
     """Input, scores and the reference of each example as arrays that broadcast, or the error that says why not."""
-    x = jax.tree.map(jnp.asarray, x)
+    x = checked_input(x, is_differentiated=False)
     number_of_examples(x)
     scores = _checked_scores(x, scores, "the scores")
     for leaf, of_leaf in zip(jax.tree.leaves(x), jax.tree.leaves(scores), strict=True):
@@ -412,10 +414,9 @@ def _read(x: Any, scores: Any, reference: Any) -> tuple[Any, Any, Any]:
                 f"scores of shape {of_leaf.shape} don't fit an input of shape {leaf.shape}: expected the same shape, "
                 "or length 1 along axes whose features go together, as in scores.sum(-1, keepdims=True)."
             )
-    check_structure(x, reference)
+    reference = checked_reference(x, reference)
 
-    def of_each(leaf: Array, reference: Any) -> Array:
-        reference = jnp.asarray(reference, leaf.dtype)
+    def of_each(leaf: Array, reference: Array) -> Array:
         if reference.shape not in (leaf.shape, leaf.shape[1:]):
             raise ValueError(
                 f"a reference of shape {reference.shape} doesn't fit an input of shape {leaf.shape}: expected one for "
@@ -428,6 +429,8 @@ def _read(x: Any, scores: Any, reference: Any) -> tuple[Any, Any, Any]:
 
 def _checked_scores(x: Any, scores: Any, name: str) -> Any:
     """Scores as floating-point arrays in the structure of `x`, or the error that says what they are."""
+    if isinstance(scores, Attribution):
+        scores = scores.scores
     scores = jax.tree.map(jnp.asarray, scores)
     structure, other = jax.tree.structure(x), jax.tree.structure(scores)
     if structure != other:

@@ -15,13 +15,15 @@ from __future__ import annotations
 
 import functools
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.core import Tracer
 from jax.typing import ArrayLike
+
+from jaxlift._arguments import check_count, check_key, checked_channels, checked_input, is_known
 
 __all__ = ["dinucleotide_shuffle", "frequencies", "mean", "zeros"]
 
@@ -56,7 +58,7 @@ def mean(x: ArrayLike) -> Array:
     return _examples(x).mean(0)
 
 
-def frequencies(x: ArrayLike) -> Array:
+def frequencies(x: ArrayLike, *, channel_axis: int | None = None) -> Array:
     """How often each channel is on, over all examples and positions; the same at every position.
 
     For one-hot sequences these are the background frequencies of the bases, the reference of the paper's genomics
@@ -67,31 +69,34 @@ def frequencies(x: ArrayLike) -> Array:
            [0.75, 0.25]], dtype=float32)
 
     Args:
-        x: examples `(N, ..., C)`, none of them negative.
+        x: examples, one-hot along one axis.
+        channel_axis: that axis in one example, without the batch: `(L, 4)` has axes 0 and 1, or -2 and -1. The last, if
+            left out.
 
     Returns:
-        `(..., C)`, which sums to 1 over the last axis.
+        The shape of one example; it sums to 1 along the channels.
 
     Raises:
-        ValueError: if there is no axis of channels, or numbers are negative, or all are 0.
+        ValueError: if there is no axis of channels, or the examples aren't one-hot along it (where that is known:
+            outside of `jax.jit`), or all are 0.
     """
     x = _examples(x)
     if x.ndim < 2:
         raise ValueError(f"frequencies need examples (N, ..., C) with an axis of channels, got shape {x.shape}.")
-    total = x.mean(tuple(range(x.ndim - 1)))
-    if not isinstance(x, Tracer) and ((x < 0).any() or total.sum() == 0):
-        raise ValueError("frequencies need one-hot examples, but some are negative, or all are 0: use mean.")
-    return jnp.broadcast_to(total / total.sum(), x.shape[1:])
+    axis = checked_channels("channel_axis", x, channel_axis, "frequencies") + 1
+    total = x.mean([other for other in range(x.ndim) if other != axis], keepdims=True)
+    if is_known(total) and total.sum() == 0:
+        raise ValueError("frequencies need examples with a channel that is on, but all are 0.")
+    return jnp.broadcast_to((total / total.sum())[0], x.shape[1:])
 
 
 def _examples(x: ArrayLike) -> Array:
-    x = jnp.asarray(x)
+    x = jnp.asarray(checked_input(x, is_differentiated=False))
     if x.ndim == 0 or len(x) == 0:
         raise ValueError(f"expected examples (N, ...), at least one, got shape {x.shape}.")
     return x
 
 
-@functools.partial(jax.jit, static_argnames="count")
 def dinucleotide_shuffle(x: ArrayLike, key: Array, count: int = 1) -> Array:
     """Shuffles of a sequence that keep how often each letter follows each other letter.
 
@@ -109,12 +114,20 @@ def dinucleotide_shuffle(x: ArrayLike, key: Array, count: int = 1) -> Array:
         count: how many shuffles.
 
     Returns:
-        `(count, L, 4)`, of the dtype of `x`. NaN where `x` isn't one-hot, since nothing can be raised under `jax.jit`.
+        `(count, L, 4)`, of the dtype of `x`. NaN where `x` isn't one-hot but nothing can be raised: under `jax.jit` and
+        `jax.vmap`.
 
     Raises:
-        ValueError: if `x` has another shape.
-        TypeError: if `x` isn't floating-point.
+        ValueError: if `x` has another shape, isn't one-hot or has no base at all, or `count` isn't positive.
+        TypeError: if `x` isn't floating-point, or `key` isn't a PRNG key.
     """
+    if isinstance(x, str):
+        raise TypeError(
+            f"a dinucleotide shuffle takes one-hot rows, got the text {x[:20]!r}: make it "
+            "jax.nn.one_hot(jnp.array(['ACGT'.index(letter) for letter in text]), 4)."
+        )
+    check_count("count", count)
+    check_key(key)
     x = jnp.asarray(x)
     if x.ndim != 2 or x.shape[1] != 4:
         raise ValueError(f"a dinucleotide shuffle takes one sequence (L, 4), got shape {x.shape}: jax.vmap it.")
@@ -122,13 +135,28 @@ def dinucleotide_shuffle(x: ArrayLike, key: Array, count: int = 1) -> Array:
         raise TypeError(
             f"a dinucleotide shuffle takes floating-point one-hot rows, got {x.dtype}: use x.astype(float)."
         )
+    if is_known(x):
+        values = np.asarray(x)
+        if not _is_one_hot(values):
+            raise ValueError("a dinucleotide shuffle takes rows that are one-hot, or 0 where there is no base.")
+        if len(values) and not values.any():
+            raise ValueError("the sequence has no base at all, all rows are 0: there is nothing to shuffle.")
+    return _shuffles(x, key, count)
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def _shuffles(x: Array, key: Array, count: int) -> Array:
     if len(x) < 3:
         return jnp.broadcast_to(x, (count, *x.shape))
-    is_one_hot = (((x == 0) | (x == 1)).all(1) & (x.sum(1) <= 1)).all()
     letters = jnp.where(x.any(1), x.argmax(1), 4)
     random = jax.random.bits(key, (count, 2 * len(x) - 1), jnp.uint32)
     shuffled = jax.vmap(functools.partial(_shuffle, letters))(random)
-    return jnp.where(is_one_hot, jax.nn.one_hot(shuffled, 5, dtype=x.dtype)[..., :4], jnp.nan)
+    return jnp.where(_is_one_hot(x), jax.nn.one_hot(shuffled, 5, dtype=x.dtype)[..., :4], jnp.nan)
+
+
+def _is_one_hot(x: Any) -> Any:
+    """Whether the rows of a sequence are one-hot or 0."""
+    return (((x == 0) | (x == 1)).all(1) & (x.sum(1) <= 1)).all()
 
 
 LETTERS = 5

@@ -1,4 +1,4 @@
-"""Attribution functions made of attribution functions: over noisy inputs, over references, over channels.
+"""Attribution functions made of attribution functions: over noisy inputs, over channels.
 
 Each takes a function `attr(*args, reference=...)`, as `jaxlift.attribute` and others make it, and returns another of
 the same signature. They compose with each other, and with `jax.jit` and `jax.vmap`.
@@ -6,6 +6,7 @@ the same signature. They compose with each other, and with `jax.jit` and `jax.vm
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -15,15 +16,16 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
-from jaxlift._arguments import checked_input
+from jaxlift._arguments import check_count, check_key, checked_axis, checked_input, described
 from jaxlift._batching.loops import divided, shape_of_one, sum_in_turn
+from jaxlift._explainer import Attribution
 
-Attribution = Callable[..., Any]
+AttributionFunction = Callable[..., Any]
 
 
 def smooth(
-    attr: Attribution, *, noise: Any, key: Array, samples: int = 50, argnums: int | tuple[int, ...] = 0
-) -> Attribution:
+    attr: AttributionFunction, *, noise: Any, key: Array, samples: int = 50, argnums: int | tuple[int, ...] = 0
+) -> AttributionFunction:
     """Take the mean of the scores over noisy inputs: SmoothGrad (Smilkov et al. 2017, arXiv 1706.03825).
 
     >>> import jax, jax.numpy as jnp, jaxlift
@@ -35,8 +37,8 @@ def smooth(
     >>> bool(jnp.abs(smoothed[0, 0]) < 0.2), float(smoothed[0, 1])
     (True, 1.0)
 
-    The samples run one after the other, so memory doesn't grow with them. Any number of leaves that `attr` returns
-    (scores, convergence deltas) are averaged alike.
+    The samples run one after the other, so memory doesn't grow with them. All arrays that `attr` returns are averaged
+    alike: with ``full=True`` the deltas, cancellations, outputs and standard errors too. What is None stays so.
 
     Args:
         attr: the attribution function.
@@ -54,6 +56,7 @@ def smooth(
         ValueError: if `samples` isn't positive or `noise` is negative; when called, if `noise` doesn't broadcast.
         TypeError: when called, if the input or what `attr` returns isn't made of floating-point numbers.
     """
+    check_attribution("smooth", attr)
     keys = keys_of_samples(key, samples)
     check_size("noise", noise)
     noisy = argnums if isinstance(argnums, tuple) else (argnums,)
@@ -63,53 +66,16 @@ def smooth(
 
         def of_sample(key: Array) -> Any:
             drawn = jax.tree.map(jnp.add, x, draw_like(jax.random.normal, key, x, "noise", noise))
-            return attr(*(drawn.get(i, arg) for i, arg in enumerate(args)), **options)
+            return attributed("smooth", attr, *(drawn.get(i, arg) for i, arg in enumerate(args)), **options)
 
         return mean_in_turn(of_sample, keys)
 
     return smoothed
 
 
-def mean_over_references(attr: Attribution) -> Attribution:
-    """Take the mean of the scores over references, one after the other.
-
-    >>> import jax.numpy as jnp, jaxlift
-    >>> attr = jaxlift.mean_over_references(jaxlift.attribute(lambda x: jnp.tanh(x).prod(1)))
-    >>> attr(jnp.ones((4, 3)), reference=jnp.arange(6.0).reshape(2, 3)).shape
-    (4, 3)
-
-    `jaxlift.attribute` takes many references at once and computes what they share once: N + R forward passes. It holds
-    the scores of all N x R pairs. This takes N + 1 forward passes for each reference, and holds N scores.
-
-    Args:
-        attr: the attribution function. It is called with one reference at a time, `(...)`.
-
-    Returns:
-        A function of `attr`'s signature, for `reference` of shape `(R, ...)`, or a pytree of such arrays. All leaves
-        that `attr` returns are averaged alike; so `attribute`'s cancellation is here the mean over references.
-
-    Raises:
-        ValueError: when called, if the arrays of the reference have no common first axis, or one of length 0.
-        TypeError: when called, if what `attr` returns isn't made of floating-point numbers.
-    """
-
-    def mean(*args: Any, reference: Any) -> Any:
-        reference = jax.tree.map(jnp.asarray, reference)
-        shapes = [leaf.shape for leaf in jax.tree.leaves(reference)]
-        lengths = {shape[:1] for shape in shapes}
-        if len(lengths) != 1 or lengths & {(), (0,)}:
-            raise ValueError(
-                "the reference must have an axis of references first, (R, ...), of one length in all its arrays and at "
-                f"least 1, but the shapes are {shapes}. For one reference, call the attribution function itself."
-            )
-        return mean_in_turn(lambda one: attr(*args, reference=one), reference)
-
-    return mean
-
-
 def sum_channels(
-    attr: Attribution, *, axis: int | tuple[int, ...] = -1, absolute: bool = False, keepdims: bool = False
-) -> Attribution:
+    attr: AttributionFunction, *, axis: int | tuple[int, ...] = -1, absolute: bool = False, keepdims: bool = False
+) -> AttributionFunction:
     """Add up scores over channels, to one score for each pixel or position.
 
     >>> import jax.numpy as jnp, jaxlift
@@ -118,8 +84,11 @@ def sum_channels(
     (2, 5)
 
     Args:
-        attr: the attribution function. It must return scores alone, without convergence deltas.
-        axis: the axis of the channels in the scores, or several.
+        attr: the attribution function. Of an `Attribution`, from ``full=True``, scores are summed and the rest stays;
+            but the standard error, which isn't known of sums, becomes None.
+        axis: the axis of the channels in the scores of one example, or several: counted without the batch's, as
+            `channel_axis` is. Where axes of references or outputs come first (``average=False``, ``target="all"``),
+            count from the end.
         absolute: whether to sum absolute values. Signed sums of contributions keep summation-to-delta.
         keepdims: whether to keep the axis, with length 1. So do `jaxlift.metrics` take scores of whole pixels.
 
@@ -127,22 +96,46 @@ def sum_channels(
         A function of `attr`'s signature, whose scores lack the axis.
 
     Raises:
-        ValueError: when called, if the scores have no such axis besides the first, which is the batch's.
+        ValueError: when called, if the scores of an example have no such axis.
     """
     axes = axis if isinstance(axis, tuple) else (axis,)
+    check_attribution("sum_channels", attr)
 
     def summed(*args: Any, **options: Any) -> Any:
-        return jax.tree.map(channels_summed, attr(*args, **options))
+        found = attributed("sum_channels", attr, *args, **options)
+        if isinstance(found, Attribution):
+            return found._replace(scores=jax.tree.map(channels_summed, found.scores), standard_error=None)
+        return jax.tree.map(channels_summed, found)
 
     def channels_summed(scores: Array) -> Array:
-        if not all(-scores.ndim < a < scores.ndim and a != 0 for a in axes):
-            raise ValueError(
-                f"axis={axis} must be one of the axes 1 to {scores.ndim - 1} of the scores, but their shape is "
-                f"{scores.shape}. The attribution function must return scores alone, with the batch first."
-            )
-        return (jnp.abs(scores) if absolute else scores).sum(axes, keepdims=keepdims)
+        summed_over = tuple(checked_axis("axis", each, scores.ndim - 1) + 1 for each in axes)
+        return (jnp.abs(scores) if absolute else scores).sum(summed_over, keepdims=keepdims)
 
     return summed
+
+
+def check_attribution(name: str, attr: Any) -> None:
+    """Raise the error for what can't be called as an attribution function is."""
+    if not callable(attr):
+        raise TypeError(
+            f"{name} takes an attribution function, such as jaxlift.attribute(model): got {described(attr)}."
+        )
+
+
+def attributed(name: str, attr: AttributionFunction, *args: Any, **options: Any) -> Any:
+    """What an attribution function returns, or the error for a function that isn't one: a model, most likely."""
+    try:
+        parameters = inspect.signature(attr).parameters.values()
+    except (TypeError, ValueError):
+        parameters = ()  # not known, as for functions of other languages
+    if parameters and not any(each.kind is each.VAR_KEYWORD for each in parameters):
+        unknown = options.keys() - {each.name for each in parameters}
+        if unknown:
+            raise TypeError(
+                f"{name} takes an attribution function, attr(x, reference=...), but the function that it was given has "
+                f"no {', '.join(sorted(unknown))}=: for a model, write {name}(jaxlift.attribute(model), ...)."
+            )
+    return attr(*args, **options)
 
 
 def mean_in_turn(fun: Callable[[Any], Any], xs: Any) -> Any:
@@ -173,8 +166,8 @@ def draw_like(draw: Callable[..., Array], key: Array, x: Any, name: str, size: A
 
 def keys_of_samples(key: Array, samples: int) -> Array:
     """A PRNG key for each sample."""
-    if samples < 1:
-        raise ValueError(f"samples={samples} must be at least 1.")
+    check_key(key)
+    check_count("samples", samples)
     return jax.random.split(key, samples)
 
 

@@ -57,11 +57,11 @@ class TestReferences:
 
     def test_shape_of_the_input(self):
         r = X[::-1] * 0.5
-        shared = attribute(model, target=2, references="shared")(X, reference=r)
-        paired = attribute(model, target=2, references="paired")(X, reference=r)
+        shared = attribute(model, target=2, pairing="shared")(X, reference=r)
+        paired = attribute(model, target=2, pairing="paired")(X, reference=r)
         close(paired, jnp.stack([pair(x, r, self.one_hot) for x, r in zip(X, r, strict=True)]))
         close(shared, jnp.stack([jnp.stack([pair(x, r, self.one_hot) for r in r]).mean(0) for x in X]))
-        with pytest.warns(UserWarning, match=r"4 x 4 pairs.*references='paired'") as record:
+        with pytest.warns(UserWarning, match=r"4 x 4 pairs.*pairing='paired'") as record:
             close(attribute(model, target=2)(X, reference=r), shared)
         assert record[0].filename == __file__
 
@@ -103,7 +103,7 @@ class TestTargets:
 
     def test_function(self):
         close(self.of(lambda outputs: outputs[:, 0] - outputs[:, 1]), self.of(jnp.array([1.0, -1, 0, 0, 0])))
-        scores, delta = self.of(lambda outputs: jnp.tanh(outputs[:, 2]), convergence_delta=True)
+        scores, delta, *_ = self.of(lambda outputs: jnp.tanh(outputs[:, 2]), full=True)
         assert jnp.abs(delta).max() < 1e-6
         close(scores.sum(1), jnp.tanh(model(X)[:, 2]) - jnp.tanh(model(REFERENCES)[:, 2]).mean())
 
@@ -112,7 +112,7 @@ class TestTargets:
         assert every.shape == (4, 5, 6)
         for k in range(5):
             close(every[:, k], self.of(k))
-        every_pair, delta = self.of("all", average=False, convergence_delta=True)
+        every_pair, delta, *_ = self.of("all", average=False, full=True)
         assert every_pair.shape == (4, 3, 5, 6)
         assert delta.shape == (4, 3, 5)
 
@@ -140,6 +140,150 @@ class TestTargets:
         close(attribute(grid, target=weights)(X, reference=REFERENCES), self.of(1) + 2 * self.of(2))
 
 
+class TestTargetsOfTheCall:
+    def test_they_take_the_place_of_the_one_before(self):
+        attr = jaxlift.attribute(model, target=0)
+        for target in (3, "all", [0, 4, 1, 2], lambda y: y[:, 0] * y[:, 1], jnp.arange(5.0)):
+            expected = jaxlift.attribute(model, target=target)(X, reference=REFERENCES)
+            np.testing.assert_array_equal(attr(X, reference=REFERENCES, target=target), expected)
+        np.testing.assert_array_equal(attr(X, reference=REFERENCES, target=None), attr(X, reference=REFERENCES))
+
+    def test_labels_are_data(self):
+        """Three label arrays are one trace, of the user's function and of the model."""
+        traced = []
+
+        def counted(x):
+            traced.append("model")
+            return model(x)
+
+        attr = jaxlift.attribute(counted)
+
+        @jax.jit
+        def of_labels(x, t):
+            traced.append("call")
+            return attr(x, reference=REFERENCES, target=t)
+
+        labels = np.array([[0, 1, 2, 3], [4, 3, 2, 1], [0, 0, 0, 4]])
+        found = [of_labels(X, labels[0])]
+        once = len(traced)
+        found += [of_labels(X, t) for t in labels[1:]]
+        assert len(traced) == once
+        for scores, t in zip(found, labels, strict=True):
+            close(scores, attribute(model, target=t)(X, reference=REFERENCES))
+        assert jnp.isnan(of_labels(X, np.array([0, 5, -6, 4]))).all(1).tolist() == [False, True, True, False]
+
+    def test_jitted_as_it_is(self):
+        attr = jax.jit(jaxlift.attribute(model))
+        labels = jnp.array([0, 4, 1, 2])
+        close(attr(X, reference=REFERENCES, target=labels), attribute(model, target=labels)(X, reference=REFERENCES))
+        close(attr(X, reference=REFERENCES, target=2), attribute(model, target=2)(X, reference=REFERENCES))
+
+
+class TestFull:
+    def test_one_named_tuple(self):
+        found = attribute(model, target="all", average=False, full=True)(X, reference=REFERENCES)
+        assert found._fields == (
+            "scores",
+            "delta",
+            "cancellation",
+            "output",
+            "output_reference",
+            "standard_error",
+        )
+        assert isinstance(found, jaxlift.Attribution)
+        close(found.scores, attribute(model, target="all", average=False)(X, reference=REFERENCES))
+        # Examples, references, outputs, and then what is explained.
+        assert found.scores.shape == (4, 3, 5, 6)
+        for each in (found.delta, found.cancellation, found.output, found.output_reference):
+            assert each.shape == (4, 3, 5)
+        close(found.output, jnp.broadcast_to(model(X)[:, None], (4, 3, 5)))
+        close(found.output_reference, jnp.broadcast_to(model(REFERENCES), (4, 3, 5)))
+        close(found.delta, found.output - found.output_reference - found.scores.sum(-1), atol=1e-5)
+        size = jnp.abs(found.scores).sum(-1)
+        close(found.cancellation, size / jnp.abs(found.output - found.output_reference), rtol=1e-3)
+        assert found.standard_error is None
+
+    def test_order_of_axes(self):
+        """Examples, then references if each has scores, then outputs if all are explained, then the input's axes."""
+
+        def grid(x):
+            return model(x)[:, :4].reshape(-1, 1, 4)
+
+        for average, references in ((False, (3,)), (True, ())):
+            for target, outputs in (("all", (1, 4)), ((0, 3), ())):
+                scores = attribute(grid, target=target, average=average)(X, reference=REFERENCES)
+                assert scores.shape == (4, *references, *outputs, 6)
+
+
+class TestIndependence:
+    """Outside of `jax.jit`, a model that mixes its examples is refused."""
+
+    @staticmethod
+    def normalised(x):
+        h = x @ W
+        return jnp.tanh((h - h.mean(0)) / jnp.sqrt(h.var(0) + 1e-5)).sum(1)
+
+    @pytest.mark.parametrize("n", [1, 2, 4])
+    @pytest.mark.parametrize("reference", [REFERENCES[0], REFERENCES])
+    def test_batch_statistics(self, n, reference):
+        with pytest.raises(ValueError, match=r"depend on the other examples .* evaluation mode: model\.eval\(\)"):
+            jaxlift.attribute(self.normalised)(X[:n], reference=reference)
+
+    def test_dropout(self):
+        def dropped(x):
+            return (model(x) * jax.random.bernoulli(jax.random.key(0), 0.5, (len(x), 5))).sum(1)
+
+        with pytest.raises(ValueError, match=r"draws random numbers.* evaluation mode"):
+            jaxlift.attribute(dropped)(X, reference=REFERENCES)
+
+    def test_rows_of_other_arguments(self):
+        def fun(x, scale):
+            return model(x * scale)[:, 0]
+
+        def mixed(x, scale):
+            return model(x * scale.mean(0))[:, 0]
+
+        scale = jnp.asarray(RNG.normal(size=(4, 6)), jnp.float32)
+        assert jaxlift.attribute(fun, batch_argnums=(1,))(X, scale, reference=REFERENCES).shape == X.shape
+        with pytest.raises(ValueError, match="depend on the other examples"):
+            jaxlift.attribute(mixed, batch_argnums=(1,))(X, scale, reference=REFERENCES)
+
+    def test_once_for_shapes_and_not_under_jit(self):
+        calls = []
+
+        def counted(x):
+            calls.append(x.shape[0])
+            return model(x)
+
+        attr = jaxlift.attribute(counted, target=0)
+        jax.jit(attr)(X, reference=REFERENCES)
+        jax.jit(lambda x: attr(X, reference=x))(REFERENCES)
+        jax.vmap(lambda r: attr(X, reference=r))(REFERENCES)
+        jax.grad(lambda x: attr(x, reference=REFERENCES).sum())(X)
+        assert calls.count(2) == 0
+        for _ in range(2):
+            attr(X, reference=REFERENCES)
+            attr(X, reference=REFERENCES[0], target=3)
+        assert calls.count(2) == 1
+        attr(X[:1], reference=REFERENCES)  # the shapes of examples are the same
+        assert calls.count(2) == 1
+
+    @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+    @pytest.mark.parametrize("scale", [1e-3, 1, 1e4])
+    def test_rounding_and_nan_are_let_through(self, dtype, scale):
+        def fun(x):
+            y = jnp.tanh(x.astype(dtype) @ W.astype(dtype)) @ V.astype(dtype)
+            return jnp.concatenate([y * dtype(scale), jnp.full_like(y, jnp.nan), jnp.full_like(y, jnp.inf)], 1)
+
+        assert jaxlift.attribute(fun, target=0)(X, reference=REFERENCES[0]).shape == X.shape
+
+    def test_models_of_one_example_at_a_time_are_let_through(self):
+        def fun(x):
+            return model(x.reshape(1, 6))[:, 0]
+
+        close(jaxlift.attribute(fun)(X, reference=REFERENCES), attribute(model, target=0)(X, reference=REFERENCES))
+
+
 class TestOutputs:
     def test_multipliers_times_difference(self):
         options = {"target": 1, "average": False}
@@ -165,13 +309,13 @@ class TestOutputs:
 
     @pytest.mark.parametrize("output", ["contributions", "multipliers", "hypothetical"])
     def test_convergence_delta(self, output):
-        attr = attribute(model, target=0, output=output, convergence_delta=True, average=False)
-        _, delta = attr(X, reference=REFERENCES)
+        attr = attribute(model, target=0, output=output, full=True, average=False)
+        _, delta, *_ = attr(X, reference=REFERENCES)
         assert delta.shape == (4, 3)
         assert jnp.abs(delta).max() < 2e-6
         # It is what is missing, and max-pooling as in the original misses much.
-        lossy = attribute(lambda x: x.max(1), convergence_delta=True, rule=jaxlift.OriginalMaxPooling())
-        scores, delta = lossy(X, reference=REFERENCES)
+        lossy = attribute(lambda x: x.max(1), full=True, rule=jaxlift.OriginalMaxPooling())
+        scores, delta, *_ = lossy(X, reference=REFERENCES)
         close(scores.sum(1) + delta, X.max(1) - REFERENCES.max(1).mean())
         assert jnp.abs(delta).max() > 0.1
 
@@ -215,10 +359,10 @@ class TestArguments:
         def split(x):
             return {"a": x[..., :2], "rest": (x[..., 2:].reshape(*x.shape[:-1], 2, 2),)}
 
-        attr = attribute(fun, convergence_delta=True)
+        attr = attribute(fun, full=True)
         whole = attribute(lambda x: jnp.tanh(x @ W).sum(1))
         for r in (REFERENCES[0], REFERENCES, jnp.stack([REFERENCES] * 4)):
-            scores, delta = attr(split(X), reference=split(r))
+            scores, delta, *_ = attr(split(X), reference=split(r))
             assert jax.tree.structure(scores) == jax.tree.structure(split(X))
             expected = split(whole(X, reference=r))
             jax.tree.map(close, scores, expected)
@@ -229,7 +373,7 @@ class TestArguments:
         close(attribute(lambda x: jax.nn.relu(x))(x, reference=r), jax.nn.relu(x) - 0.5)
 
     def test_a_model_that_ignores_its_input(self):
-        scores, delta = attribute(lambda x: jnp.ones(x.shape[0]), convergence_delta=True)(X, reference=REFERENCES)
+        scores, delta, *_ = attribute(lambda x: jnp.ones(x.shape[0]), full=True)(X, reference=REFERENCES)
         assert (scores == 0).all()
         assert (delta == 0).all()
 
@@ -284,8 +428,8 @@ class TestBatches:
             "target": np.array([0, 1, 2, 3, 0]),
             "batch_argnums": (0,),
             "rule": "revealcancel",
-            "convergence_delta": True,
-            "references": "paired" if references == "paired" else None,
+            "full": True,
+            "pairing": "paired" if references == "paired" else None,
         }
         scale = rng.normal(size=(5, 6))
         results = [
@@ -295,8 +439,7 @@ class TestBatches:
             for n, r in ((None, None), (None, 3), (2, None), (2, 9))
         ]
         for other in results[1:]:
-            for a, b in zip(other, results[0], strict=True):
-                np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-14), other, results[0])
 
     @pytest.mark.parametrize("size", [0, -1, 2.0])
     def test_sizes_are_counts(self, size):

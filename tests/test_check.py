@@ -77,14 +77,12 @@ def model(x):
 def test_cancellation():
     x, r = jnp.array([[3.0, 3.0, 1.0], [1.0, 0.0, 0.0]]), jnp.zeros(3)
     with pytest.warns(UserWarning, match=r"contributions cancel: .* 6e\+06 times .*float64"):
-        scores, delta, cancellation = jaxlift.attribute(model, target=0, convergence_delta=True, cancellation=True)(
-            x, reference=r
-        )
+        scores, delta, cancellation, *_ = jaxlift.attribute(model, target=0, full=True)(x, reference=r)
     assert scores.shape == x.shape
     assert delta.shape == cancellation.shape == (2,)
     np.testing.assert_allclose(cancellation, [6e6 + 1, 1], rtol=1e-6)
-    _, compiled = jax.jit(jaxlift.attribute(model, target=0, cancellation=True))(x, reference=r)
-    np.testing.assert_allclose(compiled, cancellation, rtol=1e-6)
+    compiled = jax.jit(jaxlift.attribute(model, target=0, full=True))(x, reference=r)
+    np.testing.assert_allclose(compiled.cancellation, cancellation, rtol=1e-6)
     with pytest.warns(UserWarning, match="contributions cancel"):
         report = jaxlift.check(lambda x: model(x[None])[0, 0], x[0], r)
     assert report.cancellation == pytest.approx(6e6 + 1, rel=1e-6)

@@ -92,7 +92,7 @@ def test_references(run):
     np.save("r.npy", np.flip(X, (1, 2)))
     assert run("score scored:model x.npy --target 1 --reference scored:reverse_complement --out f --quiet")[0] == 0
     assert run("score scored:model x.npy --target 1 --reference r.npy --paired --out p --quiet")[0] == 0
-    reverse = wanted(np.flip(X, (1, 2)), references="paired")
+    reverse = wanted(np.flip(X, (1, 2)), pairing="paired")
     for out in "fp":
         np.testing.assert_allclose(read(out)["contributions"], reverse, atol=1e-6)
 

@@ -292,7 +292,7 @@ def test_within_memory():
 
 def test_one_reference_of_each_example_costs_one_pass_each():
     model, params = dilated_network()
-    attr = jaxlift.attribute(model, argnums=1, references="paired")
+    attr = jaxlift.attribute(model, argnums=1, pairing="paired")
     text = jax.jit(lambda p, x, r: attr(p, x, reference=r)).lower(params, batch(N), batch(N)).as_text()
     assert text.count("stablehlo.convolution") == 3 * 6
 

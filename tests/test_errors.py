@@ -35,7 +35,7 @@ CASES = {
         ValueError,
         r"'scores' must be one of 'contributions', 'multipliers', 'hypothetical'",
     ),
-    "references": (lambda: attr(references="both"), ValueError, r"'both' must be one of 'shared', 'paired'"),
+    "pairing": (lambda: attr(pairing="both"), ValueError, r"'both' must be one of 'shared', 'paired'"),
     "target name": (lambda: attr(target="each"), ValueError, r"'each' must be None, an int"),
     "normalised function": (lambda: attr(target=lambda y: y[:, 0], normalize_target=True), ValueError, r"weighted sum"),
     "no reference": (
@@ -54,7 +54,7 @@ CASES = {
     "reference structure": (
         lambda: attr()(X, reference=(R,)),
         ValueError,
-        r"expected PyTreeDef\(\*\), got PyTreeDef\(\(\*,\)\)",
+        r"the input is one array, so the reference must be one too: got a tuple",
     ),
     "reference leaves": (
         lambda: attr(lambda x: one_output(x[0] + x[1]))((X, X), reference=(R, X[:2])),
@@ -62,9 +62,9 @@ CASES = {
         r"read alike.*\(3,\), \(2, 3\)",
     ),
     "paired of one": (
-        lambda: attr(references="paired")(X, reference=R),
+        lambda: attr(pairing="paired")(X, reference=R),
         ValueError,
-        r"references='paired' doesn't fit",
+        r"pairing='paired' doesn't fit",
     ),
     "no references": (lambda: attr()(X, reference=X[:0]), ValueError, r"at least one, got an array of length 0"),
     "integers": (lambda: attr()(X.astype(int), reference=R), TypeError, r"dtype int32.*astype.*embeddings"),

@@ -63,7 +63,7 @@ class TestFormulas:
 
     def test_a_reference_is_what_multipliers_are_multiplied_with(self):
         fun = network(jnp.tanh)
-        scores, delta = jaxlift.attribute(fun, rule="gradient", convergence_delta=True)(X, reference=R)
+        scores, delta, *_ = jaxlift.attribute(fun, rule="gradient", full=True)(X, reference=R)
         gradient = jax.grad(lambda x: fun(x).sum())(X)
         np.testing.assert_allclose(scores, gradient * (X - R), rtol=1e-12)
         np.testing.assert_allclose(delta, fun(X) - fun(R) - scores.sum(1), rtol=1e-9)

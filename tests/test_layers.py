@@ -96,9 +96,9 @@ class TestCut:
 class TestAttribution:
     @pytest.mark.parametrize("rule", ["rescale", "gradient", "guided_backprop", "deconvnet", "epsilon_lrp"])
     def test_to_a_layer_is_of_the_upper_half(self, rule):
-        options = {"target": 1, "rule": rule, "average": False, "convergence_delta": True}
-        found, delta = jaxlift.attribute(model, layer="hidden", **options)(X, reference=R)
-        expected, expected_delta = jaxlift.attribute(upper, **options)(lower(X), reference=lower(R))
+        options = {"target": 1, "rule": rule, "average": False, "full": True}
+        found, delta, *_ = jaxlift.attribute(model, layer="hidden", **options)(X, reference=R)
+        expected, expected_delta, *_ = jaxlift.attribute(upper, **options)(lower(X), reference=lower(R))
         np.testing.assert_allclose(found, expected, rtol=1e-10)
         np.testing.assert_allclose(delta, expected_delta, atol=1e-12)
 
@@ -110,10 +110,8 @@ class TestAttribution:
     @pytest.mark.parametrize("rule", sorted(REFERENCES))
     @pytest.mark.parametrize("fun", [model, with_skip])
     def test_sum(self, fun, rule):
-        attr = jax.jit(
-            jaxlift.attribute(fun, layer="hidden", target="all", rule=rule, average=False, convergence_delta=True)
-        )
-        found, delta = attr(X, reference=R)
+        attr = jax.jit(jaxlift.attribute(fun, layer="hidden", target="all", rule=rule, average=False, full=True))
+        found, delta, *_ = attr(X, reference=R)
         rest = jaxlift.above(fun, "hidden")
         for i, x in enumerate(X):
             for j, r in enumerate(R):
@@ -179,7 +177,7 @@ class TestAttribution:
 
 def hidden_scores(oracle, name, rule):
     fun = oracle.model(layer_named=name)
-    options = {"target": "all", "rule": jaxlift.OriginalMaxPooling(rule), "references": "paired", "layer": name}
+    options = {"target": "all", "rule": jaxlift.OriginalMaxPooling(rule), "pairing": "paired", "layer": name}
     argument = jaxlift.attribute(fun, **options)
     found = jax.jit(lambda x, r: argument(x, reference=r))(oracle.inputs("x"), oracle.inputs("ref"))
     return np.moveaxis(np.asarray(found), 1, 0)[oracle.targets]

@@ -54,7 +54,7 @@ class TestIntegratedGradients:
 
     def test_the_sum_is_missed_by_less_with_more_steps(self):
         def missed(steps):
-            attr = jaxlift.integrated_gradients(model, steps=steps, target=1, convergence_delta=True)
+            attr = jaxlift.integrated_gradients(model, steps=steps, target=1, full=True)
             return np.abs(attr(X, reference=R)[1]).max()
 
         assert missed(400) < missed(40) / 90  # the error of the midpoint rule falls with the square
@@ -82,7 +82,7 @@ class TestIntegratedGradients:
     ],
 )
 def test_integrated_gradients_of_the_original(oracle, steps):
-    attr = jaxlift.integrated_gradients(oracle.model(), steps=steps, target="all", references="paired")
+    attr = jaxlift.integrated_gradients(oracle.model(), steps=steps, target="all", pairing="paired")
     found = jax.jit(lambda x, r: attr(x, reference=r))(oracle.inputs("x"), oracle.inputs("ref"))
     found = np.moveaxis(np.asarray(found), 1, 0)[oracle.targets]
     expected = oracle.arrays[f"integrated_gradients/{steps}"]
@@ -99,7 +99,7 @@ class TestOcclusion:
         np.testing.assert_allclose(attr(X, reference=R), by_pairs(score), rtol=1e-10)
 
     @pytest.mark.parametrize(
-        ("window", "strides"), [((3, 2), None), ((2, 2), (2, 1)), ((4, 1), (3, 1)), ((9, 9), None), ((5, 3), (2, 2))]
+        ("window", "strides"), [((3, 2), None), ((2, 2), (2, 1)), ((4, 1), (3, 1)), ((5, 4), None), ((5, 3), (2, 2))]
     )
     def test_windows(self, window, strides):
         images, reference = RNG.normal(size=(2, 5, 4)), RNG.normal(size=(5, 4))
@@ -137,6 +137,7 @@ class TestOcclusion:
             ),
             ({"window": (0,)}, "window"),
             ({"window": 2}, "window=2"),
+            ({"window": (9,)}, r"window=\(9,\) is larger than an example, whose shape is \(4,\)"),
             ({"window": (2,), "strides": (3,)}, "strides of 3 leave gaps between windows of 2"),
             ({"output": "multipliers"}, "output='multipliers' needs a method that gives multipliers"),
             ({"chunk": 0}, "chunk=0 must be an int, 1 at least"),
@@ -234,8 +235,8 @@ class TestShapley:
         exact = jaxlift.shapley(model, target=1)(X, reference=R[0])
         previous = np.inf
         for samples in (20, 320):
-            attr = jaxlift.shapley(model, target=1, samples=samples, standard_error=True, convergence_delta=True)
-            drawn, error, delta = jax.jit(attr)(X, reference=R[0])
+            attr = jaxlift.shapley(model, target=1, samples=samples, full=True)
+            drawn, delta, *_, error = jax.jit(attr)(X, reference=R[0])
             np.testing.assert_allclose(delta, 0, atol=1e-12)
             off = np.abs(drawn - exact)
             assert (off <= 4 * error + 1e-12).all()
@@ -254,8 +255,8 @@ class TestShapley:
             return found
 
         draws = np.array([[(effects(x, R[0], k) + effects(x, R[0], 3 - k)) / 2 for k in ranks] for x in X])
-        attr = jaxlift.shapley(model, target=1, samples=6, standard_error=True, key=jax.random.key(5))
-        drawn, error = attr(X, reference=R[0])
+        attr = jaxlift.shapley(model, target=1, samples=6, full=True, key=jax.random.key(5))
+        drawn, *_, error = attr(X, reference=R[0])
         np.testing.assert_allclose(drawn, draws.mean(1), rtol=1e-10)
         np.testing.assert_allclose(error, draws.std(1, ddof=1) / np.sqrt(6), rtol=1e-8)
 
@@ -272,7 +273,6 @@ class TestShapley:
             ({"groups": [0, 1, 3, 0]}, X, r"integers from 0 on with none left out, but they are \[0 1 3\]"),
             ({"groups": [0, 1, 2]}, X, r"must broadcast to an example of shape \(4,\)"),
             ({"samples": 1}, X, "samples=1 must be an int, 2 at least"),
-            ({"standard_error": True}, X, "Enumeration has no error"),
         ],
     )
     def test_errors(self, options, x, message):
@@ -323,9 +323,15 @@ class TestGradCam:
         guided = jaxlift.guided_grad_cam(fun, layer="maps", target=0, channel_axis=0)(first)
         assert guided.shape == first.shape
 
+    def test_full(self):
+        """A map has outputs, but no sum."""
+        for method in (jaxlift.grad_cam, jaxlift.guided_grad_cam):
+            found = method(cnn, layer="maps", target=1, full=True)(IMAGES)
+            np.testing.assert_array_equal(found.scores, method(cnn, layer="maps", target=1)(IMAGES))
+            np.testing.assert_allclose(found.output, cnn(IMAGES)[:, 1], rtol=1e-12)
+            assert found.delta is found.cancellation is found.standard_error is None
+
     def test_errors(self):
-        with pytest.raises(ValueError, match="convergence_delta and cancellation are about sums"):
-            jaxlift.grad_cam(cnn, layer="maps", convergence_delta=True)
         flat = lambda x: checkpoint_name(x.reshape(len(x), -1), "flat").sum(1)  # noqa: E731
         with pytest.raises(ValueError, match="as many axes as the value named 'flat'"):
             jaxlift.guided_grad_cam(flat, layer="flat")(IMAGES)
@@ -362,12 +368,14 @@ class TestOneSignature:
 
     def test_pairs_and_what_is_not_finite(self, name):
         method = METHODS[name]
-        paired = method(model, target=1, references="paired")(X[:2], reference=R)
+        paired = method(model, target=1, pairing="paired")(X[:2], reference=R)
         one = [method(model, target=1)(X[i : i + 1], reference=R[i])[0] for i in range(2)]
         np.testing.assert_allclose(paired, one, rtol=1e-9)
         broken = X.copy()
         broken[1, 2] = np.nan
-        assert np.isnan(method(model, target=1)(broken, reference=R[0])).all(1).tolist() == [False, True, False]
+        with pytest.warns(UserWarning, match=r"1 of 3 examples have a NaN.* example 1: their scores are NaN"):
+            found = method(model, target=1)(broken, reference=R[0])
+        assert np.isnan(found).all(1).tolist() == [False, True, False]
 
     def test_parameters_pass_through(self, name):
         attr = METHODS[name](lambda params, x: jnp.tanh(x @ params).sum(1), argnums=1)

@@ -384,7 +384,7 @@ CASES = {
     "all targets": (lambda: deletion(target="all"), ValueError, r"'all' must be None, an int"),
     "reference shape": (lambda: deletion(reference=R[:2]), ValueError, r"\(2,\) doesn't fit .* \(4, 6\)"),
     "several references": (lambda: deletion(reference=X[:2]), ValueError, r"one for all .* \(N, \.\.\.\)"),
-    "reference structure": (lambda: deletion(reference=(R,)), ValueError, r"structure of the input"),
+    "reference structure": (lambda: deletion(reference=(R,)), ValueError, r"reference must be one too"),
     "score shape": (
         lambda: metrics.deletion(model, X, SCORES[:, :2], reference=R, steps=1),
         ValueError,
@@ -435,7 +435,7 @@ CASES = {
         ValueError,
         r"what perturbation\(key, x\) returns .*\(4, 6\).*\(4, 1\)",
     ),
-    "samples": (lambda: infidelity(X, SCORES, samples=0), ValueError, r"samples=0 must be at least 1"),
+    "samples": (lambda: infidelity(X, SCORES, samples=0), ValueError, r"samples=0 must be an int, 1 at least"),
     "radius": (lambda: metrics.sensitivity(jnp.square, X, radius=jnp.nan, key=KEY), ValueError, r"radius=nan"),
     "sensitivity batch": (lambda: metrics.sensitivity(jnp.square, X[:0], radius=1, key=KEY), ValueError, r"empty"),
     "sensitivity scores": (
@@ -443,7 +443,7 @@ CASES = {
         ValueError,
         r"axis, of length 4, but have shape \(\)",
     ),
-    "count": (lambda: log_odds(model, X, SCORES, count=-1), ValueError, r"count=-1 must be 0 or positive"),
+    "count": (lambda: log_odds(model, X, SCORES, count=-1), ValueError, r"count=-1 must be an int, 0 at least"),
     "classes": (lambda: log_odds(model, X, SCORES, original=[0, 1, 2, 3]), ValueError, r"between 0 and 2"),
     "logits": (lambda: log_odds(lambda x: x[:, 0], X, SCORES), ValueError, r"logits \(N, K\).*\(4,\)"),
     "agreement shape": (lambda: metrics.rank_agreement(X, X[:, :2]), ValueError, r"\(4, 6\).*\(4, 2\)"),

@@ -82,7 +82,7 @@ def scores(oracle, what, rule):
             oracle.model(),
             target="all",
             rule=jaxlift.OriginalMaxPooling(rule),
-            references="paired",
+            pairing="paired",
             output="multipliers",
         )
         result = jax.jit(lambda x, r: attr(x, reference=r))(x, r)
@@ -191,8 +191,8 @@ def test_with_complete_max_pooling_nothing_is_missing(oracle, rule):
             oracle.model(np.float64),
             target="all",
             rule=pooled,
-            references="paired",
-            convergence_delta=True,
+            pairing="paired",
+            full=True,
         )
-        _, delta = jax.jit(lambda x, r: attr(x, reference=r))(x, r)  # noqa: B023
+        _, delta, *_ = jax.jit(lambda x, r: attr(x, reference=r))(x, r)  # noqa: B023
         assert np.abs(delta).max() < 1e-12 if complete else np.abs(delta).max() > 0.01

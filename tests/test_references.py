@@ -20,7 +20,6 @@ SEQUENCES = [
     "AC" * 30 + "GT" + "ACAG",
     "ACGTACGGTTACA",
     "ACNNGATNACAGNNNACG",
-    "NNNNNN",
     "AC",
     "G",
 ]
@@ -81,7 +80,16 @@ def test_reproducible_alone_and_in_batches():
 def test_what_is_not_one_hot_is_nan():
     x = jnp.asarray(one_hot("ACGTACGT"))
     for bad in (0.5 * x, x.at[3].set(1), x - 1):
-        assert jnp.isnan(shuffled(bad, jax.random.key(0), 2)).all()
+        assert jnp.isnan(jax.jit(lambda x: shuffled(x, jax.random.key(0), 2))(bad)).all()
+        with pytest.raises(ValueError, match="rows that are one-hot, or 0"):
+            shuffled(bad, jax.random.key(0), 2)
+
+
+def test_a_sequence_without_a_base_has_nothing_to_shuffle():
+    nothing = jnp.zeros((6, 4))
+    with pytest.raises(ValueError, match="no base at all"):
+        shuffled(nothing, jax.random.key(1), 20)
+    assert (jax.jit(shuffled, static_argnums=2)(nothing, jax.random.key(1), 20) == 0).all()
 
 
 def test_bad_arguments_of_shuffles():
@@ -107,5 +115,18 @@ def test_bad_examples():
         references.mean(jnp.zeros((0, 3)))
     with pytest.raises(ValueError, match=r"axis of channels, got shape \(3,\)"):
         references.frequencies(jnp.ones(3))
-    with pytest.raises(ValueError, match=r"negative"):
+    with pytest.raises(ValueError, match=r"one-hot along axis 0"):
         references.frequencies(-jnp.ones((2, 3)))
+
+
+def test_frequencies_along_another_axis():
+    x = np.stack([one_hot(t, np.float32) for t in ("ACGTNA", "AACCGA", "NNTTAA")])
+    expected = references.frequencies(x).T
+    for axis in (0, -2):
+        np.testing.assert_array_equal(references.frequencies(x.transpose(0, 2, 1), channel_axis=axis), expected)
+    with pytest.raises(
+        ValueError, match=r"one-hot along axis 1 .* shape is \(4, 6\), .* along axis 0: say channel_axis=0"
+    ):
+        references.frequencies(x.transpose(0, 2, 1))
+    with pytest.raises(ValueError, match=r"\(4, 6\) look one-hot along axis 0: say channel_axis=0"):
+        jax.jit(references.frequencies)(x.transpose(0, 2, 1))

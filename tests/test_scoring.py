@@ -24,8 +24,8 @@ import zarr
 
 import jaxlift
 from jaxlift import references
+from jaxlift._memory import as_bytes
 from jaxlift.scoring import Status, StoreError
-from jaxlift.scoring._device import as_bytes
 from jaxlift.scoring._examples import open_examples
 from jaxlift.scoring._store import lock
 
@@ -37,9 +37,10 @@ CACHE = {"jax_persistent_cache_min_compile_time_secs": 0.0, "jax_persistent_cach
 
 def expected(x=X, reference=0.25, **options):
     """Scores, delta and both outputs, from one call on all examples."""
-    options = {"target": 1, "convergence_delta": True, "with_outputs": True} | options
+    options = {"target": 1, "full": True} | options
     reference = jnp.broadcast_to(jnp.asarray(reference), x.shape[1:]) if np.ndim(reference) < 2 else reference
-    return jax.jit(jaxlift.attribute(scored.model, **options))(jnp.asarray(x), reference=reference)
+    found = jax.jit(jaxlift.attribute(scored.model, **options))(jnp.asarray(x), reference=reference)
+    return found.scores, found.delta, found.output, found.output_reference
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -194,7 +195,7 @@ class TestReferences:
     def test_arrays_by_rank(self, tmp_path, kind, from_file):
         leading = {"one": (), "shared": (3,), "as many as a batch": (4,), "paired": (53,), "several of each": (53, 2)}
         reference = np.random.default_rng(1).random((*leading[kind], 40, 4), np.float32)
-        options = {"references": "paired"} if kind == "paired" else {}
+        options = {"pairing": "paired"} if kind == "paired" else {}
         given = reference
         if from_file:
             given = tmp_path / "r.npy"
@@ -689,7 +690,7 @@ CASES = {
         r"as many references as there are examples, 53: say .*'paired' .*'shared' .*, 2809 comparisons",
     ),
     "too few references": (
-        {"reference": X[:3], "attr": jaxlift.attribute(scored.model, target=1, references="paired")},
+        {"reference": X[:3], "attr": jaxlift.attribute(scored.model, target=1, pairing="paired")},
         ValueError,
         r"has shape \(3, 40, 4\), but .* takes one reference for each of 53 examples: \(53, 40, 4\)",
     ),

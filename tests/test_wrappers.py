@@ -78,60 +78,45 @@ class TestSmooth:
         assert np.abs((both[0] + REFERENCES[0]) / 2 - both[1]).min() > 0
 
     def test_no_noise(self):
-        attr = jaxlift.attribute(model, convergence_delta=True)
+        attr = jaxlift.attribute(model, full=True)
         smoothed = jaxlift.smooth(attr, noise=0.0, key=KEY, samples=5)
         close(smoothed(X, reference=REFERENCES), attr(X, reference=REFERENCES))
-
-
-@pytest.mark.usefixtures("x64")
-class TestMeanOverReferences:
-    def test_equals_all_at_once(self):
-        for target in (2, "all"):
-            attr = jaxlift.attribute(lambda x: jnp.tanh(x @ W), target=target, convergence_delta=True)
-            close(jaxlift.mean_over_references(attr)(X, reference=REFERENCES), attr(X, reference=REFERENCES))
-
-    def test_any_function(self):
-        def attr(x, scale, *, reference):
-            assert reference.shape == (6,)
-            return {"x": scale * (x - reference) ** 3}
-
-        mean = jaxlift.mean_over_references(attr)(X, 2.0, reference=REFERENCES)
-        close(mean, {"x": sum(2 * (X - r) ** 3 for r in REFERENCES) / 3})
-
-    def test_pytrees(self):
-        attr = jaxlift.attribute(lambda x: model(jnp.concatenate(x, 1)))
-        x, references = (X[:, :2], X[:, 2:]), (REFERENCES[:, :2], REFERENCES[:, 2:])
-        close(jaxlift.mean_over_references(attr)(x, reference=references), attr(x, reference=references))
-
-    def test_pairs_do_not_exist_at_once(self):
-        """Two hundred references take no more memory than two; all at once they would."""
-        x = jax.ShapeDtypeStruct((64, 6), jnp.float32)
-
-        def memory(attr, count):
-            references = jax.ShapeDtypeStruct((count, 6), jnp.float32)
-            lowered = jax.jit(lambda x, r: attr(x, reference=r)).lower(x, references)
-            return lowered.compile().memory_analysis().temp_size_in_bytes
-
-        attr = jaxlift.attribute(model)
-        in_turn = jaxlift.mean_over_references(attr)
-        assert memory(in_turn, 200) < 1.2 * memory(in_turn, 2)
-        assert memory(attr, 200) > 10 * memory(in_turn, 200)
 
 
 @pytest.mark.usefixtures("x64")
 class TestSumChannels:
     scores = RNG.normal(size=(2, 3, 4, 5))
 
-    @pytest.mark.parametrize("axis", [-1, 1, (1, 3), (-2, -1)])
-    def test_against_numpy(self, axis):
+    @pytest.mark.parametrize(("axis", "own"), [(-1, -1), (0, 1), ((0, 2), (1, 3)), ((-2, -1), (-2, -1)), (2, 3)])
+    def test_against_numpy(self, axis, own):
+        """Axes are counted in one example; NumPy's, `own`, in the batch."""
+
         def attr(x):
             return {"scores": x}
 
         for x in (self.scores, jnp.asarray(self.scores)):
             signed = jaxlift.sum_channels(attr, axis=axis)(x)
-            close(signed, {"scores": self.scores.sum(axis)})
+            close(signed, {"scores": self.scores.sum(own)})
             absolute = jaxlift.sum_channels(attr, axis=axis, absolute=True, keepdims=True)(x)
-            close(absolute, {"scores": np.abs(self.scores).sum(axis, keepdims=True)})
+            close(absolute, {"scores": np.abs(self.scores).sum(own, keepdims=True)})
+
+    def test_full(self):
+        """Scores are summed and the rest stays; of sums the standard error isn't known."""
+        attr = jaxlift.shapley(lambda x: x.prod((1, 2)), samples=4, full=True)
+        found = attr(X[:, None], reference=REFERENCES[:1])
+        for axis in (-1, 1):
+            summed = jaxlift.sum_channels(attr, axis=axis)(X[:, None], reference=REFERENCES[:1])
+            close(summed, found._replace(scores=found.scores.sum(2), standard_error=None))
+        smoothed = jaxlift.smooth(attr, noise=0.0, key=KEY, samples=2)(X[:, None], reference=REFERENCES[:1])
+        close(smoothed, found)
+
+    def test_with_axes_of_references_and_outputs(self):
+        attr = jaxlift.attribute(lambda x: jnp.tanh(x @ W), target="all", average=False)
+        close(
+            jaxlift.sum_channels(attr)(X, reference=REFERENCES),
+            jnp.tanh(X @ W)[:, None] - jnp.tanh(REFERENCES @ W),
+            rtol=1e-9,
+        )
 
     def test_keeps_the_sum(self):
         summed = jaxlift.sum_channels(jaxlift.attribute(model))(X, reference=REFERENCES[0])
@@ -141,8 +126,6 @@ class TestSumChannels:
 def test_low_precision_is_summed_in_more():
     """In bfloat16 a sum of ones ends at 256."""
     ones = jnp.ones((2, 3), jnp.bfloat16)
-    mean = jaxlift.mean_over_references(lambda x, reference: x + reference)(ones, reference=jnp.ones((1000, 3)))
-    assert mean.dtype == jnp.float32
     mean = jaxlift.smooth(jnp.ones_like, noise=0.1, key=KEY, samples=1000)(ones)
     assert mean.dtype == jnp.bfloat16
     assert (mean == 1).all()
@@ -154,16 +137,8 @@ class TestTransformations:
 
     def attr(self, x):
         attr = jaxlift.attribute(model)
-        smoothed = jaxlift.smooth(jaxlift.mean_over_references(attr), noise=0.1, key=KEY, samples=4)
+        smoothed = jaxlift.smooth(attr, noise=0.1, key=KEY, samples=4)
         return jaxlift.sum_channels(smoothed, absolute=True, keepdims=True)(x, reference=self.references)
-
-    def test_orders_of_composition(self):
-        """The noise is of the input, so references and samples may be exchanged."""
-        attr = jaxlift.attribute(model)
-        smooth = functools.partial(jaxlift.smooth, noise=0.1, key=KEY, samples=4)
-        one = smooth(jaxlift.mean_over_references(attr))(self.x, reference=self.references)
-        other = jaxlift.mean_over_references(smooth(attr))(self.x, reference=self.references)
-        close(one, other, rtol=1e-5)
 
     def test_jit(self):
         compiled = jax.jit(self.attr)(self.x)
@@ -184,21 +159,11 @@ class TestTransformations:
         for x, scores in zip(xs, jax.vmap(attr)(xs), strict=True):
             close(scores, attr(x), rtol=1e-5)
 
-    def test_grad(self):
-        """As attribution priors ask: the gradient of the mean is that of the scores over all references at once."""
-
-        def gradient(attr):
-            return jax.jit(jax.grad(lambda x: (attr(x, reference=self.references) ** 2).sum()))(self.x)
-
-        attr = jaxlift.attribute(model)
-        close(gradient(jaxlift.mean_over_references(attr)), gradient(attr), rtol=1e-4)
-
 
 smooth = functools.partial(jaxlift.smooth, jnp.square, noise=0.1, key=KEY)
-mean = jaxlift.mean_over_references(lambda x, reference: x - reference)
 
 CASES = {
-    "samples": (lambda: smooth(samples=0), ValueError, r"samples=0 must be at least 1"),
+    "samples": (lambda: smooth(samples=0), ValueError, r"samples=0 must be an int, 1 at least"),
     "noise": (lambda: smooth(noise=-0.5), ValueError, r"noise=-0\.5 must be 0 or positive"),
     "noise shape": (lambda: smooth(noise=np.ones(5))(X), ValueError, r"noise .*broadcast"),
     "larger noise": (
@@ -212,23 +177,13 @@ CASES = {
         TypeError,
         r"returns\['a'\] has dtype bool",
     ),
-    "one reference": (lambda: mean(X[:, 0], reference=1.0), ValueError, r"\(R, \.\.\.\).*shapes are \[\(\)\].*itself"),
-    "no references": (lambda: mean(X, reference=X[:0]), ValueError, r"at least 1, .*\[\(0, 6\)\]"),
-    "no arrays": (lambda: mean(X, reference=()), ValueError, r"axis of references first"),
-    "lengths": (lambda: mean(X, reference=(X, X[:2])), ValueError, r"\[\(4, 6\), \(2, 6\)\]"),
-    "missing": (lambda: mean(X), TypeError, r"reference"),
-    "batch axis": (
-        lambda: jaxlift.sum_channels(jnp.square, axis=0)(X),
+    "no axis": (
+        lambda: jaxlift.sum_channels(jnp.square, axis=1)(X),
         ValueError,
-        r"axis=0 .* axes 1 to 1 .*\(4, 6\)",
+        r"axis=1 must be an axis of one example, .* 0 to 0, or -1 to -1",
     ),
     "batch axis from the end": (lambda: jaxlift.sum_channels(jnp.square, axis=-2)(X), ValueError, r"axis=-2 "),
-    "no axis": (lambda: jaxlift.sum_channels(jnp.square, axis=2)(X), ValueError, r"axis=2 "),
-    "delta": (
-        lambda: jaxlift.sum_channels(jaxlift.attribute(model, convergence_delta=True))(X, reference=REFERENCES),
-        ValueError,
-        r"shape is \(4,\)\. .*scores alone",
-    ),
+    "scores without axes": (lambda: jaxlift.sum_channels(jnp.square)(X[:, 0]), ValueError, r"here these are none"),
 }
 
 

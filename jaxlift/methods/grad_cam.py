@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Unpack
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxlift._arguments import checked_axis
 from jaxlift._attribute import attribute
-from jaxlift._explainer import CommonOptions, Explainer, Method
+from jaxlift._explainer import Attribution, Explainer, Method
 from jaxlift._lift import vjp
+from jaxlift._options import Options, takes
+from jaxlift._targets import Target
 from jaxlift.rules import Gradient
 
 
-def grad_cam(fun: Callable[..., Any], *, layer: str, **options: Unpack[CommonOptions]) -> Explainer:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GradCAMOptions(Options):
+    """The options of `grad_cam` and `guided_grad_cam`.
+
+    Attributes:
+        layer: the name of the activations, `(N, ..., C)`, which `fun` gives with `jax.ad_checkpoint.checkpoint_name`.
+            Usually the last before pooling. It must be given; what is said of `layer` and `channel_axis` below holds
+            for the activations.
+    """
+
+    layer: str = field()  # pyright: ignore[reportGeneralTypeIssues] (required, unlike that of other methods)
+
+
+@takes(GradCAMOptions)
+def grad_cam(fun: Callable[..., Any], options: GradCAMOptions) -> Explainer:
     r"""Make the function that maps where a layer's activations speak for an output.
 
     .. math:: L = \mathrm{ReLU}\left(\sum_c \alpha_c A_c\right), \qquad
@@ -34,23 +52,20 @@ def grad_cam(fun: Callable[..., Any], *, layer: str, **options: Unpack[CommonOpt
 
     Args:
         fun: the model, as for `attribute`.
-        layer: the name of the activations, `(N, ..., C)`, which `fun` gives with `jax.ad_checkpoint.checkpoint_name`.
-            Usually the last before pooling.
-        options: as for `attribute`; `channel_axis` is that of the activations. The map has no sum, so
-            `convergence_delta` and `cancellation` are not for it.
 
     Returns:
-        `attr(*args)`, the map, of the activations' shape without their channels. No reference is needed.
+        `attr(*args)`, the map, of the activations' shape without their channels. No reference is needed. The map has no
+        sum: with ``full=True`` there is no delta and no cancellation.
 
     Raises:
         ValueError, TypeError: as from `attribute` and `below`.
     """
-    channel_axis = options.get("channel_axis", Explainer.channel_axis)
 
     def explain(fun: Callable[[Any], Array], activations: Array, reference: Any) -> Any:
         del reference
         outputs, pullback = vjp(fun, activations, activations, rule=Gradient())
-        places = tuple(axis for axis in range(activations.ndim) if axis != channel_axis % activations.ndim)
+        channel_axis = checked_axis("channel_axis", options.last_channel_axis, activations.ndim)
+        places = tuple(axis for axis in range(activations.ndim) if axis != channel_axis)
 
         def pull(weights: Array) -> Array:
             importance = pullback(weights).mean(places, keepdims=True)
@@ -58,12 +73,11 @@ def grad_cam(fun: Callable[..., Any], *, layer: str, **options: Unpack[CommonOpt
 
         return outputs, pull
 
-    return Explainer(
-        fun, Method(explain, gives="map", needs_reference=False, options={"method": "grad_cam"}), layer=layer, **options
-    )
+    return Explainer(fun, Method("grad_cam", explain, gives="map", needs_reference=False), options)
 
 
-def guided_grad_cam(fun: Callable[..., Any], *, layer: str, **options: Unpack[CommonOptions]) -> Callable[..., Any]:
+@takes(GradCAMOptions)
+def guided_grad_cam(fun: Callable[..., Any], options: GradCAMOptions) -> Callable[..., Any]:
     """Make the function that shows which details of the input speak for an output, and where.
 
     It is guided backpropagation times the map of `grad_cam`, linearly resized to the input (Selvaraju et al. 2017,
@@ -79,8 +93,7 @@ def guided_grad_cam(fun: Callable[..., Any], *, layer: str, **options: Unpack[Co
     Array([[1., 1., 0., 0.]], dtype=float32)
 
     Args:
-        fun, layer: as for `grad_cam`.
-        options: as for `grad_cam`. The input is one array `(N, ..., C)`, with as many axes as the activations.
+        fun: as for `grad_cam`. The input is one array `(N, ..., C)`, with as many axes as the activations.
 
     Returns:
         `attr(*args)`, of the input's shape. No reference is needed.
@@ -88,19 +101,25 @@ def guided_grad_cam(fun: Callable[..., Any], *, layer: str, **options: Unpack[Co
     Raises:
         ValueError, TypeError: as from `grad_cam`; and if input and activations have different numbers of axes.
     """
-    where = grad_cam(fun, layer=layer, **options)
-    what = attribute(fun, rule="guided_backprop", **(options | {"output": "multipliers"}))
+    names = [each.name for each in fields(Options) if each.name != "layer"]
+    common = {name: getattr(options, name) for name in names}
+    where = grad_cam(fun, layer=options.layer, **common)
+    what = attribute(fun, rule="guided_backprop", **(common | {"output": "multipliers", "full": False}))
 
-    def attr(*args: Any, reference: Any = None) -> Array:
-        maps, details = where(*args, reference=reference), what(*args, reference=reference)
-        x = args[where.argnums] if isinstance(where.argnums, int) else None
+    def attr(*args: Any, reference: Any = None, target: Target = None) -> Any:
+        found = where(*args, reference=reference, target=target)
+        maps = found.scores if isinstance(found, Attribution) else found
+        details = what(*args, reference=reference, target=target)
+        x = args[options.argnums] if isinstance(options.argnums, int) else None
         if not isinstance(details, Array) or details.ndim != maps.ndim + 1 or x is None:
             raise ValueError(
-                f"guided Grad-CAM needs an input that is one array with as many axes as the value named {layer!r}, but "
-                f"for maps of shape {maps.shape} it has {jax.tree.map(jnp.shape, details)}."
+                f"guided Grad-CAM needs an input that is one array with as many axes as the value named "
+                f"{options.layer!r}, but for maps of shape {maps.shape} it has {jax.tree.map(jnp.shape, details)}."
             )
-        channel = where.channel_axis % (jnp.ndim(x) - 1) + details.ndim - jnp.ndim(x) + 1
+        ndim = jnp.ndim(x) - 1  # of an example: references and outputs have axes before it
+        channel = checked_axis("channel_axis", options.last_channel_axis, ndim) + details.ndim - ndim
         resized = jax.image.resize(maps, details.shape[:channel] + details.shape[channel + 1 :], "linear")
-        return details * jnp.expand_dims(resized, channel)
+        scores = details * jnp.expand_dims(resized, channel)
+        return found._replace(scores=scores) if isinstance(found, Attribution) else scores
 
     return attr

@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Unpack
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxlift._arguments import check_count
 from jaxlift._batching.loops import divided, sum_in_turn
-from jaxlift._explainer import Explainer, Method, Options, check_count
+from jaxlift._explainer import Explainer, Method
 from jaxlift._lift import vjp
+from jaxlift._options import Options, takes
 from jaxlift.rules import Gradient
 
 
-def integrated_gradients(fun: Callable[..., Any], *, steps: int = 50, **options: Unpack[Options]) -> Explainer:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class IntegratedGradientsOptions(Options):
+    """The options of `integrated_gradients`.
+
+    Attributes:
+        steps: how many gradients are averaged. They are taken one after the other, and need no more memory than one.
+    """
+
+    steps: int = 50
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("steps", self.steps)
+
+
+@takes(IntegratedGradientsOptions)
+def integrated_gradients(fun: Callable[..., Any], options: IntegratedGradientsOptions) -> Explainer:
     r"""Make the function that explains a batched model's outputs by gradients along the way from the reference.
 
     .. math:: m = \frac1n \sum_{k=1}^{n} \nabla f\left(r + \tfrac{k - 1/2}{n} (x - r)\right)
@@ -32,8 +51,6 @@ def integrated_gradients(fun: Callable[..., Any], *, steps: int = 50, **options:
 
     Args:
         fun: the model, as for `attribute`.
-        steps: how many gradients are averaged. They are taken one after the other, and need no more memory than one.
-        options: as for `attribute`.
 
     Returns:
         `attr(*args, reference=...)`, as from `attribute`.
@@ -42,7 +59,7 @@ def integrated_gradients(fun: Callable[..., Any], *, steps: int = 50, **options:
         ValueError, TypeError: as from `attribute`; and if `steps` isn't a positive int.
         MissingRuleError: from `attr`, as from `attribute`, of whose rule `"gradient"` these are the derivatives.
     """
-    check_count("steps", steps)
+    steps = options.steps
 
     def explain(fun: Callable[[Any], Array], x: Any, reference: Any) -> Any:
         def pull(weights: Array) -> Any:
@@ -54,4 +71,4 @@ def integrated_gradients(fun: Callable[..., Any], *, steps: int = 50, **options:
 
         return (fun(x), fun(reference)), pull
 
-    return Explainer(fun, Method(explain, options={"method": "integrated_gradients", "steps": steps}), **options)
+    return Explainer(fun, Method("integrated_gradients", explain), options)

@@ -3,21 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from math import prod
-from typing import Any, Unpack
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxlift._explainer import Explainer, Method, Options, check_count
+from jaxlift._arguments import check_count, checked_axis
+from jaxlift._explainer import Explainer, Method
+from jaxlift._options import Options, takes
 
 
-def occlusion(
-    fun: Callable[..., Any], *, window: Any = None, strides: Any = None, chunk: int = 32, **options: Unpack[Options]
-) -> Explainer:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MutagenesisOptions(Options):
+    """The options of `mutagenesis`.
+
+    Attributes:
+        chunk: how many changes of the input are evaluated at once.
+    """
+
+    chunk: int = 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("chunk", self.chunk)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OcclusionOptions(MutagenesisOptions):
+    """The options of `occlusion`.
+
+    Attributes:
+        window: the size of a window, an int for each axis of an example, such as `(4, 4, 1)`; or a pytree of such
+            tuples, as the input is. Other arrays of the input stay as they are while one is occluded.
+        strides: the steps from one window to the next, likewise; 1 if left out. The last windows may reach beyond the
+            input.
+    """
+
+    window: Any = None
+    strides: Any = None
+
+
+@takes(OcclusionOptions)
+def occlusion(fun: Callable[..., Any], options: OcclusionOptions) -> Explainer:
     """Make the function that replaces parts of the input by the reference's, and scores them by what the output loses.
 
     A feature's score is the mean loss over all windows that it is in (Zeiler and Fergus 2014, arXiv 1311.2901, section
@@ -31,12 +63,6 @@ def occlusion(
 
     Args:
         fun: the model, as for `attribute`.
-        window: the size of a window, an int for each axis of an example, such as `(4, 4, 1)`; or a pytree of such
-            tuples, as the input is. Other arrays of the input stay as they are while one is occluded.
-        strides: the steps from one window to the next, likewise; 1 if left out. The last windows may reach beyond the
-            input.
-        chunk: how many windows are evaluated at once.
-        options: as for `attribute`, but for `output`.
 
     Returns:
         `attr(*args, reference=...)`, as from `attribute`. It takes a forward pass for each window and pair.
@@ -44,12 +70,18 @@ def occlusion(
     Raises:
         ValueError, TypeError: as from `attribute`; from `attr`, if windows or strides don't fit the input.
     """
-    check_count("chunk", chunk)
+    window, strides, chunk = options.window, options.strides, options.chunk
 
     def explain(fun: Callable[[Any], Array], x: Any, reference: Any) -> Any:
         y = fun(x)
         leaves, structure = jax.tree.flatten(x)
         windows = _sizes("window", window, x)
+        for leaf, sizes in zip(leaves, windows, strict=True):
+            if any(size > length for size, length in zip(sizes, leaf.shape, strict=True)):
+                raise ValueError(
+                    f"window={window!r} is larger than an example, whose shape is {leaf.shape}: make it at most as "
+                    "long as each axis."
+                )
         grids = [
             [_covers(*axis) for axis in zip(leaf.shape, sizes, steps, strict=True)]
             for leaf, sizes, steps in zip(leaves, windows, _sizes("strides", strides, x), strict=True)
@@ -77,8 +109,7 @@ def occlusion(
 
         return (y, fun(reference)), pull
 
-    own = {"method": "occlusion", "window": window, "strides": strides}
-    return Explainer(fun, Method(explain, gives="contributions", options=own), **options)
+    return Explainer(fun, Method("occlusion", explain, gives="contributions", is_differentiated=False), options)
 
 
 def _sizes(name: str, sizes: Any, x: Any) -> list[tuple[int, ...]]:
@@ -114,7 +145,8 @@ def _spread(effects: Array, grid: list[np.ndarray]) -> Array:
     return effects
 
 
-def mutagenesis(fun: Callable[..., Any], *, chunk: int = 32, **options: Unpack[Options]) -> Explainer:
+@takes(MutagenesisOptions)
+def mutagenesis(fun: Callable[..., Any], options: MutagenesisOptions) -> Explainer:
     """Make the function that tries all single changes of a one-hot sequence, and scores each by what the output gains.
 
     The score of a channel at a position is the output with that channel there less the output as it is: in-silico
@@ -129,24 +161,20 @@ def mutagenesis(fun: Callable[..., Any], *, chunk: int = 32, **options: Unpack[O
 
     Args:
         fun: the model, as for `attribute`.
-        chunk: how many changes are evaluated at once.
-        options: as for `attribute`; the input is one array, one-hot along `channel_axis`. The scores have no sum, so
-            `convergence_delta` and `cancellation` are not for them.
 
     Returns:
-        `attr(*args)`, of the input's shape. It takes a forward pass for each channel of each position. No reference is
-        needed.
+        `attr(*args)`, of the input's shape, which is one array, one-hot along `channel_axis`. It takes a forward pass
+        for each channel of each position. No reference is needed. The scores have no sum: with ``full=True`` there is
+        no delta and no cancellation.
 
     Raises:
-        ValueError, TypeError: as from `attribute`; from `attr`, if the input isn't one array.
+        ValueError, TypeError: as from `attribute`; from `attr`, if the input isn't one array, or, outside of `jax.jit`,
+            isn't one-hot.
     """
-    check_count("chunk", chunk)
-    channel_axis = options.get("channel_axis", Explainer.channel_axis)
 
     def explain(fun: Callable[[Any], Array], x: Array, reference: Any) -> Any:
         del reference
-        if jax.tree.structure(x) != jax.tree.structure(0):
-            raise ValueError(f"mutagenesis changes one array, but the input is {jax.tree.map(jnp.shape, x)}.")
+        channel_axis = checked_axis("channel_axis", options.last_channel_axis, x.ndim)
         y = fun(x)
         channels_last = jnp.moveaxis(x, channel_axis, -1)
 
@@ -155,7 +183,7 @@ def mutagenesis(fun: Callable[..., Any], *, chunk: int = 32, **options: Unpack[O
             letter = jax.nn.one_hot(channel, channels_last.shape[-1], dtype=x.dtype)
             return fun(jnp.moveaxis(channels_last.at[tuple(position)].set(letter), -1, channel_axis)) - y
 
-        gains = lax.map(gain, jnp.arange(x.size), batch_size=chunk)
+        gains = lax.map(gain, jnp.arange(x.size), batch_size=options.chunk)
 
         def pull(weights: Array) -> Array:
             scores = jnp.tensordot(gains, weights, y.ndim).reshape(channels_last.shape)
@@ -163,6 +191,7 @@ def mutagenesis(fun: Callable[..., Any], *, chunk: int = 32, **options: Unpack[O
 
         return (y, y), pull
 
-    return Explainer(
-        fun, Method(explain, gives="map", needs_reference=False, options={"method": "mutagenesis"}), **options
+    method = Method(
+        "mutagenesis", explain, gives="map", needs_reference=False, is_differentiated=False, needs_one_hot=True
     )
+    return Explainer(fun, method, options)

@@ -3,29 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import factorial
-from typing import Any, Unpack
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxlift._explainer import Explainer, Method, Options, check_count
+from jaxlift._arguments import check_count, check_key
+from jaxlift._explainer import Explainer, Method
+from jaxlift._options import Options, takes
 
 ENUMERATED = 16  # features: 65,536 coalitions
 
 
-def shapley(
-    fun: Callable[..., Any],
-    *,
-    groups: Any = None,
-    samples: int | None = None,
-    standard_error: bool = False,
-    key: Array | None = None,
-    chunk: int = 32,
-    **options: Unpack[Options],
-) -> Explainer:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ShapleyOptions(Options):
+    """The options of `shapley`.
+
+    Attributes:
+        groups: which elements come in together: integers from 0 of an example's shape (or one that broadcasts to it),
+            or a pytree of them as the input is. If left out, every element is a feature. The elements of a group share
+            its contribution equally.
+        samples: how many orders are drawn, 2 at least; None enumerates. All examples see the same orders.
+        key: the random key of the orders; `jax.random.key(0)` if left out.
+        chunk: how many coalitions are evaluated at once.
+    """
+
+    groups: Any = None
+    samples: int | None = None
+    key: Array | None = None
+    chunk: int = 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("chunk", self.chunk)
+        if self.samples is not None:
+            check_count("samples", self.samples, least=2)
+        if self.key is not None:
+            check_key(self.key)
+
+
+@takes(ShapleyOptions)
+def shapley(fun: Callable[..., Any], options: ShapleyOptions) -> Explainer:
     r"""Make the function that gives each feature its mean effect over all orders in which features may come in.
 
     Features that are in have the input's value, the others the reference's. With `v(S)` the output when `S` are in,
@@ -43,32 +65,16 @@ def shapley(
 
     Args:
         fun: the model, as for `attribute`.
-        groups: which elements come in together: integers from 0 of an example's shape (or one that broadcasts to it),
-            or a pytree of them as the input is. If left out, every element is a feature. The elements of a group share
-            its contribution equally.
-        samples: how many orders are drawn, 2 at least; None enumerates. All examples see the same orders.
-        standard_error: whether to return also the standard error of the drawn contributions. In a mean over references
-            it is an upper bound.
-        key: the random key of the orders; `jax.random.key(0)` if left out.
-        chunk: how many coalitions are evaluated at once.
-        options: as for `attribute`, but for `output`.
 
     Returns:
-        `attr(*args, reference=...)`, as from `attribute`. With ``standard_error=True`` its result is `(scores, error)`,
-        each of the input's shape, and what else is asked for comes after. For each pair it takes `2^n` forward passes,
-        or `2 samples (n - 1)`.
+        `attr(*args, reference=...)`, as from `attribute`. With `samples` and ``full=True`` the result has the scores'
+        standard error. For each pair it takes `2^n` forward passes, or `2 samples (n - 1)`.
 
     Raises:
         ValueError, TypeError: as from `attribute`; from `attr`, if the groups don't fit the input, or there are more
             than 16 to enumerate.
     """
-    check_count("chunk", chunk)
-    if samples is not None:
-        check_count("samples", samples, least=2)
-    elif standard_error:
-        raise ValueError(
-            "standard_error=True is for drawn orders: give their number, as samples=. Enumeration has no error."
-        )
+    groups, samples, key, chunk = options.groups, options.samples, options.key, options.chunk
 
     def explain(fun: Callable[[Any], Array], x: Any, reference: Any) -> Any:
         group_of, n = _groups(groups, x)
@@ -91,12 +97,12 @@ def shapley(
 
         def pull(weights: Array) -> Any:
             mean, error = of_groups(weights)
-            return (shared(mean), shared(error)) if standard_error else shared(mean)
+            return shared(mean) if samples is None else (shared(mean), shared(error))
 
         return outputs, pull
 
-    own = {"method": "shapley", "groups": groups, "samples": samples, "key": key}
-    return Explainer(fun, Method(explain, gives="contributions", has_error=standard_error, options=own), **options)
+    method = Method("shapley", explain, gives="contributions", is_differentiated=False, has_error=samples is not None)
+    return Explainer(fun, method, options)
 
 
 def _groups(groups: Any, x: Any) -> tuple[Any, int]:

@@ -204,8 +204,8 @@ def traced_once(make: Callable[[Rule, Form], Any]) -> Callable[[Rule, Form], Any
     changed.
 
     Networks have the same few activations again and again: each is traced once for a shape. (`jax.jit` keeps what it
-    has traced, and what was derived from that, as long as it is the same function.) Functions with a derivative of their
-    own are new objects at each call, so caching would not hit.
+    has traced, and what was derived from that, as long as it is the same function.) Functions with a derivative of
+    their own are new objects at each call, so caching would not hit.
     """
 
     @lru_cache(maxsize=1024)

@@ -240,9 +240,9 @@ def _score(given: argparse.Namespace) -> int:
             f"--reference {given.reference} is no file: leave one of them out."
         )
     if given.shared:
-        options["references"] = "shared"
+        options["pairing"] = "shared"
     if given.paired:
-        options["references"] = "paired"
+        options["pairing"] = "paired"
     if not is_explained(attr):
         attr = attribute(attr, **options)
     elif options:

@@ -51,23 +51,19 @@ class Program:
         self.split, self.whole = (
             NamedSharding(self.mesh, spec) for spec in (PartitionSpec("examples"), PartitionSpec())
         )
-        references = "shared" if reference.constant is not None else "paired" if reference.count else None
-        wanted: dict[str, Any] = {
-            "convergence_delta": True,
-            "with_outputs": True,
-            "cancellation": False,
-            "references": references,
-        }
-        self.attr = replace(attr, argnums=0, **wanted)
+        pairing = "shared" if reference.constant is not None else "paired" if reference.count else None
         example = jax.ShapeDtypeStruct((1, *examples.shape), self.dtype)
+        target = attr.options.target
         try:
-            self.model = Model(attr.fun, attr.target, example)
+            self.model = Model(attr.fun, target, example)
         except Exception as error:
             error.add_note(
                 f"{CALLED} with an example of {examples.source}, in a batch of shape {example.shape}. {examples.hint}"
             )
             raise
-        self.attr = replace(self.attr, fun=self.model, target=None if callable(attr.target) else attr.target)
+        self.attr = replace(attr, fun=self.model).with_options(
+            argnums=0, full=True, pairing=pairing, target=None if callable(target) else target
+        )
         self.constant = None
         if reference.constant is not None:
             self.constant = jax.device_put(np.asarray(reference.constant, self.dtype), self.whole)
@@ -77,7 +73,8 @@ class Program:
         x = x.astype(self.dtype)
         if self.reference.shuffled is not None:
             given = self.reference.shuffled(x, numbers)
-        return self.attr(x, reference=given)
+        found = self.attr(x, reference=given)
+        return found.scores, found.delta, found.output, found.output_reference
 
     def inputs(self, batch: int) -> tuple[Any, ...]:
         """Shapes and dtypes of what all devices are given for a step."""
@@ -159,23 +156,6 @@ def default_budget(device: Any) -> int:
         return int(0.8 * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min(total // 4, 2 * 2**30) // jax.local_device_count()
-
-
-def as_bytes(memory: int | str) -> int:
-    """A number of bytes, also from text such as ``500MB``, ``4GB`` or ``2GiB``."""
-    if isinstance(memory, int):
-        number, unit = float(memory), ""
-    else:
-        text = memory.strip()
-        unit = text.lstrip("0123456789.").strip()
-        try:
-            number = float(text[: len(text) - len(unit)] if unit else text)
-        except ValueError:
-            number = math.nan
-    units = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-    if not number > 0 or unit.upper() not in units:
-        raise ValueError(f"memory={memory!r} must be a number of bytes, such as 4000000000 or '4GB'.")
-    return int(number * units[unit.upper()])
 
 
 def readable(size: float) -> str:

@@ -74,7 +74,7 @@ def of_options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 # Scoring sets these itself, or refuses them.
-_OWN = {"convergence_delta", "with_outputs", "cancellation", "argnums", "batch_argnums", "references"}
+_OWN = {"full", "argnums", "batch_argnums", "pairing"}
 
 
 def version(name: str) -> str:

@@ -188,7 +188,7 @@ def _of_array(array: Examples, examples: Examples, paired: bool, shared: bool) -
         raise ValueError(
             f"a reference of shape {(array.count, *array.shape)} doesn't fit {examples.count} examples of shape "
             f"{examples.shape}: expected one (...), shared ones (R, ...), several for each example (N, R, ...), or one "
-            "for each (N, ...) and attribute(..., references='paired')."
+            "for each (N, ...) and attribute(..., pairing='paired')."
         )
     records = array.read(0, array.count or 0)
     array.close()

@@ -21,8 +21,9 @@ import jax
 import numpy as np
 
 from jaxlift._explainer import Explainer
+from jaxlift._memory import as_bytes
 from jaxlift.scoring import _identity
-from jaxlift.scoring._device import CHUNK, Program, as_bytes, default_budget
+from jaxlift.scoring._device import CHUNK, Program, default_budget
 from jaxlift.scoring._examples import Examples, Records, Status, channels, open_examples
 from jaxlift.scoring._extra import extra
 from jaxlift.scoring._progress import Display, Progress
@@ -138,15 +139,15 @@ def score(
     extra("zarr")  # before anything is written
     path = Path(out).resolve()  # of a link, what it leads to is locked and replaced
     explainer = explained(attr)
-    source = open_examples(examples, explainer.channel_axis)
+    source = open_examples(examples, explainer.options.last_channel_axis)
     devices = jax.local_devices() if devices is None else list(devices)
     team = Team()
     if source.count is None and team.count > 1:
         raise ValueError(f"{source.source} has no length: several processes share examples by number. Give a sequence.")
     if source.count == 0:
         raise ValueError(f"{source.source}: there are no examples.")
-    if explainer.output == "hypothetical":
-        channels(source, explainer.channel_axis, "hypothetical scores")
+    if explainer.options.output == "hypothetical":
+        channels(source, explainer.options.last_channel_axis, "hypothetical scores")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1.")
 
@@ -165,23 +166,23 @@ def score(
                         f"{path} has what this run reads: choose another path, or leave out overwrite=True."
                     )
                 store = None
-            paired = explainer.references == "paired"
+            paired = explainer.options.pairing == "paired"
             kept = None if store is None else store.reference
             compared = read_reference(
                 reference,
                 source,
                 paired=paired,
-                shared=explainer.references == "shared",
+                shared=explainer.options.pairing == "shared",
                 shuffles=shuffles,
                 seed=seed,
                 stored=kept,
-                channel_axis=explainer.channel_axis,
+                channel_axis=explainer.options.last_channel_axis,
             )
             held.callback(compared.close)
             program = Program(explainer, source, compared, devices)
             settings = {
                 "model": program.model.description,
-                "attribution": _identity.of_options(explainer.options),
+                "attribution": _identity.of_options(explainer.described_options),
                 "reference": compared.description,
                 "examples": {
                     "shape": list(source.shape),
@@ -273,11 +274,11 @@ def explained(attr: Callable[..., Any]) -> Explainer:
             f"expected what jaxlift.attribute returns, got {_identity.name_of(attr)}: write "
             "jaxlift.score(jaxlift.attribute(model, target=...), ...)."
         )
-    if found.argnums not in (0, (0,)) or found.batch_argnums:
+    if found.options.argnums not in (0, (0,)) or found.options.batch_argnums:
         raise ValueError("score takes models of one array: give the others with a lambda or functools.partial.")
-    if found.method.has_error or found.method.gives == "map":
-        raise ValueError("score takes methods whose scores sum to something, and without their standard error.")
-    target = found.target
+    if found.method.gives == "map":
+        raise ValueError("score takes methods whose scores sum to something.")
+    target = found.options.target
     each = not callable(target) and not isinstance(target, str | int | tuple | None) and np.ndim(target)
     if each and np.issubdtype(np.asarray(target).dtype, np.integer):
         raise ValueError(

@@ -26,7 +26,7 @@ Attribution = Callable[[Weights, Array, Array], Array]
 
 
 def attribution(rule: str, name: str, **options: Any) -> Attribution:
-    attr = jaxlift.attribute(in_jax.MODELS[name], argnums=1, rule=rule, references="shared", **options)
+    attr = jaxlift.attribute(in_jax.MODELS[name], argnums=1, rule=rule, pairing="shared", **options)
     return lambda w, x, r: attr(w, x, reference=r)
 
 

@@ -86,7 +86,7 @@ def made(kind: str, fun: Callable[[Any, Array], Array], times: int) -> Attributi
         return lambda w, x, r: jax.grad(lambda rows: fun(w, rows).sum())(jnp.repeat(x, len(r), 0))
     if kind in by_hand.FLOORS:
         return partial(floor, by_hand.FLOORS[kind], times)
-    attr = jaxlift.attribute(fun, argnums=1, rule=kind, references="shared")
+    attr = jaxlift.attribute(fun, argnums=1, rule=kind, pairing="shared")
     return lambda w, x, r: attr(w, x, reference=r)
 
 
