@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -66,7 +67,9 @@ def read_reference(
             return Reference({"name": given}, mean_of(examples) if stored is None else stored)
         case "frequencies":
             if stored is None:
-                stored = np.asarray(references.frequencies(mean_of(examples)[None]))
+                stored = np.asarray(
+                    references.frequencies_of_mean(mean := jnp.asarray(mean_of(examples)), mean.ndim - 1)
+                )
             return Reference({"name": given}, stored)
         case "dinucleotide_shuffle":
             return _shuffles(examples, shuffles, seed)
