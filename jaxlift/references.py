@@ -83,11 +83,15 @@ def frequencies(x: ArrayLike, *, channel_axis: int | None = None) -> Array:
     x = _examples(x)
     if x.ndim < 2:
         raise ValueError(f"frequencies need examples (N, ..., C) with an axis of channels, got shape {x.shape}.")
-    axis = checked_channels("channel_axis", x, channel_axis, "frequencies") + 1
-    total = x.mean([other for other in range(x.ndim) if other != axis], keepdims=True)
+    return frequencies_of_mean(x.mean(0), checked_channels("channel_axis", x, channel_axis, "frequencies"))
+
+
+def frequencies_of_mean(example: Array, axis: int) -> Array:
+    """The frequencies that belong to the mean of one-hot examples, which sums to 1 or less along the channels."""
+    total = example.mean([other for other in range(example.ndim) if other != axis], keepdims=True)
     if is_known(total) and total.sum() == 0:
         raise ValueError("frequencies need examples with a channel that is on, but all are 0.")
-    return jnp.broadcast_to((total / total.sum())[0], x.shape[1:])
+    return jnp.broadcast_to(total / total.sum(), example.shape)
 
 
 def _examples(x: ArrayLike) -> Array:

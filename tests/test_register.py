@@ -5,6 +5,7 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import pallas as pl
 from jax.interpreters import mlir
 from programs import input_and_reference
 
@@ -80,9 +81,51 @@ def test_a_function_with_a_custom_derivative(nested):
 
 
 def test_a_primitive_by_its_name():
-    hidden = primitive("hidden_operation", lambda x: -x)
-    jaxlift.register("hidden_operation")(lambda cotangent, values, references: -cotangent)
-    np.testing.assert_array_equal(jaxlift.vjp(hidden.bind, X, R)[1](X), -X)
+    """Kernels are one primitive, whose object has no public name."""
+
+    def kernel(x_ref, out_ref):
+        out_ref[...] = -x_ref[...]
+
+    def negated(x):
+        return pl.pallas_call(kernel, jax.ShapeDtypeStruct(x.shape, x.dtype), interpret=True)(x)
+
+    with pytest.raises(jaxlift.MissingRuleError, match="pallas_call"):
+        jaxlift.vjp(negated, X, R)
+    jaxlift.register("pallas_call")(lambda cotangent, values, references, **params: -cotangent)
+    np.testing.assert_array_equal(jaxlift.vjp(negated, X, R)[1](X), -X)
+    jaxlift.unregister("pallas_call")
+    with pytest.raises(jaxlift.MissingRuleError, match="pallas_call"):
+        jaxlift.vjp(negated, X, R)
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(ValueError, match=r"no primitive is named 'tnah'. Did you mean 'tanh'\?.*eqn.primitive"):
+        jaxlift.register("tnah")
+
+
+def test_what_was_there_before_comes_back():
+    expected = jaxlift.vjp(jnp.tan, X, R)[1](X)
+    for factor in (2.0, 3.0):
+        jaxlift.register(jax.lax.tan_p)(lambda cotangent, values, references, f=factor, **params: f * cotangent)
+        np.testing.assert_array_equal(jaxlift.vjp(jnp.tan, X, R)[1](X), factor * X)
+    jaxlift.unregister(jax.lax.tan_p)
+    np.testing.assert_array_equal(jaxlift.vjp(jnp.tan, X, R)[1](X), expected)
+    with pytest.raises(KeyError, match="nothing is registered"):
+        jaxlift.unregister(jax.lax.tan_p)
+
+
+def test_a_rule_may_ask_which_rule_is_in_force():
+    scale = primitive("scale_by_rule", lambda x: x * 1)
+    seen = []
+
+    @jaxlift.register(scale)
+    def _(cotangent, values, references, *, rule):
+        seen.append(rule)
+        return cotangent
+
+    for rule in (jaxlift.Rescale(), jaxlift.RevealCancel(), jaxlift.GuidedBackprop()):
+        jaxlift.vjp(scale.bind, X, R, rule=rule)[1](X)
+        assert seen.pop() == rule
 
 
 def test_a_rule_that_breaks_the_sum_is_found():

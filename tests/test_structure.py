@@ -53,7 +53,3 @@ def test_a_part_imports_what_is_below_it(part):
         if name.split(".")[1:2] == [part]:
             parts = {module.split(".")[1] for module in imports}
             assert parts <= BELOW[part] | {part}, name
-
-
-def test_no_module_is_for_type_checkers_alone():
-    assert not [name for name, path in MODULES.items() if "TYPE_CHECKING" in path.read_text() and "scoring" not in name]

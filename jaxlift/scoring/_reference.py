@@ -77,9 +77,8 @@ def read_reference(
             return Reference({"name": given}, mean_of(examples) if stored is None else stored)
         case "frequencies":
             if stored is None:
-                axis = channels(examples, channel_axis, "frequencies")
-                frequencies = references.frequencies(np.moveaxis(mean_of(examples), axis, -1)[None])
-                stored = np.moveaxis(np.asarray(frequencies), -1, axis)
+                mean, axis = jnp.asarray(mean_of(examples)), channels(examples, channel_axis, "frequencies")
+                stored = np.asarray(references.frequencies_of_mean(mean, axis))
             return Reference({"name": given}, stored)
         case "dinucleotide_shuffle":
             return _shuffles(examples, shuffles, seed, channel_axis)
