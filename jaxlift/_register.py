@@ -130,6 +130,8 @@ def by_pullback(pull: Pullback, *, with_params: bool) -> table.Evaluation:
         varying = [k for k, o in enumerate(settled) if isinstance(o, Varying)]
         numbers = [k for k, var in enumerate(eqn.outvars) if is_inexact(var)]
         values, references = jax.tree.map(jnp.asarray, both_sides(settled))
+        if not interpreter.is_joint:
+            references = jax.lax.stop_gradient(references)  # they are the values, and JAX may have no derivative
 
         def forward(explained: Any, held: Any) -> tuple[Array, ...]:
             """The outputs, computed where nothing asks for JAX's derivative, which there may be none of."""

@@ -78,7 +78,7 @@ def read_reference(
         case "frequencies":
             if stored is None:
                 mean, axis = jnp.asarray(mean_of(examples)), channels(examples, channel_axis, "frequencies")
-                stored = np.asarray(references.frequencies_of_mean(mean, axis))
+                stored = np.asarray(references.frequencies_of_mean(mean, axis % mean.ndim))
             return Reference({"name": given}, stored)
         case "dinucleotide_shuffle":
             return _shuffles(examples, shuffles, seed, channel_axis)
