@@ -10,7 +10,10 @@ jax.config.update("jax_disable_most_optimizations", True)
 
 def pytest_configure(config):
     """Processes of one run, and later runs, share what was compiled (under a size limit, which takes filelock)."""
-    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("compiled")))
+    cache = getattr(config, "cache", None)  # there is none with -p no:cacheprovider
+    if cache is None:
+        return
+    jax.config.update("jax_compilation_cache_dir", str(cache.mkdir("compiled")))
     jax.config.update("jax_compilation_cache_max_size", 2**30)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 
