@@ -111,7 +111,7 @@ class Interpreter:
             return self.differentiated(eqn, inputs)
         entry = table.entry_or_none(eqn.primitive)
         assert entry is not None
-        if "pointwise" not in entry.families:
+        if "pointwise" not in entry.families and not entry.opens:
             inputs = [self.settle(value) if is_pending_step(value) else value for value in inputs]
             if not any(map(is_varying, inputs)):
                 return versions.bind(eqn, inputs)

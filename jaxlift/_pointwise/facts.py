@@ -227,7 +227,7 @@ RELU = versions.name_of_function(jax.nn.relu)
 def of_literal(value: Any) -> Facts:
     """What is known of a number that stands in the program."""
     number = number_of(np.asarray(value))
-    if not isinstance(number, int | float):
+    if not isinstance(number, int | float) or math.isnan(number):
         return CONSTANT
     growth = Growth.of(0, 0, number) if number else Growth(-inf)
     return replace(
