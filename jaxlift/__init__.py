@@ -22,10 +22,13 @@ from jaxlift.methods.integrated_gradients import integrated_gradients as integra
 from jaxlift.methods.occlusion import mutagenesis as mutagenesis
 from jaxlift.methods.occlusion import occlusion as occlusion
 from jaxlift.methods.shapley import shapley as shapley
+from jaxlift.rules import AlphaBetaLRP as AlphaBetaLRP
+from jaxlift.rules import AttnLRP as AttnLRP
 from jaxlift.rules import BilinearMap as BilinearMap
 from jaxlift.rules import Deconvnet as Deconvnet
 from jaxlift.rules import Elementwise as Elementwise
 from jaxlift.rules import EpsilonLRP as EpsilonLRP
+from jaxlift.rules import GammaLRP as GammaLRP
 from jaxlift.rules import Gradient as Gradient
 from jaxlift.rules import GuidedBackprop as GuidedBackprop
 from jaxlift.rules import LinearMap as LinearMap
@@ -38,6 +41,7 @@ from jaxlift.rules import Rescale as Rescale
 from jaxlift.rules import RevealCancel as RevealCancel
 from jaxlift.rules import Rule as Rule
 from jaxlift.rules import Softmax as Softmax
+from jaxlift.rules import ZPlusLRP as ZPlusLRP
 from jaxlift.scoring import score as score
 from jaxlift.wrappers import mean_over_references as mean_over_references
 from jaxlift.wrappers import smooth as smooth
