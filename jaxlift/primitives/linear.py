@@ -144,6 +144,14 @@ class Weighted:
         """The map's value with a bias added, given what that is on both sides."""
         return weighted(replace(self.linear, bias=bias), self.of, self.rule, value)
 
+    def moved(self, move: Callable[[Array], Array]) -> Weighted:
+        """The same for the map's output arranged in another way, as `jax.vmap` of `w @ x + b` has it."""
+
+        def apply(x: Array, weights: Array) -> Array:
+            return move(self.linear.apply(x, weights))
+
+        return replace(self, linear=replace(self.linear, apply=apply))
+
 
 def weighted(linear: LinearMap, of: Varying, rule: Rule, value: Varying) -> Varying:
     """The value of a linear map whose cotangents a rule says."""

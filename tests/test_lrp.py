@@ -1,0 +1,334 @@
+"""The rules of LRP: written out term by term, against zennit and LXT, and what they conserve."""
+
+import equinox as eqx
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen, nnx
+
+import jaxlift
+
+RNG = np.random.default_rng(11)
+X = RNG.normal(size=(2, 4))
+W, B = RNG.normal(size=(4, 5)), RNG.normal(size=5)
+V, C = RNG.normal(size=(5, 3)), RNG.normal(size=3)
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+# Relevance of one input `x_i` from one output `z_j = sum_i x_i w_ij + b_j`, as a share of that of the output.
+
+
+def epsilon_share(i, j, x, w, b, epsilon):
+    z = sum(x[k] * w[k, j] for k in range(len(x))) + b[j]
+    return x[i] * w[i, j] / (z + (epsilon if z >= 0 else -epsilon))
+
+
+def gamma_share(i, j, x, w, b, gamma):
+    terms = [x[k] * w[k, j] for k in range(len(x))] + [b[j]]
+    sign = 1 if sum(terms) > 0 else -1
+    favoured = [t * (1 + gamma) if sign * t > 0 else t for t in terms]
+    return favoured[i] / sum(favoured)
+
+
+def alpha_beta_share(i, j, x, w, b, alpha, beta):
+    terms = [x[k] * w[k, j] for k in range(len(x))] + [b[j]]
+    positive, negative = sum(t for t in terms if t > 0), sum(t for t in terms if t < 0)
+    if terms[i] > 0:
+        return alpha * terms[i] / positive
+    return -beta * terms[i] / negative if terms[i] < 0 else 0.0
+
+
+def propagated(x, w, b, relevance, share, *parameters):
+    """The relevance of a dense layer's inputs."""
+    return np.array(
+        [sum(share(i, j, x, w, b, *parameters) * relevance[j] for j in range(len(b))) for i in range(len(x))]
+    )
+
+
+RULES = {
+    "epsilon": (jaxlift.EpsilonLRP(0.25), (epsilon_share, 0.25)),
+    "gamma": (jaxlift.GammaLRP(0.25), (gamma_share, 0.25)),
+    "gamma large": (jaxlift.GammaLRP(10.0), (gamma_share, 10.0)),
+    "alpha_beta": (jaxlift.AlphaBetaLRP(2, 1), (alpha_beta_share, 2, 1)),
+    "z_plus": (jaxlift.ZPlusLRP(), (alpha_beta_share, 1, 0)),
+    "attn": (jaxlift.AttnLRP(0.25), (epsilon_share, 0.25)),
+}
+rules = pytest.mark.parametrize("name", RULES)
+
+
+def written_out(x, activation, by):
+    """Relevances of the first output of two dense layers."""
+    h = activation(x @ W + B)
+    top = np.eye(3)[0] * (h @ V + C)
+    return propagated(x, W, B, propagated(h, V, C, top, *by), *by)
+
+
+@rules
+@pytest.mark.parametrize("activation", [jax.nn.relu, jnp.tanh, jax.nn.gelu])
+def test_dense_layers(name, activation):
+    rule, by = RULES[name]
+    found = jaxlift.attribute(lambda x: activation(x @ W + B) @ V + C, rule=rule, target=0)(X)
+    expected = [written_out(x, lambda h: np.asarray(activation(h)), by) for x in X]
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def convolution(w, b, length):
+    """The matrix and the bias of a convolution along `length` places, of width `len(w)`, as of a dense layer."""
+    width, inputs, outputs = w.shape
+    places = length - width + 1
+    matrix = np.zeros((length, inputs, places, outputs))
+    for place in range(places):
+        matrix[place : place + width, :, place, :] = w
+    return matrix.reshape(length * inputs, places * outputs), np.tile(b, places)
+
+
+K, D = RNG.normal(size=(2, 2, 3)), RNG.normal(size=3)
+S = RNG.normal(size=(2, 5, 2))  # two sequences of five places with two channels
+E, F = RNG.normal(size=(12, 2)), RNG.normal(size=2)
+
+
+def convolve(x):
+    return jax.lax.conv_general_dilated(x, K, (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC"))
+
+
+def conv_net(x):
+    return jnp.tanh(convolve(x) + D).reshape(len(x), -1) @ E + F
+
+
+@rules
+def test_convolutions(name):
+    rule, by = RULES[name]
+    found = jaxlift.attribute(conv_net, rule=rule, target=1)(S)
+    np.testing.assert_allclose(found, conv_net_written_out(by, by), rtol=1e-9, atol=1e-12)
+
+
+def conv_net_written_out(of_conv, of_dense):
+    matrix, bias = convolution(K, D, 5)
+    expected = []
+    for x in S.reshape(2, -1):
+        h = np.tanh(x @ matrix + bias)
+        top = propagated(h, E, F, np.eye(2)[1] * (h @ E + F), *of_dense)
+        expected.append(propagated(x, matrix, bias, top, *of_conv).reshape(5, 2))
+    return expected
+
+
+class TestComposites:
+    """Rules by layer, as zennit's composites: of convolutions, of dense layers, and where a predicate holds."""
+
+    def test_by_kind(self):
+        rule = jaxlift.PerLayer(conv=jaxlift.GammaLRP(0.5), dense=jaxlift.EpsilonLRP(0.1), default="gradient")
+        assert not rule.needs_reference
+        found = jaxlift.attribute(conv_net, rule=rule, target=1)(S)
+        # Activations are fed by the convolution, so its rule holds there: all rules of LRP pass on what they are given.
+        np.testing.assert_allclose(found, conv_net_written_out((gamma_share, 0.5), (epsilon_share, 0.1)), rtol=1e-9)
+
+    def test_by_predicate_and_scope(self):
+        def fun(x):
+            with jax.named_scope("first"):
+                h = jax.nn.relu(x @ W + B)
+            return h @ V + C
+
+        by_scope = jaxlift.PerLayer(dense="epsilon_lrp", default="epsilon_lrp", conv="epsilon_lrp", scopes={"first": "z_plus_lrp"})
+        by_predicate = jaxlift.PerLayer(
+            dense="epsilon_lrp", default="epsilon_lrp", conv="epsilon_lrp",
+            where=[(lambda place: place.family == "linear" and place.scope == "first", "z_plus_lrp")],
+        )
+        expected = []
+        for x in X:
+            h = np.maximum(x @ W + B, 0)
+            top = propagated(h, V, C, np.eye(3)[0] * (h @ V + C), epsilon_share, 1e-4)
+            expected.append(propagated(x, W, B, top, alpha_beta_share, 1, 0))
+        for rule in (by_scope, by_predicate):
+            np.testing.assert_allclose(jaxlift.attribute(fun, rule=rule, target=0)(X), expected, rtol=1e-9)
+
+
+# Bias and map are one, however the layer is written.
+
+
+def of_linen():
+    params = {"params": {"kernel": jnp.asarray(W), "bias": jnp.asarray(B)}}
+    return lambda x: linen.Dense(5).apply(params, x)
+
+
+def of_nnx():
+    layer = nnx.Linear(4, 5, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+    layer.kernel[...], layer.bias[...] = jnp.asarray(W), jnp.asarray(B)
+    return layer
+
+
+def of_equinox():
+    layer = eqx.nn.Linear(4, 5, key=jax.random.key(0), dtype=jnp.float64)
+    layer = eqx.tree_at(lambda l: (l.weight, l.bias), layer, (jnp.asarray(W.T), jnp.asarray(B)))
+    return jax.vmap(layer)
+
+
+def of_haiku():
+    layer = hk.without_apply_rng(hk.transform(lambda x: hk.Linear(5)(x)))
+    return lambda x: layer.apply({"linear": {"w": jnp.asarray(W), "b": jnp.asarray(B)}}, x)
+
+
+def of_jit():
+    return jax.jit(lambda x: x @ W + B)
+
+
+def of_transposed_operands():
+    return lambda x: (W.T @ x.T + B[:, None]).T
+
+
+LAYERS = [of_linen, of_nnx, of_equinox, of_haiku, of_jit, of_transposed_operands]
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_the_bias_belongs_to_the_layer(layer):
+    layer = layer()
+    found = jaxlift.attribute(lambda x: jax.nn.relu(layer(x)) @ V + C, rule=jaxlift.GammaLRP(0.25), target=0)(X)
+    expected = [written_out(x, lambda h: np.maximum(h, 0), (gamma_share, 0.25)) for x in X]
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_what_comes_after_the_bias_does_not_belong_to_the_layer():
+    """A batch normalisation after the layer is a line, which passes derivatives: its shift absorbs relevance."""
+    scale, shift = RNG.normal(size=5), RNG.normal(size=5)
+    found = jaxlift.attribute(lambda x: (x @ W + B) * scale + shift, rule="z_plus_lrp", target=0)(X)
+    expected = [
+        propagated(x, W, B, np.eye(5)[0] * scale * (x @ W + B), alpha_beta_share, 1, 0) for x in X
+    ]
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: jaxlift.EpsilonLRP(-1), r"EpsilonLRP\(epsilon=-1\): epsilon must be 0 or more"),
+        (lambda: jaxlift.AttnLRP(-1), r"AttnLRP\(epsilon=-1\): epsilon must be 0 or more"),
+        (lambda: jaxlift.GammaLRP(-0.5), r"GammaLRP\(gamma=-0.5\): gamma must be 0 or more"),
+        (lambda: jaxlift.AlphaBetaLRP(2, 2), r"AlphaBetaLRP\(alpha=2, beta=2\): alpha - beta must be 1"),
+        (lambda: jaxlift.AlphaBetaLRP(0.5, -0.5), "beta 0 or more"),
+        (lambda: jaxlift.EpsilonLRP(float("nan")), "epsilon must be 0 or more"),
+    ],
+)
+def test_arguments(make, match):
+    with pytest.raises(ValueError, match=match):
+        make()
+
+
+# Conservation.
+
+
+def conserved(fun, rule, x=X):
+    relevance, y = jaxlift.attribute(fun, rule=rule, target=0)(x), fun(x)[:, 0]
+    return np.testing.assert_allclose(np.asarray(relevance).reshape(len(x), -1).sum(1), y, rtol=1e-6)
+
+
+U, Z = RNG.normal(size=(4, 4)), RNG.normal(size=(4, 4))
+PROGRAMS = {
+    "layers": lambda x: jax.nn.gelu(x @ W) @ V,
+    "gate": lambda x: jax.nn.silu(x @ W) * (x @ W[::-1]) @ V,
+    "sigmoid gate": lambda x: jax.nn.sigmoid(x @ W) * (x @ W[::-1]) @ V,
+    "powers": lambda x: (x @ W) ** 3 @ V + jnp.square(x @ W) @ V,
+    "maximum": lambda x: jnp.maximum(x @ W, x @ W[::-1]) @ V,
+    "products of matrices": lambda x: jnp.einsum("ni,nj->nij", x @ U, x @ Z).reshape(-1, 16)[:, :5] @ V,
+    "rms norm": lambda x: (x @ W) * jax.lax.rsqrt(((x @ W) ** 2).mean(-1, keepdims=True) + 1e-6) @ V,
+    "layer norm": lambda x: jax.nn.standardize(x @ W) @ V,
+}
+
+
+@pytest.mark.parametrize("rule", [jaxlift.EpsilonLRP(0), jaxlift.AttnLRP(1e-12), jaxlift.GammaLRP(0.3)])
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_conserved_without_biases(program, rule):
+    conserved(PROGRAMS[program], rule)
+
+
+@pytest.mark.parametrize("rule", [jaxlift.ZPlusLRP(), jaxlift.AlphaBetaLRP(2, 1), jaxlift.AlphaBetaLRP(1.5, 0.5)])
+@pytest.mark.parametrize("program", ["layers", "gate", "rms norm"])
+def test_conserved_where_there_are_contributions_of_both_signs(program, rule):
+    conserved(PROGRAMS[program], rule)
+
+
+# Normalisations: as with the statistic under `stop_gradient`.
+
+
+def deviations(x):
+    return x - x.mean(-1, keepdims=True)
+
+
+def layer_norm(x, hold=jax.lax.stop_gradient):
+    return deviations(x) * hold(jax.lax.rsqrt((deviations(x) ** 2).mean(-1, keepdims=True) + 1e-6))
+
+
+def rms_norm(x, hold=jax.lax.stop_gradient):
+    return x * hold(jax.lax.rsqrt((x**2).mean(-1, keepdims=True) + 1e-6))
+
+
+def of_transform(make):
+    transformed = hk.without_apply_rng(hk.transform(lambda x: make()(x)))
+    return lambda x: transformed.apply(transformed.init(jax.random.key(0), x), x)
+
+
+def of_module(module):
+    return lambda x: module.apply(module.init(jax.random.key(0), x), x)
+
+
+LAYER_NORMS = {
+    "by hand": lambda x: layer_norm(x, lambda s: s),
+    "jnp.var": lambda x: deviations(x) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-6),
+    "jnp.std": lambda x: deviations(x) / jnp.sqrt(x.std(-1, keepdims=True) ** 2 + 1e-6),
+    "reciprocal": lambda x: deviations(x) * (1 / jnp.sqrt(x.var(-1)[:, None] + 1e-6)),
+    "power": lambda x: deviations(x) * (x.var(-1, keepdims=True) + 1e-6) ** -0.5,
+    "scale first": lambda x: deviations(x) * (jax.lax.rsqrt(x.var(-1, keepdims=True) + 1e-6) * jnp.ones(4)),
+    "standardize": lambda x: jax.nn.standardize(x, epsilon=1e-6),
+    "after a bias": lambda x: layer_norm(x @ jnp.eye(4) + 0.0, lambda s: s),
+    "linen": of_module(linen.LayerNorm()),
+    "linen slow": of_module(linen.LayerNorm(use_fast_variance=False)),
+    "nnx": lambda x: nnx.LayerNorm(4, rngs=nnx.Rngs(0))(x),
+    "haiku": of_transform(lambda: hk.LayerNorm(-1, True, True, eps=1e-6)),
+    "equinox": lambda x: jax.vmap(eqx.nn.LayerNorm(4, eps=1e-6))(x),
+}
+RMS_NORMS = {
+    "by hand": lambda x: rms_norm(x, lambda s: s),
+    "einsum": lambda x: x / jnp.sqrt(jnp.einsum("ni,ni->n", x, x) / 4 + 1e-6)[:, None],
+    "linen": of_module(linen.RMSNorm()),
+    "nnx": lambda x: nnx.RMSNorm(4, rngs=nnx.Rngs(0))(x),
+    "haiku": of_transform(lambda: hk.RMSNorm(-1, eps=1e-6)),
+    "equinox": lambda x: jax.vmap(eqx.nn.RMSNorm(4, eps=1e-6))(x),
+}
+
+
+@pytest.mark.parametrize("name", [("layer", name) for name in LAYER_NORMS] + [("rms", name) for name in RMS_NORMS])
+def test_statistics_are_held(name):
+    kind, name = name
+    norm, held = (LAYER_NORMS, layer_norm) if kind == "layer" else (RMS_NORMS, rms_norm)
+
+    def above(y):
+        return (y @ U)[:, 0].sum()
+
+    found = jax.grad(lambda x: jaxlift.lift(lambda x: above(norm[name](x)), rule=jaxlift.AttnLRP(0))(x, x)[0])(X)
+    np.testing.assert_allclose(found, jax.grad(lambda x: above(held(x)))(X), rtol=1e-5, atol=1e-7)
+
+
+def test_a_statistic_of_something_else_is_a_product():
+    def fun(x):
+        return (x @ U) * jax.lax.rsqrt(((x @ Z) ** 2).mean(-1, keepdims=True) + 1e-6)
+
+    def halves(x):  # the product's halves; of the mean square and its root, the derivative
+        u, s = x @ U, jax.lax.rsqrt(((x @ Z) ** 2).mean(-1, keepdims=True) + 1e-6)
+        return (u * jax.lax.stop_gradient(s) + jax.lax.stop_gradient(u) * s) / 2
+
+    found = jaxlift.attribute(fun, rule=jaxlift.AttnLRP(0), target=0)(X)
+    direct = X * jax.grad(lambda x: (x @ U * jax.lax.stop_gradient(fun(X) / (X @ U)))[:, 0].sum() / 2)(X)
+    assert np.abs(found - 2 * direct).max() > 1e-3
+    # Each square passes on what it is given, half of what its derivative would.
+    whole = X * jax.grad(lambda x: halves(x)[:, 0].sum())(X)
+    np.testing.assert_allclose(found, direct + (whole - direct) / 2, rtol=1e-9)
+
+
+@pytest.mark.parametrize("softmax", [jax.nn.softmax, lambda u: jnp.exp(u) / jnp.exp(u).sum(-1, keepdims=True)])
+def test_softmax_has_its_derivative(softmax):
+    def fun(x):
+        return softmax(x @ W) @ V
+
+    found = jaxlift.attribute(fun, rule=jaxlift.AttnLRP(0), target=0)(X)
+    np.testing.assert_allclose(found, X * jax.grad(lambda x: (jax.nn.softmax(x @ W) @ V)[:, 0].sum())(X), rtol=1e-9)
