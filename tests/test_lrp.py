@@ -131,9 +131,13 @@ class TestComposites:
                 h = jax.nn.relu(x @ W + B)
             return h @ V + C
 
-        by_scope = jaxlift.PerLayer(dense="epsilon_lrp", default="epsilon_lrp", conv="epsilon_lrp", scopes={"first": "z_plus_lrp"})
+        by_scope = jaxlift.PerLayer(
+            dense="epsilon_lrp", default="epsilon_lrp", conv="epsilon_lrp", scopes={"first": "z_plus_lrp"}
+        )
         by_predicate = jaxlift.PerLayer(
-            dense="epsilon_lrp", default="epsilon_lrp", conv="epsilon_lrp",
+            dense="epsilon_lrp",
+            default="epsilon_lrp",
+            conv="epsilon_lrp",
             where=[(lambda place: place.family == "linear" and place.scope == "first", "z_plus_lrp")],
         )
         expected = []
@@ -161,7 +165,7 @@ def of_nnx():
 
 def of_equinox():
     layer = eqx.nn.Linear(4, 5, key=jax.random.key(0), dtype=jnp.float64)
-    layer = eqx.tree_at(lambda l: (l.weight, l.bias), layer, (jnp.asarray(W.T), jnp.asarray(B)))
+    layer = eqx.tree_at(lambda own: (own.weight, own.bias), layer, (jnp.asarray(W.T), jnp.asarray(B)))
     return jax.vmap(layer)
 
 
@@ -193,9 +197,7 @@ def test_what_comes_after_the_bias_does_not_belong_to_the_layer():
     """A batch normalisation after the layer is a line, which passes derivatives: its shift absorbs relevance."""
     scale, shift = RNG.normal(size=5), RNG.normal(size=5)
     found = jaxlift.attribute(lambda x: (x @ W + B) * scale + shift, rule="z_plus_lrp", target=0)(X)
-    expected = [
-        propagated(x, W, B, np.eye(5)[0] * scale * (x @ W + B), alpha_beta_share, 1, 0) for x in X
-    ]
+    expected = [propagated(x, W, B, np.eye(5)[0] * scale * (x @ W + B), alpha_beta_share, 1, 0) for x in X]
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
 
 
@@ -243,9 +245,9 @@ def test_conserved_without_biases(program, rule):
 
 
 @pytest.mark.parametrize("rule", [jaxlift.ZPlusLRP(), jaxlift.AlphaBetaLRP(2, 1), jaxlift.AlphaBetaLRP(1.5, 0.5)])
-@pytest.mark.parametrize("program", ["layers", "gate", "rms norm"])
-def test_conserved_where_there_are_contributions_of_both_signs(program, rule):
-    conserved(PROGRAMS[program], rule)
+def test_conserved_where_there_are_contributions_of_both_signs(rule):
+    w, v = RNG.normal(size=(40, 30)), RNG.normal(size=(30, 1))
+    conserved(lambda x: jnp.tanh(x @ w) * jax.nn.gelu(x @ w[::-1]) @ v, rule, RNG.normal(size=(2, 40)))
 
 
 # Normalisations: as with the statistic under `stop_gradient`.
@@ -332,3 +334,145 @@ def test_softmax_has_its_derivative(softmax):
 
     found = jaxlift.attribute(fun, rule=jaxlift.AttnLRP(0), target=0)(X)
     np.testing.assert_allclose(found, X * jax.grad(lambda x: (jax.nn.softmax(x @ W) @ V)[:, 0].sum())(X), rtol=1e-9)
+
+
+# What `check` says.
+
+
+def transformer(x):
+    h = jax.nn.standardize(x)
+    x = x + jax.nn.softmax(h @ U @ (h @ Z).T) @ (h @ U + B[:4])
+    return (rms_norm(x, lambda s: s) @ W @ V)[0, 0]
+
+
+class TestCheck:
+    @pytest.mark.parametrize("program", PROGRAMS)
+    def test_conserved(self, program):
+        report = jaxlift.check(lambda x: PROGRAMS[program](x)[0, 0], X, 0 * X, rule=jaxlift.AttnLRP(0))
+        assert report.checked == "conservation"
+        assert report.complete
+        assert str(report).startswith("conserved: relevances sum to")
+        assert report.difference == pytest.approx(float(PROGRAMS[program](X)[0, 0]))
+
+    @pytest.mark.parametrize("rule", [jaxlift.AttnLRP(0), jaxlift.GammaLRP(0.25), "gradient"])
+    def test_what_is_absorbed_is_told_by_operation(self, rule):
+        x = RNG.normal(size=(3, 4))
+        report = jaxlift.check(transformer, x, 0 * x, rule=rule)
+        multipliers = jax.grad(lambda x: jaxlift.lift(transformer, rule=rule)(x, x)[0])(x)
+        assert report.contributions == pytest.approx(np.sum(multipliers * x))
+        assert report.difference == pytest.approx(float(transformer(x)))
+        assert sum(line.residual for line in report.lines) == pytest.approx(report.difference - report.contributions)
+        assert not report.complete
+        assert str(report).startswith("NOT conserved: relevances sum to")
+        if rule != "gradient":
+            absorbing = {line.operation for line in report.lines if abs(line.residual) > 1e-6}
+            assert absorbing <= {"add", "div", "jit", "custom_jvp_call"}  # the bias, and softmax
+
+
+# Other implementations, on the same weights, where they are installed.
+
+
+@rules
+@pytest.mark.parametrize("activation", ["ReLU", "Tanh"])
+def test_against_zennit(name, activation):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("zennit")
+    from zennit.attribution import Gradient
+    from zennit.composites import LayerMapComposite
+    from zennit.rules import AlphaBeta, Epsilon, Gamma, Pass, ZPlus
+
+    theirs = {
+        "epsilon": Epsilon(0.25),
+        "gamma": Gamma(0.25, stabilizer=1e-14),
+        "gamma large": Gamma(10.0, stabilizer=1e-14),
+        "alpha_beta": AlphaBeta(2.0, 1.0, stabilizer=1e-14),
+        "z_plus": ZPlus(stabilizer=1e-14),
+        "attn": Epsilon(0.25),
+    }
+
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.dense = torch.nn.Conv1d(2, 3, 2), torch.nn.Linear(12, 2)
+            self.activation = getattr(torch.nn, activation)()
+            for layer, w, b in ((self.conv, K.transpose(2, 1, 0), D), (self.dense, E.T, F)):
+                layer.weight.data, layer.bias.data = torch.tensor(w.copy()), torch.tensor(b)
+
+        def forward(self, x):
+            return self.dense(self.activation(self.conv(x.transpose(1, 2))).transpose(1, 2).flatten(1))
+
+    kinds = (torch.nn.Conv1d, torch.nn.Linear)
+    composite = LayerMapComposite([(type(Network().activation), Pass()), (kinds, theirs[name])])
+    with Gradient(Network(), composite) as attributor:
+        _, expected = attributor(torch.tensor(S), lambda y: y * torch.tensor([0.0, 1.0]))
+
+    def net(x):
+        h = {"ReLU": jax.nn.relu, "Tanh": jnp.tanh}[activation](convolve(x) + D)
+        return h.reshape(len(x), -1) @ E + F
+
+    found = jaxlift.attribute(net, rule=RULES[name][0], target=1)(S)
+    np.testing.assert_allclose(found, expected.detach().numpy(), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("norm", ["layer", "rms"])
+def test_against_lxt(norm):
+    torch = pytest.importorskip("torch")
+    lxt = pytest.importorskip("lxt.explicit.functional")
+    size, tokens, eps = 6, 5, 1e-14
+    weights = {name: RNG.normal(size=(size, size)) for name in ("q", "k", "v", "o", "gate", "up", "down")}
+    biases = {name: RNG.normal(size=size) for name in weights}
+    head, x = RNG.normal(size=(size, 3)), RNG.normal(size=(1, tokens, size))
+
+    def block(x):
+        def dense(name, h):
+            return h @ weights[name] + biases[name]
+
+        def normed(h):
+            return jax.nn.standardize(h, epsilon=1e-5) if norm == "layer" else rms_norm(h, lambda s: s)
+
+        h = normed(x)
+        attention = jax.nn.softmax(dense("q", h) @ dense("k", h).mT / np.sqrt(size))
+        x = x + dense("o", attention @ dense("v", h))
+        h = normed(x)
+        x = x + dense("down", jax.nn.gelu(dense("gate", h), approximate=False) * dense("up", h))
+        return x.mean(1) @ head
+
+    class Identity(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return torch.nn.functional.gelu(x)
+
+        @staticmethod
+        def backward(ctx, relevance):
+            return relevance
+
+    def dense(name, h):
+        return lxt.linear_epsilon(h, torch.tensor(weights[name].T.copy()), torch.tensor(biases[name]), eps)
+
+    def normed(h):
+        return lxt.layer_norm_grad_fn.apply(h, None, None, 1e-5, eps) if norm == "layer" else RMS.apply(h)
+
+    class RMS(torch.autograd.Function):  # LXT's own computes in float32
+        @staticmethod
+        def forward(ctx, x):
+            return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+        @staticmethod
+        def backward(ctx, relevance):
+            return relevance
+
+    inputs = torch.tensor(x, requires_grad=True)
+    h = normed(inputs)
+    scale = torch.tensor(size**-0.5, dtype=torch.float64)
+    scores = lxt.mul2(lxt.matmul(dense("q", h), dense("k", h).transpose(1, 2), False, eps), scale)
+    mixed = lxt.matmul(lxt.softmax(scores, -1), dense("v", h), False, eps)
+    y = lxt.add2(inputs, dense("o", mixed), False, eps)
+    h = normed(y)
+    gated = lxt.mul2(Identity.apply(dense("gate", h)), dense("up", h))
+    y = lxt.mean(lxt.add2(y, dense("down", gated), False, eps), 1, False, eps)
+    y = lxt.linear_epsilon(y, torch.tensor(head.T.copy()), None, eps)
+    y[0, 1].backward(y[0, 1].detach())
+
+    np.testing.assert_allclose(block(x), y.detach().numpy(), rtol=1e-9)
+    found = jaxlift.attribute(block, rule=jaxlift.AttnLRP(0), target=1)(x)
+    np.testing.assert_allclose(found, inputs.grad.numpy(), rtol=1e-9, atol=1e-11)

@@ -12,6 +12,7 @@ from typing import Any
 
 from jaxlift._core.values import Pending, Value, Varying
 from jaxlift._pointwise.function import PointwiseFunction
+from jaxlift.primitives.linear import Weighted
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,9 +38,12 @@ class Statistic:
 
 def root(value: Varying) -> Varying:
     """What a value is an affine function or an arrangement of, as far back as it goes."""
-    while isinstance(value.origin, Moved):
-        value = value.origin.of
-    return value
+    while True:
+        match value.origin:
+            case Moved(of=of) | Weighted(arranges=Varying() as of):
+                value = of
+            case _:
+                return value
 
 
 def statistic(value: Value) -> Statistic | None:

@@ -292,7 +292,7 @@ def moving(along: Callable[[JaxprEqn, Sequence[int | None]], Sequence[int | None
             moved = along(eqn, of.along)
             out.origin = None if moved is None else Total(of.exponential, of.axes, tuple(moved))
         elif isinstance(operand.origin, Weighted):
-            out.origin = operand.origin.moved(lambda y: versions.bind(eqn, [y])[0])
+            out.origin = operand.origin.moved(operand, lambda y: versions.bind(eqn, [y])[0])
         else:
             out.origin = Moved(operand)
         return [out]
