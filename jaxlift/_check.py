@@ -97,7 +97,7 @@ class Report:
         }[self.checked]
         head = (
             f"{'' if self.complete else 'NOT '}{good}: {what} to {self.contributions:.6g}, {expected} "
-            f"{self.difference:.6g}, {self.error:.1f} units of rounding apart; cancellation {self.cancellation:.3g}"
+            f"{self.difference:.6g}, {self.error:.3g} units of rounding apart; cancellation {self.cancellation:.3g}"
         )
         if self.complete:
             return f"{head}\n{len(self.lines)} operations, each passes on what it is given"
@@ -183,9 +183,9 @@ def check(
     change, contributions, magnitude, passed = jax.device_get(measured(x))
     lines: dict[int, Line] = {}
     for flow, amount in zip(flows, passed, strict=True):
-        line = lines.get(flow.record, Line(flow.operation, flow.where, 0.0, 0.0))
+        line = lines.get(id(flow.record), Line(flow.operation, flow.where, 0.0, 0.0))
         entered, left = (amount, 0.0) if flow.is_output else (0.0, amount)
-        lines[flow.record] = replace(line, entered=line.entered + float(entered), left=line.left + float(left))
+        lines[id(flow.record)] = replace(line, entered=line.entered + float(entered), left=line.left + float(left))
     numbers = {leaf.dtype for leaf in (*jax.tree.leaves(x), *probes)}  # of all that the function computes with
     rounding = max(float(jnp.finfo(dtype).eps) for dtype in numbers)
     checked = "summation-to-delta" if rule.needs_reference else "conservation"
@@ -213,7 +213,7 @@ def warn_of_cancellation(cancellation: Any, rounding: float | None = None) -> No
 class _Flow:
     """What passes one probe: its cotangent times this difference."""
 
-    record: int
+    record: _Probes  # that of one operation, kept, so that no other has its id
     operation: str
     where: str
     is_output: bool
@@ -334,7 +334,7 @@ class _Probes:
 
     def probed(self, value: Varying, is_output: bool) -> Varying:
         def through(array: Array, change: Array) -> Array:
-            flow = _Flow(id(self), self.operation, self.where, is_output, change)
+            flow = _Flow(self, self.operation, self.where, is_output, change)
             probe = self.observer.probe(array)
             self.observer.flows.append(flow)
             return array + probe

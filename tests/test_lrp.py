@@ -356,7 +356,7 @@ class TestCheck:
 
     @pytest.mark.parametrize("rule", [jaxlift.AttnLRP(0), jaxlift.GammaLRP(0.25), "gradient"])
     def test_what_is_absorbed_is_told_by_operation(self, rule):
-        x = RNG.normal(size=(3, 4))
+        x = np.random.default_rng(0).normal(size=(3, 4))
         report = jaxlift.check(transformer, x, 0 * x, rule=rule)
         multipliers = jax.grad(lambda x: jaxlift.lift(transformer, rule=rule)(x, x)[0])(x)
         assert report.contributions == pytest.approx(np.sum(multipliers * x))
@@ -366,7 +366,7 @@ class TestCheck:
         assert str(report).startswith("NOT conserved: relevances sum to")
         if rule != "gradient":
             absorbing = {line.operation for line in report.lines if abs(line.residual) > 1e-6}
-            assert absorbing <= {"add", "div", "jit", "custom_jvp_call"}  # the bias, and softmax
+            assert absorbing == {"add", "div"}  # the bias, and softmax
 
 
 # Other implementations, on the same weights, where they are installed.
