@@ -16,6 +16,7 @@ from jaxlift._lift import vjp as vjp
 from jaxlift._memory import within_memory as within_memory
 from jaxlift._register import register as register
 from jaxlift._register import unregister as unregister
+from jaxlift._scopes import scoped as scoped
 from jaxlift.methods.grad_cam import grad_cam as grad_cam
 from jaxlift.methods.grad_cam import guided_grad_cam as guided_grad_cam
 from jaxlift.methods.integrated_gradients import integrated_gradients as integrated_gradients

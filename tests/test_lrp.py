@@ -311,6 +311,40 @@ def test_statistics_are_held(name):
     np.testing.assert_allclose(found, jax.grad(lambda x: above(held(x)))(X), rtol=1e-5, atol=1e-7)
 
 
+class HeldStatistics(jaxlift.Gradient):
+    """The gradient, but for the statistics of normalisations."""
+
+    def normalisation(self, bilinear, values, references, cotangent):
+        cotangents = list(bilinear.transpose(values, cotangent))
+        cotangents[bilinear.statistic] *= 0
+        return tuple(cotangents)
+
+
+@pytest.mark.parametrize("divide", [True, False])
+def test_a_rule_for_normalisations_alone(divide):
+    def norm(x, hold=lambda s: s):
+        s = jnp.sqrt(x.var(-1, keepdims=True) + 1e-6)
+        return deviations(x) / hold(s) if divide else deviations(x) * hold(1 / s)
+
+    def fun(x, hold=lambda s: s):
+        return (jnp.tanh(norm(x @ U + 1.0, hold)) * x @ U)[:, 0].sum()
+
+    found = jax.grad(lambda x: jaxlift.lift(fun, rule=HeldStatistics())(x, x)[0])(X)
+    np.testing.assert_allclose(found, jax.grad(fun)(X, jax.lax.stop_gradient), rtol=1e-9)
+
+
+def test_a_rule_for_linear_maps_alone():
+    """Its layers have their biases though nothing else is asked of the rule."""
+
+    class Square(jaxlift.Gradient):
+        def linear(self, linear, x, r, cotangent):
+            return linear.transpose(x, cotangent * (linear(x) + linear.bias))
+
+    found = jaxlift.attribute(lambda x: jnp.tanh(x @ W + B), rule=Square(), target=0, output="multipliers")(X)
+    z = X @ W + B
+    np.testing.assert_allclose(found, ((1 - np.tanh(z) ** 2) * z)[:, :1] * W[:, 0], rtol=1e-9)
+
+
 def test_a_statistic_of_something_else_is_a_product():
     def fun(x):
         return (x @ U) * jax.lax.rsqrt(((x @ Z) ** 2).mean(-1, keepdims=True) + 1e-6)
