@@ -15,7 +15,7 @@ from jax.core import Tracer
 
 from jaxlift._arguments import checked_pair, summed
 from jaxlift._core import table, versions
-from jaxlift._core.differences import difference
+from jaxlift._core.differences import difference, where
 from jaxlift._core.interpreter import Interpreter, MissingRule
 from jaxlift._core.values import Node, Pending, Value, Varying, is_varying, postorder
 from jaxlift._core.versions import JaxprEqn
@@ -177,7 +177,8 @@ def check(
         multipliers, cotangents = pull(jnp.ones_like(y))
         differences_of_x = jax.tree.map(jnp.subtract, x, reference) if rule.needs_reference else x
         contributions = jax.tree.map(jnp.multiply, multipliers, differences_of_x)
-        passed = [jnp.sum(ct * d).real for ct, d in zip(cotangents, differences, strict=True)]
+        # What is masked, by logits of minus infinity, has a cotangent of 0 and passes nothing.
+        passed = [jnp.sum(where(ct == 0, 0, ct * d)).real for ct, d in zip(cotangents, differences, strict=True)]
         return change, summed(contributions), summed(jax.tree.map(jnp.abs, contributions)), passed
 
     change, contributions, magnitude, passed = jax.device_get(measured(x))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 
-Module = TypeVar("Module")
 
-
-def scoped(module: Module) -> Module:
+def scoped(module: Any) -> Any:
     """A copy of a Flax NNX module whose submodules open a name scope around their call, each by its path.
 
     By these scopes `jaxlift.PerLayer` chooses a rule for a layer. NNX modules open none; Linen's and Haiku's do. The

@@ -283,6 +283,7 @@ LAYER_NORMS = {
     "scale first": lambda x: deviations(x) * (jax.lax.rsqrt(x.var(-1, keepdims=True) + 1e-6) * jnp.ones(4)),
     "standardize": lambda x: jax.nn.standardize(x, epsilon=1e-6),
     "after a bias": lambda x: layer_norm(x @ jnp.eye(4) + 0.0, lambda s: s),
+    "after an activation": lambda x: layer_norm(jnp.sinh(jnp.arcsinh(x)), lambda s: s),
     "linen": of_module(linen.LayerNorm()),
     "linen slow": of_module(linen.LayerNorm(use_fast_variance=False)),
     "nnx": lambda x: nnx.LayerNorm(4, rngs=nnx.Rngs(0))(x),
@@ -292,6 +293,7 @@ LAYER_NORMS = {
 RMS_NORMS = {
     "by hand": lambda x: rms_norm(x, lambda s: s),
     "einsum": lambda x: x / jnp.sqrt(jnp.einsum("ni,ni->n", x, x) / 4 + 1e-6)[:, None],
+    "after an activation": lambda x: rms_norm(jnp.sinh(jnp.arcsinh(x)), lambda s: s),
     "linen": of_module(linen.RMSNorm()),
     "nnx": lambda x: nnx.RMSNorm(4, rngs=nnx.Rngs(0))(x),
     "haiku": of_transform(lambda: hk.RMSNorm(-1, eps=1e-6)),
@@ -315,9 +317,8 @@ class HeldStatistics(jaxlift.Gradient):
     """The gradient, but for the statistics of normalisations."""
 
     def normalisation(self, bilinear, values, references, cotangent):
-        cotangents = list(bilinear.transpose(values, cotangent))
-        cotangents[bilinear.statistic] *= 0
-        return tuple(cotangents)
+        left, right = bilinear.transpose(values, cotangent)
+        return (0 * left, right) if bilinear.statistic == 0 else (left, 0 * right)
 
 
 @pytest.mark.parametrize("divide", [True, False])
@@ -401,6 +402,57 @@ class TestCheck:
         if rule != "gradient":
             absorbing = {line.operation for line in report.lines if abs(line.residual) > 1e-6}
             assert absorbing == {"add", "div"}  # the bias, and softmax
+
+    def test_what_is_masked_passes_nothing(self):
+        def fun(x):
+            logits = jnp.where(jnp.tri(2, dtype=bool), (x @ U) @ (x @ Z).T, -jnp.inf)
+            return (jax.nn.softmax(logits) @ x)[0, 0]
+
+        report = jaxlift.check(fun, X, 0 * X, rule=jaxlift.AttnLRP(0))
+        assert all(np.isfinite([line.entered, line.left]).all() for line in report.lines)
+        # The first token attends to itself alone: the weight is 1 whatever the logit, and absorbs its half.
+        assert report.contributions == pytest.approx(report.difference / 2)
+
+
+# The same however a program is put together.
+
+
+def looped(layers):
+    """Layers of one shape: one after the other, jitted, in a scan, and in checkpoints."""
+    kernels, biases = np.stack([U, Z, U + Z]), np.stack([B[:4], C[[0, 1, 2, 0]], B[1:]])
+
+    def layer(h, own):
+        kernel, bias = own
+        return jax.nn.gelu(rms_norm(h, lambda s: s) @ kernel + bias)
+
+    if layers == "scan":
+        return lambda x: jax.lax.scan(lambda h, own: (layer(h, own), None), x, (kernels, biases))[0]
+    wrapped = {"plain": lambda f: f, "jit": jax.jit, "checkpoint": jax.checkpoint}[layers](layer)
+
+    def fun(x):
+        for own in zip(kernels, biases, strict=True):
+            x = wrapped(x, own)
+        return x
+
+    return fun
+
+
+@pytest.mark.parametrize("layers", ["jit", "scan", "checkpoint"])
+def test_layers_called_again_and_again(layers):
+    found, expected = (jaxlift.attribute(looped(by), rule="gamma_lrp", target=0)(X) for by in (layers, "plain"))
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("rule", [jaxlift.AttnLRP(1e-3), jaxlift.GammaLRP(0.25), jaxlift.ZPlusLRP()])
+def test_beside_rules_with_a_reference(rule):
+    """Where a rule of DeepLIFT may be chosen too, inputs are compared with references, which LRP doesn't look at."""
+    x, r = np.random.default_rng(2).normal(size=(2, 3, 4))
+    everywhere = jaxlift.PerLayer(where=[(lambda place: True, rule)])
+    assert everywhere.needs_reference
+    found, expected = (
+        jax.grad(lambda x, rule=rule: jaxlift.lift(transformer, rule=rule)(x, r)[0])(x) for rule in (everywhere, rule)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
 
 
 # Other implementations, on the same weights, where they are installed.

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from jaxlift._core.values import Pending, Value, Varying
-from jaxlift._pointwise.function import PointwiseFunction
+from jaxlift._core.values import Node, Pending, Value, Varying
+from jaxlift._pointwise.function import PointwiseFunction, affine_ends
 from jaxlift.primitives.linear import Weighted
 
 
@@ -30,34 +30,60 @@ class Shifted(Moved):
 
 
 @dataclass(frozen=True, eq=False)
+class Made:
+    """The result of a nonlinear step of the program."""
+
+    by: Node
+
+
+Root = Varying | Node
+
+
+@dataclass(frozen=True, eq=False)
 class Statistic:
     """A function of a sum of squares of an affine function of a value."""
 
-    of: Varying
+    of: Root
 
 
-def root(value: Varying) -> Varying:
-    """What a value is an affine function or an arrangement of, as far back as it goes."""
+def root(value: Varying) -> Root:
+    """What a value is an affine function or an arrangement of, as far back as it goes: a value, or the step that made
+    it.
+    """
     while True:
         match value.origin:
             case Moved(of=of) | Weighted(arranges=Varying() as of):
                 value = of
+            case Made(by=node):
+                return node
             case _:
                 return value
+
+
+def _root_of_function(node: Node | None, of: Varying) -> Root:
+    """The same for a pointwise function that wasn't settled: its last nonlinear step, if it has one."""
+    core = None if node is None else affine_ends(node)[1]
+    return root(of) if core is None else core
 
 
 def statistic(value: Value) -> Statistic | None:
     """How a value is a statistic, if it is one: functions and arrangements of a statistic are statistics."""
     if isinstance(value, Pending):
         value = value.of
-    found = root(value).origin if isinstance(value, Varying) else None
-    return found if isinstance(found, Statistic) else None
+    match root(value) if isinstance(value, Varying) else None:
+        case Varying(origin=Statistic() as found):
+            return found
+    return None
 
 
 def statistic_of_sum(value: Value) -> Statistic | None:
     """What statistic the sum of a value over some axes is, if it is one."""
-    if isinstance(value, Pending) and not value.of.is_discrete and PointwiseFunction.of(value.node).is_parabola:
-        return Statistic(root(value.of))
+    if isinstance(value, Pending) and not value.of.is_discrete and (core := affine_ends(value.node)[1]) is not None:
+        squared = {id(o): o for o in core.operands if o is None or isinstance(o, Node)}
+        if len(squared) == 1:
+            [inner] = squared.values()
+            if PointwiseFunction.of(core, inner).is_parabola:
+                return Statistic(_root_of_function(inner, value.of))
     return statistic(value)
 
 
@@ -65,7 +91,8 @@ def inherited(pending: Pending) -> Any:
     """What the value of a pointwise function is remembered to be."""
     if (found := statistic(pending)) is not None:
         return found
-    return Moved(pending.of) if PointwiseFunction.of(pending.node).is_affine else None
+    core = affine_ends(pending.node)[1]
+    return Moved(pending.of) if core is None else Made(core)
 
 
 def statistic_among(left: Varying, right: Varying) -> int | None:

@@ -31,8 +31,10 @@ class LayerwiseRelevance(Gradient):
     - A product of two values, elementwise, of matrices, or of attention, passes half of its relevance to each.
     - In a normalisation the statistic that the value is multiplied with or divided by is held constant: all relevance
       goes to the value.
-    - Softmax has its derivative, which is its Taylor expansion at the input, as far as it isn't absorbed.
-    - Maxima and quotients have their derivative: of a maximum, the winner takes all.
+    - Softmax has its derivative: of its Taylor expansion at the input, the linear term. The rest of the expansion is a
+      constant like a bias, and absorbs its share.
+    - Maxima have their derivative, so the winner takes all; and so have quotients of other kinds, which pass as much to
+      the numerator as they take from the denominator.
     """
 
     def multiplier(self, f: PointwiseFunction, x: Array, r: Array) -> Array:
