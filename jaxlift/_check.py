@@ -1,11 +1,11 @@
-"""`check`: which operation breaks the sum, and what the dtype can carry."""
+"""`check`: which operation breaks the sum or absorbs relevance, and what the dtype can carry."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,14 @@ from jax.core import Tracer
 
 from jaxlift._arguments import checked_pair, summed
 from jaxlift._core import table, versions
-from jaxlift._core.differences import difference
+from jaxlift._core.differences import difference, where
 from jaxlift._core.interpreter import Interpreter, MissingRule
 from jaxlift._core.values import Node, Pending, Value, Varying, is_varying, postorder
 from jaxlift._core.versions import JaxprEqn
 from jaxlift._lift import evaluate_jointly
 from jaxlift.primitives.calls import custom_derivative, inlined
+from jaxlift.primitives.linear import Weighted
+from jaxlift.primitives.normalisation import Moved, statistic_of_sum
 from jaxlift.primitives.pointwise import ELEMENTWISE
 from jaxlift.primitives.softmax import Total, exponential, logarithm, quotient, summation, total
 from jaxlift.rules import Rule, as_rule
@@ -35,8 +37,9 @@ class Line:
     Attributes:
         operation: the primitives, a pointwise function's in their order.
         where: the line of the user's code.
-        entered: the contributions that are passed back to it, `sum(ct_y * (y - y_ref))` over its outputs.
-        left: those that it passes on, `sum(ct_x * (x - r))` over its inputs.
+        entered: the contributions that are passed back to it, `sum(ct_y * (y - y_ref))` over its outputs. Under a rule
+            without a reference these are relevances, `sum(ct_y * y)`.
+        left: those that it passes on, `sum(ct_x * (x - r))`, or `sum(ct_x * x)`, over its inputs.
     """
 
     operation: str
@@ -46,7 +49,7 @@ class Line:
 
     @property
     def residual(self) -> float:
-        """What it loses of the sum, or adds if it is negative."""
+        """What it loses or absorbs of the sum, or adds if it is negative."""
         return self.entered - self.left
 
 
@@ -55,11 +58,13 @@ class Report:
     """What `check` found.
 
     Attributes:
-        difference: `fun(x) - fun(reference)`, summed over outputs.
-        contributions: the sum of the contributions.
+        difference: `fun(x) - fun(reference)`, summed over outputs; under a rule without a reference, `fun(x)`.
+        contributions: the sum of the contributions, or relevances.
         magnitude: the sum of their absolute values.
         rounding: the unit of rounding of the dtype that the function computes in, relative to 1.
         lines: the operations, in the order of the program.
+        checked: what the sum was compared with: the difference of the outputs (summation-to-delta), or under a rule
+            without a reference the outputs themselves (conservation of relevance).
     """
 
     difference: float
@@ -67,6 +72,7 @@ class Report:
     magnitude: float
     rounding: float
     lines: tuple[Line, ...]
+    checked: Literal["summation-to-delta", "conservation"] = "summation-to-delta"
 
     @property
     def error(self) -> float:
@@ -76,7 +82,7 @@ class Report:
 
     @property
     def complete(self) -> bool:
-        """Whether the contributions sum to the difference, up to the rounding of so many operations."""
+        """Whether the contributions sum to what they should, up to the rounding of so many operations."""
         return bool(self.error <= 30 * (1 + len(self.lines)))
 
     @property
@@ -85,19 +91,24 @@ class Report:
         return self.magnitude / abs(self.difference) if self.difference else np.inf
 
     def __str__(self) -> str:
-        verdict = "complete" if self.complete else "NOT complete"
+        good, what, expected = {
+            "summation-to-delta": ("complete", "contributions sum", "the difference of the outputs is"),
+            "conservation": ("conserved", "relevances sum", "the output is"),
+        }[self.checked]
         head = (
-            f"{verdict}: contributions sum to {self.contributions:.6g}, the difference of the outputs is "
-            f"{self.difference:.6g}, {self.error:.1f} units of rounding apart; cancellation {self.cancellation:.3g}"
+            f"{'' if self.complete else 'NOT '}{good}: {what} to {self.contributions:.6g}, {expected} "
+            f"{self.difference:.6g}, {self.error:.3g} units of rounding apart; cancellation {self.cancellation:.3g}"
         )
         if self.complete:
             return f"{head}\n{len(self.lines)} operations, each passes on what it is given"
-        worst = sorted(self.lines, key=lambda line: -abs(line.residual))[:10]
+        passed = [line for line in self.lines if line.entered or line.left]
+        worst = sorted(passed, key=lambda line: -abs(line.residual))[:10]
         rows = [
             f"{line.residual:12.4g} {line.entered:12.4g} {line.left:12.4g}  {line.operation}, {line.where}"
             for line in worst
         ]
-        return "\n".join([head, f"{'residual':>12} {'enters':>12} {'leaves':>12}  operation", *rows])
+        residual = "residual" if self.checked == "summation-to-delta" else "absorbed"
+        return "\n".join([head, f"{residual:>12} {'enters':>12} {'leaves':>12}  operation", *rows])
 
 
 def check(
@@ -114,6 +125,14 @@ def check(
     >>> print(jaxlift.check(lambda x: jax.nn.softmax(x)[0], jnp.array([1.0, 2.0]), jnp.zeros(2)).complete)
     True
 
+    Under a rule that doesn't compare with a reference there is no difference to sum to. Then it says whether relevance
+    is conserved, `sum(multipliers * x) = fun(x)`, as rules of LRP are to conserve it but for biases; and if not, which
+    operations absorb how much.
+
+    >>> report = jaxlift.check(lambda x: x @ jnp.ones(2) + 1, jnp.ones(2), jnp.zeros(2), rule="epsilon_lrp")
+    >>> report.checked, report.complete, report.lines[-1].operation, round(report.lines[-1].residual, 3)
+    ('conservation', False, 'add', 1.0)
+
     It evaluates the function with a probe at each operation, so one backward pass gives what each is passed and what it
     passes on. Bodies of loops and of checkpoints count as one operation.
 
@@ -123,7 +142,7 @@ def check(
             residual what that loses.
 
     Returns:
-        a `Report`. It prints as a verdict, and where the sum isn't kept, the operations that break it.
+        a `Report`. It prints as a verdict, and where the sum isn't kept, the operations that break it or absorb of it.
 
     Raises:
         as `lift` does; and a warning, if contributions cancel so much that the dtype can't carry their sum.
@@ -138,7 +157,7 @@ def check(
         flows.clear()
         observer = Observer(rule, missing_rule, flows=flows, probe=probe)
         y, y_ref = evaluate_jointly(observer, fun, x, reference)
-        change = summed(jax.tree.map(jnp.subtract, y, y_ref))
+        change = summed(jax.tree.map(jnp.subtract, y, y_ref) if observer.is_joint else y)
         return summed(y), (change, [flow.difference for flow in flows])
 
     def note(like: Array) -> Array:
@@ -156,19 +175,22 @@ def check(
         zeros = [jnp.zeros(probe.shape, probe.dtype) for probe in probes]
         y, pull, (change, differences) = jax.vjp(of_probes, x, zeros, has_aux=True)
         multipliers, cotangents = pull(jnp.ones_like(y))
-        contributions = jax.tree.map(lambda m, x, r: m * (x - r), multipliers, x, reference)
-        passed = [jnp.sum(ct * d).real for ct, d in zip(cotangents, differences, strict=True)]
+        differences_of_x = jax.tree.map(jnp.subtract, x, reference) if rule.needs_reference else x
+        contributions = jax.tree.map(jnp.multiply, multipliers, differences_of_x)
+        # What is masked, by logits of minus infinity, has a cotangent of 0 and passes nothing.
+        passed = [jnp.sum(where(ct == 0, 0, ct * d)).real for ct, d in zip(cotangents, differences, strict=True)]
         return change, summed(contributions), summed(jax.tree.map(jnp.abs, contributions)), passed
 
     change, contributions, magnitude, passed = jax.device_get(measured(x))
     lines: dict[int, Line] = {}
     for flow, amount in zip(flows, passed, strict=True):
-        line = lines.get(flow.record, Line(flow.operation, flow.where, 0.0, 0.0))
+        line = lines.get(id(flow.record), Line(flow.operation, flow.where, 0.0, 0.0))
         entered, left = (amount, 0.0) if flow.is_output else (0.0, amount)
-        lines[flow.record] = replace(line, entered=line.entered + float(entered), left=line.left + float(left))
+        lines[id(flow.record)] = replace(line, entered=line.entered + float(entered), left=line.left + float(left))
     numbers = {leaf.dtype for leaf in (*jax.tree.leaves(x), *probes)}  # of all that the function computes with
     rounding = max(float(jnp.finfo(dtype).eps) for dtype in numbers)
-    report = Report(float(change), float(contributions), float(magnitude), rounding, tuple(lines.values()))
+    checked = "summation-to-delta" if rule.needs_reference else "conservation"
+    report = Report(float(change), float(contributions), float(magnitude), rounding, tuple(lines.values()), checked)
     warn_of_cancellation(np.asarray(report.cancellation), rounding)
     return report
 
@@ -192,7 +214,7 @@ def warn_of_cancellation(cancellation: Any, rounding: float | None = None) -> No
 class _Flow:
     """What passes one probe: its cotangent times this difference."""
 
-    record: int
+    record: _Probes  # that of one operation, kept, so that no other has its id
     operation: str
     where: str
     is_output: bool
@@ -216,6 +238,10 @@ class Observer(Interpreter):
     originals: dict[int, tuple[Varying, Varying]] = field(default_factory=dict, compare=False)
 
     @property
+    def leaves_all_to_jax(self) -> bool:
+        return False  # operations that JAX differentiates have probes too
+
+    @property
     def plain(self) -> Interpreter:
         """The interpreter that evaluates one operation, and all of a loop's body."""
         return Interpreter(self.rule, self.missing, self.scope, self.where, self.with_effects)
@@ -237,11 +263,26 @@ class Observer(Interpreter):
             if all(isinstance(out, Pending) for out in outputs):
                 return outputs
         sees_what_they_are_made_of = rule in (logarithm, quotient, summation)
-        if not (sees_what_they_are_made_of and any(exponential(value) or total(value) for value in inputs)):
+        if not (sees_what_they_are_made_of and any(map(self._is_part_of_a_larger_map, inputs))):
             inputs = [self.settle(value) for value in inputs]
+        return self._probed(eqn, inputs, self.plain.outputs)
+
+    def _is_part_of_a_larger_map(self, value: Value) -> bool:
+        """Whether an operation would not be recognised if it were shown this value settled."""
+        if exponential(value) or total(value):
+            return True
+        return "normalisation" in self.rule.families and statistic_of_sum(value) is not None
+
+    def differentiated(self, eqn: JaxprEqn, inputs: Sequence[Value]) -> list[Value]:
+        return self._probed(eqn, [self.settle(value) for value in inputs], self.plain.differentiated)
+
+    def _probed(
+        self, eqn: JaxprEqn, inputs: Sequence[Value], evaluate: Callable[[JaxprEqn, Sequence[Value]], Sequence[Value]]
+    ) -> list[Value]:
+        """The outputs of an equation, with probes around it."""
         record = _Probes(self, eqn.primitive.name, versions.location(eqn) or self.where)
         copies = [record.copied(value) if is_varying(value) else value for value in inputs]
-        outputs = self.plain.outputs(eqn, copies)
+        outputs = evaluate(eqn, copies)
         return [record.passed(self.plain.settle(out)) if is_varying(out) else out for out in outputs]
 
     def settle(self, value: Any) -> Any:
@@ -276,10 +317,14 @@ class _Probes:
         original = self.observer.originals.get(id(value), (value, value))[0]
         if id(original) not in self.copies:
             copy = self.probed(original, is_output=False)
-            copy.origin = None
-            if isinstance(origin := original.origin, Total):
-                exponential = replace(origin.exponential, of=self.copy(origin.exponential.of))
-                copy.origin = replace(origin, exponential=exponential)
+            match original.origin:
+                case Total(exponential=exponential) as origin:
+                    exponential = replace(exponential, of=self.copy(exponential.of))
+                    copy.origin = replace(origin, exponential=exponential)
+                case Weighted(of=of) as origin:
+                    copy.origin = replace(origin, of=self.copy(of), arranges=original)
+                case _:
+                    copy.origin = Moved(original)
             self.copies[id(original)] = copy
             self.observer.originals[id(copy)] = original, copy  # both stay alive, and so do their ids
         return self.copies[id(original)]
@@ -290,13 +335,16 @@ class _Probes:
 
     def probed(self, value: Varying, is_output: bool) -> Varying:
         def through(array: Array, change: Array) -> Array:
-            flow = _Flow(id(self), self.operation, self.where, is_output, change)
+            flow = _Flow(self, self.operation, self.where, is_output, change)
             probe = self.observer.probe(array)
             self.observer.flows.append(flow)
             return array + probe
 
         def carrier() -> Array:
-            return through(value.carrier, difference(value.carrier, value.reference.astype(value.carrier.dtype)))
+            number = value.carrier
+            if not self.observer.is_joint:
+                return through(number, number)
+            return through(number, difference(number, value.reference.astype(number.dtype)))
 
         def variation() -> Array:
             return through(value.variation, value.variation)

@@ -61,7 +61,7 @@ def evaluate_jointly(interpreter: Interpreter, fun: Callable[[Any], Any], x: Any
     """The outputs of a function on an input and on its reference, by an interpreter that is used for this alone."""
     x, reference = checked_pair(x, reference)
     if not interpreter.is_joint:
-        if not interpreter.rule.families:
+        if interpreter.leaves_all_to_jax:
             return fun(x), fun(reference)  # the derivative is JAX's
         alone = evaluate_values(interpreter, fun, jax.tree.map(Varying.alone, x))
         return jax.tree.map(value_of, alone), fun(reference)

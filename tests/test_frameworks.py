@@ -329,3 +329,83 @@ def test_models(make, rule):
     # What the transformed program computed differs as the plain model's values do.
     assert (np.abs(delta + contributions.sum((1, 2)) - difference) <= tolerance * scale).all()
     jax.tree.map(np.testing.assert_array_equal, model.variables(), before)
+
+
+class ScopedBlock(nnx.Module):
+    def __init__(self, rngs):
+        self.inner = nnx.Linear(4, 4, rngs=rngs)
+
+    def __call__(self, x):
+        return nnx.relu(self.inner(x))
+
+
+class ScopedNetwork(nnx.Module):
+    def __init__(self, rngs):
+        self.blocks = nnx.List([ScopedBlock(rngs), ScopedBlock(rngs)])
+        self.head = nnx.Linear(4, 2, rngs=rngs)
+
+    def __call__(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+class LinenBlock(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.relu(nn.Dense(4, name="inner")(x))
+
+
+class LinenNetwork(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(2, name="head")(LinenBlock(name="second")(LinenBlock(name="first")(x)))
+
+
+def places(fun, x):
+    """The scopes of the linear maps and nonlinearities of a model, as `PerLayer` sees them."""
+    seen = []
+
+    def see(place):
+        seen.append((place.family, place.scope))
+        return False
+
+    jaxlift.lift(fun, rule=jaxlift.PerLayer(where=[(see, "gradient")]))(x, jnp.zeros_like(x))
+    return seen
+
+
+class TestScopes:
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(3, 4)), jnp.float32)
+
+    def test_of_nnx_modules(self):
+        model = ScopedNetwork(nnx.Rngs(0))
+        before, copy = nnx.state(model), jaxlift.scoped(model)
+        np.testing.assert_array_equal(copy(self.x), model(self.x))
+        assert {scope for _, scope in places(model, self.x)} == {""}
+        assert places(copy, self.x) == [
+            *(("linear", "blocks/0/inner"), ("pointwise", "blocks/0")),
+            *(("linear", "blocks/1/inner"), ("pointwise", "blocks/1")),
+            ("linear", "head"),
+        ]
+        assert type(model.head) is nnx.Linear
+        jax.tree.map(np.testing.assert_array_equal, before, nnx.state(model))
+
+    def test_choose_the_rule_of_an_nnx_layer(self):
+        model = ScopedNetwork(nnx.Rngs(0))
+        others = {"dense": "gradient", "conv": "gradient", "default": "gradient"}
+        by_scope = jaxlift.PerLayer(**others, scopes={"blocks/1": "guided_backprop"})
+        found = jaxlift.attribute(jaxlift.scoped(model), rule=by_scope, target=0)(self.x)
+
+        def kernel(layer):
+            return np.asarray(layer.kernel[...])
+
+        h = model.blocks[0](self.x)
+        cotangent = np.maximum(kernel(model.head)[:, 0], 0) * (np.asarray(model.blocks[1].inner(h)) > 0)
+        cotangent = cotangent @ kernel(model.blocks[1].inner).T * (np.asarray(model.blocks[0].inner(self.x)) > 0)
+        np.testing.assert_allclose(found, self.x * (cotangent @ kernel(model.blocks[0].inner).T), rtol=1e-4, atol=1e-6)
+
+    def test_of_linen_modules(self):
+        model = LinenNetwork()
+        params = model.init(jax.random.key(0), self.x)
+        scopes = {scope for family, scope in places(lambda x: model.apply(params, x), self.x) if family == "linear"}
+        assert scopes == {f"LinenNetwork/{name}" for name in ("first/inner", "second/inner", "head")}

@@ -70,6 +70,11 @@ class Interpreter:
         """Whether values are compared with a reference."""
         return self.rule.needs_reference
 
+    @property
+    def leaves_all_to_jax(self) -> bool:
+        """Whether the rule has no answer of its own for anything."""
+        return not self.is_joint and not self.rule.families
+
     def evaluate(self, jaxpr: Jaxpr, consts: Sequence[Any], operands: Sequence[Value]) -> list[Value]:
         """The outputs of a jaxpr. What doesn't vary is computed once, as it stands."""
         values: dict[Any, Value] = dict(zip(jaxpr.invars, operands, strict=True))

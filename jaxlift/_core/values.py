@@ -35,7 +35,7 @@ class Varying:
         fed_by: the kinds of linear map (``"dense"``, ``"conv"``) that feed this value, the nearest on each path.
         make_carrier: for integers and truth values, which have no derivative, computes the number that carries the
             multipliers in their place, when a rule first asks for it.
-        origin: what larger maps are recognised by: whether this is a sum of exponentials, or a shifted value.
+        origin: what larger maps are recognised by, such as that this is a sum of exponentials, or a shifted value.
         is_alone: whether there is no reference, because the rule doesn't compare with one.
     """
 

@@ -20,6 +20,7 @@ from jaxlift._core.table import Evaluation, family
 from jaxlift._core.values import Value, Varying, is_varying
 from jaxlift._core.versions import JaxprEqn, primitives
 from jaxlift.primitives.linear import extended_to_integers, mixing
+from jaxlift.primitives.normalisation import Statistic, root
 from jaxlift.rules.families import BilinearMap, Place
 
 
@@ -31,22 +32,26 @@ def product_of(
     sizes: Callable[[Varying], Array],
     fed_by: frozenset[str],
     rest: Sequence[Any] = (),
+    statistic: int | None = None,
 ) -> Varying:
-    """A bilinear map of two varying values.
+    """A bilinear map of two varying values; or a normalisation, and then which of them is the statistic.
 
     Its variation is the Linear rule's, with the midpoints for weights: `|B|(sizes of left, |z_mid|) + |B|(|x_mid|,
     sizes of right)`. The midpoints only weigh there. What the sizes owe to them is no contribution, so multipliers
     don't lead to them.
     """
     values, references = (left.value, right.value), (left.reference, right.reference)
-    rule = interpreter.rule_at(Place("bilinear", fed_by, interpreter.scope_of(eqn)))
-    bilinear = BilinearMap(eqn.primitive.name, lambda x, z: versions.bind(eqn, [x, z, *rest])[0])
+    rule = interpreter.rule_at(
+        Place("bilinear" if statistic is None else "normalisation", fed_by, interpreter.scope_of(eqn))
+    )
+    bilinear = BilinearMap(eqn.primitive.name, lambda x, z: versions.bind(eqn, [x, z, *rest])[0], statistic)
+    answer = rule.bilinear if statistic is None else rule.normalisation
 
     def product(operands: tuple[Array, Array], _: Any = ()) -> Array:
         return bilinear(*operands)
 
     def pull(cotangent: Array, values: Any, references: Any) -> tuple[Array, Array]:
-        return rule.bilinear(bilinear, values, references, cotangent)
+        return answer(bilinear, values, references, cotangent)
 
     def weigh(sizes: tuple[Array, Array], ends: Any) -> Array:
         x, z = (jnp.abs(midpoint(*pair)) for pair in zip(*ends, strict=True))
@@ -76,16 +81,26 @@ def bilinear(kind: str) -> Evaluation:
         if not interpreter.is_joint and "bilinear" not in interpreter.rule.families:
             return interpreter.differentiated(eqn, operands)
         left, right = varying
-        return [
-            product_of(
-                interpreter, eqn, left, right, lambda o: magnitude(o.value, o.reference), frozenset({kind}), rest
-            )
-        ]
+        out = product_of(
+            interpreter, eqn, left, right, lambda o: magnitude(o.value, o.reference), frozenset({kind}), rest
+        )
+        if _sums_squares(eqn, left, right):
+            out.origin = Statistic(root(left))
+        return [out]
 
     return extended_to_integers(evaluate, lambda position: position < 2)
 
 
+def _sums_squares(eqn: JaxprEqn, left: Varying, right: Varying) -> bool:
+    """Whether a product is the sum of a value's squares over some axes."""
+    if eqn.primitive not in DOT_GENERAL:
+        return False
+    (contracted, _), (batch, _) = eqn.params["dimension_numbers"]
+    return root(left) is root(right) and len(contracted) + len(batch) == len(left.shape) == len(right.shape)
+
+
+DOT_GENERAL = primitives("dot_general")
 FAMILIES = ("linear", "bilinear")
-family(bilinear("dense"), primitives("dot_general"), FAMILIES)
+family(bilinear("dense"), DOT_GENERAL, FAMILIES)
 family(bilinear("conv"), primitives("conv_general_dilated"), FAMILIES)
 family(bilinear("dense"), ["ragged_dot_general"], FAMILIES)

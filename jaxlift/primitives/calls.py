@@ -15,9 +15,10 @@ import jax
 from jaxlift._core import versions
 from jaxlift._core.interpreter import Interpreter
 from jaxlift._core.table import evaluation_or_none, family, function_entry
-from jaxlift._core.values import Packing, Value, Varying, is_hashable, is_varying, pack
+from jaxlift._core.values import Packing, Pending, Value, Varying, is_hashable, is_varying, pack
 from jaxlift._core.versions import Jaxpr, JaxprEqn, primitives
 from jaxlift._pointwise.function import CUSTOM
+from jaxlift.primitives.linear import Weighted
 from jaxlift.primitives.pointwise import ELEMENTWISE, pointwise
 from jaxlift.primitives.softmax import Total
 
@@ -40,7 +41,7 @@ def _called(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) 
     recognised by.
     """
     with_variations = interpreter.rule.needs_variation
-    packing = Packing(operands, with_variations)
+    packing = Packing(_with_biases(interpreter, operands), with_variations)
     avals = tuple(jax.typeof(array) for array in packing.arrays)
     key = (eqn.params["jaxpr"], interpreter.scope_of(eqn), packing.key, avals)
     if not is_hashable(key) or any(map(_is_total, packing.items)):
@@ -63,13 +64,21 @@ def _lifted(inside: Interpreter, eqn: JaxprEqn, made: Any, chosen: Any) -> tuple
 
     def lifted(arrays: Sequence[jax.Array]) -> list[jax.Array]:
         items = made(arrays)
-        outputs = inside.afresh().evaluate(*versions.inner_jaxpr(eqn), chosen(items))
+        outputs = _with_biases(inside, inside.afresh().evaluate(*versions.inner_jaxpr(eqn), chosen(items)))
         packing = Packing(outputs, inside.rule.needs_variation, items)
         results.append(None if any(map(_is_total, packing.items)) else (packing.made, packing.chosen))
         return packing.arrays
 
     lifted.__name__ = eqn.params["name"]
     return jax.jit(lifted), results
+
+
+def _with_biases(interpreter: Interpreter, values: Sequence[Value]) -> list[Value]:
+    """Values that are about to cross a boundary. Beyond it nothing remembers which linear map a bias is added to."""
+    return [
+        interpreter.settle(value) if isinstance(value, Pending) and isinstance(value.of.origin, Weighted) else value
+        for value in values
+    ]
 
 
 def _is_total(item: Any) -> bool:
@@ -111,12 +120,13 @@ def _is_pointwise(jaxpr: Jaxpr, varying: Sequence[bool]) -> bool:
 def checkpoint(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
     """The rule of `jax.checkpoint`: the joint evaluation is itself a checkpoint, under the same policy."""
     with_variations = interpreter.rule.needs_variation
-    leaves, unpack = pack(operands, with_variations)
+    leaves, unpack = pack(_with_biases(interpreter, operands), with_variations)
     unpack_outputs = None
 
     def body(leaves: Sequence[jax.Array]) -> list[jax.Array]:
         nonlocal unpack_outputs
-        outputs, unpack_outputs = pack(inlined(interpreter.afresh(), eqn, unpack(leaves)), with_variations)
+        outputs = _with_biases(interpreter, inlined(interpreter.afresh(), eqn, unpack(leaves)))
+        outputs, unpack_outputs = pack(outputs, with_variations)
         return outputs
 
     outputs = jax.checkpoint(body, policy=eqn.params["policy"], prevent_cse=eqn.params["prevent_cse"])(leaves)

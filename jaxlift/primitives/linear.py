@@ -134,15 +134,30 @@ def carrying(linear_in: Callable[[int], bool] = everywhere, negated: int | None 
 
 @dataclass(frozen=True, eq=False)
 class Weighted:
-    """What a value remembers of the linear map that made it: a bias that is added to it belongs to the map."""
+    """What a value remembers of the linear map that made it: a bias that is added to it belongs to the map.
+
+    Attributes:
+        of: what the map was applied to.
+        rule: the rule that holds for the map.
+        arranges: the value that this one is an arrangement of, if it isn't what the map itself gave.
+    """
 
     linear: LinearMap
     of: Varying
     rule: Rule
+    arranges: Varying | None = None
 
     def with_bias(self, bias: Array, value: Varying) -> Varying:
         """The map's value with a bias added, given what that is on both sides."""
         return weighted(replace(self.linear, bias=bias), self.of, self.rule, value)
+
+    def moved(self, output: Varying, move: Callable[[Array], Array]) -> Weighted:
+        """The same for the map's output arranged in another way, as `jax.vmap` of `w @ x + b` has it."""
+
+        def apply(x: Array, weights: Array) -> Array:
+            return move(self.linear.apply(x, weights))
+
+        return replace(self, linear=replace(self.linear, apply=apply), arranges=output)
 
 
 def weighted(linear: LinearMap, of: Varying, rule: Rule, value: Varying) -> Varying:

@@ -18,6 +18,7 @@ from jaxlift._core.values import Value, Varying, carrier_dtype, feeds, with_carr
 from jaxlift._core.versions import JaxprEqn, primitives
 from jaxlift.primitives.bilinear import product_of
 from jaxlift.primitives.linear import carrying
+from jaxlift.primitives.normalisation import statistic_among
 from jaxlift.rules.families import Elementwise, Place
 
 
@@ -88,7 +89,24 @@ def multiplication(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[V
     left, right = (operand for operand in operands if isinstance(operand, Varying))
     if left.is_discrete:
         return operandwise(interpreter, eqn, operands)
-    return [product_of(interpreter, eqn, left, right, lambda o: o.variation, feeds(operands))]
+    statistic = _statistic(interpreter, eqn, left, right)
+    return [product_of(interpreter, eqn, left, right, lambda o: o.variation, feeds(operands), statistic=statistic)]
+
+
+def division(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
+    """`x / z`: a normalisation if `z` is a statistic of `x`, and if the rule has an answer of its own for these."""
+    left, right = (operand for operand in operands if isinstance(operand, Varying))
+    if left.is_discrete or _statistic(interpreter, eqn, left, right) != 1:
+        return operandwise(interpreter, eqn, operands)
+    return [product_of(interpreter, eqn, left, right, lambda o: o.variation, feeds(operands), statistic=1)]
+
+
+def _statistic(interpreter: Interpreter, eqn: JaxprEqn, left: Varying, right: Varying) -> int | None:
+    """Which of two values is a statistic of the other, 0 or 1, if the rule that holds here asks."""
+    if "normalisation" not in interpreter.rule.families:
+        return None
+    rule = interpreter.rule_at(Place("normalisation", feeds([left, right]), interpreter.scope_of(eqn)))
+    return statistic_among(left, right) if "normalisation" in rule.families else None
 
 
 def choosing(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
@@ -102,3 +120,4 @@ EVALUATIONS: dict[Any, Evaluation] = dict.fromkeys(primitives("add"), carrying()
 EVALUATIONS |= dict.fromkeys(primitives("sub"), carrying(negated=1))
 EVALUATIONS |= dict.fromkeys(primitives("select_n"), choosing)
 EVALUATIONS |= dict.fromkeys(primitives("mul"), multiplication)
+EVALUATIONS |= dict.fromkeys(primitives("div"), division)

@@ -32,6 +32,7 @@ from jaxlift._core.versions import JaxprEqn, primitives
 from jaxlift._pointwise.facts import rounds_away
 from jaxlift._pointwise.function import CONVERSIONS, Form, PointwiseFunction, affine_ends
 from jaxlift.primitives.linear import Weighted, step
+from jaxlift.primitives.normalisation import Moved, inherited
 from jaxlift.primitives.operands import several
 from jaxlift.rules.families import Place
 from jaxlift.rules.rule import Rule
@@ -49,7 +50,7 @@ def _waiting(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value])
     """An elementwise step as the last of a larger function."""
     shape = versions.shape(eqn.outvars[0])
     operands = [
-        broadcast(interpreter.settle(o), shape) if is_varying(o) and o.shape != shape else o  # sizes of 1, and scalars
+        _broadcast(interpreter.settle(o), shape) if is_varying(o) and o.shape != shape else o  # sizes of 1, and scalars
         for o in operands
     ]
     bases = [base for operand in operands if (base := _base(operand)) is not None]
@@ -62,6 +63,11 @@ def _waiting(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value])
         return versions.bind(eqn, operands)
     nodes = [o.node if isinstance(o, Pending) else None if isinstance(o, Varying) else o for o in operands]
     return [Pending(Node(eqn, tuple(nodes), interpreter.scope_of(eqn)), bases[0])]
+
+
+def _broadcast(operand: Varying, shape: tuple[int, ...]) -> Varying:
+    """An operand at a larger shape, which remembers what it was."""
+    return replace(broadcast(operand, shape), origin=Moved(operand), is_alone=operand.is_alone)
 
 
 def conversion(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
@@ -106,6 +112,8 @@ def settle(interpreter: Interpreter, pending: Pending) -> Settled:
     """Apply the rule to a pointwise function: from here on it is a value like any other."""
     if pending.settled is None:
         pending.settled = _settle(interpreter, pending)
+        if isinstance(pending.settled, Varying) and "normalisation" in interpreter.rule.families:
+            pending.settled.origin = inherited(pending)
     return pending.settled
 
 
@@ -290,9 +298,10 @@ ELEMENTWISE = frozenset(primitives(
 ))
 # fmt: on
 ADDITION = frozenset(primitives("add"))
-FAMILIES = ("pointwise", "elementwise")
+# Biases, softmax and normalisations are elementwise steps too, which wait until it is known what they are part of.
+FAMILIES = ("pointwise", "elementwise", "linear", "softmax", "normalisation")
 family(pointwise, ELEMENTWISE, FAMILIES)
-family(pointwise, primitives("mul"), (*FAMILIES, "bilinear", "normalisation"))
+family(pointwise, primitives("mul"), (*FAMILIES, "bilinear"))
 family(conversion, CONVERSIONS, FAMILIES)
 family(bits, primitives("bitcast_convert_type"), FAMILIES)
 settled_by(settle)

@@ -40,7 +40,8 @@ from jaxlift._core.table import Evaluation, family
 from jaxlift._core.values import Node, Pending, Value, Varying, is_varying, on_each_side
 from jaxlift._core.versions import JaxprEqn, primitives
 from jaxlift._pointwise.function import PointwiseFunction, affine_ends
-from jaxlift.primitives.linear import carrying
+from jaxlift.primitives.linear import Weighted, carrying
+from jaxlift.primitives.normalisation import Moved, Shifted, statistic_of_sum
 from jaxlift.primitives.pointwise import FAMILIES as POINTWISE
 from jaxlift.primitives.pointwise import pointwise
 from jaxlift.rules.families import Place, Softmax
@@ -81,14 +82,6 @@ class Total:
     exponential: Exponential
     axes: tuple[int, ...]
     along: tuple[int | None, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Shifted:
-    """A value less another that is the same along some axes, as its maximum over them is."""
-
-    of: Varying
-    along: frozenset[int]
 
 
 def _operand(step: Node) -> Node | None:
@@ -283,6 +276,8 @@ def summation(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]
     if (of := exponential(operands[0])) is not None:
         axes = eqn.params["axes"]
         out.origin = Total(of, axes, tuple(k for k in range(len(of.of.shape)) if k not in axes))
+    elif "normalisation" in interpreter.rule.families:
+        out.origin = statistic_of_sum(operands[0])
     return [out]
 
 
@@ -292,8 +287,15 @@ def moving(along: Callable[[JaxprEqn, Sequence[int | None]], Sequence[int | None
     def rule(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
         [out] = carrying()(interpreter, eqn, operands)
         assert isinstance(out, Varying)
-        if (of := total(operands[0])) is not None and (moved := along(eqn, of.along)) is not None:
-            out.origin = Total(of.exponential, of.axes, tuple(moved))
+        operand = interpreter.settle(operands[0])
+        assert isinstance(operand, Varying)
+        if (of := total(operands[0])) is not None:
+            moved = along(eqn, of.along)
+            out.origin = None if moved is None else Total(of.exponential, of.axes, tuple(moved))
+        elif isinstance(operand.origin, Weighted):
+            out.origin = operand.origin.moved(operand, lambda y: versions.bind(eqn, [y])[0])
+        else:
+            out.origin = Moved(operand)
         return [out]
 
     return rule
@@ -322,10 +324,10 @@ def after_reshape(eqn: JaxprEqn, along: Sequence[int | None]) -> Sequence[int | 
     return [next(remaining) if n != 1 else None for n in after]
 
 
-FAMILIES = ("softmax", "normalisation")
-family(logarithm, primitives("log"), (*POINTWISE, *FAMILIES))
-family(quotient, primitives("div"), (*POINTWISE, *FAMILIES))
-family(subtraction, primitives("sub"), (*POINTWISE, *FAMILIES))
+FAMILIES = ("linear", "softmax", "normalisation")
+family(logarithm, primitives("log"), POINTWISE)
+family(quotient, primitives("div"), POINTWISE)
+family(subtraction, primitives("sub"), POINTWISE)
 family(summation, primitives("reduce_sum"), FAMILIES)
 family(moving(after_broadcast), primitives("broadcast_in_dim"), FAMILIES)
 family(moving(after_squeeze), primitives("squeeze"), FAMILIES)

@@ -18,7 +18,11 @@ from jaxlift.rules.families import Softmax as Softmax
 from jaxlift.rules.gradients import Deconvnet as Deconvnet
 from jaxlift.rules.gradients import Gradient as Gradient
 from jaxlift.rules.gradients import GuidedBackprop as GuidedBackprop
+from jaxlift.rules.lrp import AlphaBetaLRP as AlphaBetaLRP
+from jaxlift.rules.lrp import AttnLRP as AttnLRP
 from jaxlift.rules.lrp import EpsilonLRP as EpsilonLRP
+from jaxlift.rules.lrp import GammaLRP as GammaLRP
+from jaxlift.rules.lrp import ZPlusLRP as ZPlusLRP
 from jaxlift.rules.rule import NAMED as NAMED
 from jaxlift.rules.rule import Rule as Rule
 from jaxlift.rules.rule import as_rule as as_rule

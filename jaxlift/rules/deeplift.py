@@ -140,7 +140,9 @@ class PerLayer(Rule):
         dense: the rule after matrix products (`dot_general`), and of these.
         conv: the rule after convolutions, and of these.
         default: the rule where neither feeds the place, or both do.
-        scopes: patterns of name scopes, as in `fnmatch`, each with its rule. The first that matches holds.
+        scopes: patterns of name scopes, as in `fnmatch`, each with its rule. The first that matches holds. Linen's and
+            Haiku's modules open a scope with their name; for NNX modules `jaxlift.scoped` gives a copy that does, and
+            anywhere else `jax.named_scope` does.
         where: predicates, functions of a `jaxlift.Place`, each with its rule. The first that holds comes before all.
     """
 

@@ -84,8 +84,10 @@ class LinearMap:
 class BilinearMap:
     """`B(x, z)`, linear in each of two values while the other is held: a product, a matrix product, attention's.
 
+    Of a normalisation it may be the quotient `x / z`, where the statistic `z` is what isn't linear.
+
     Attributes:
-        name: the primitive's, such as ``"dot_general"`` or ``"mul"``.
+        name: the primitive's, such as ``"dot_general"`` or ``"mul"``; in a normalisation, ``"mul"`` or ``"div"``.
         apply: computes `B(x, z)`.
         statistic: in a normalisation, which operand is the statistic of the other, 0 or 1.
     """
