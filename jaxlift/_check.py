@@ -13,12 +13,13 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
-from jaxlift._arguments import checked_pair, summed
+from jaxlift._arguments import check_model, checked_pair, summed
 from jaxlift._core import table, versions
 from jaxlift._core.differences import difference, where
 from jaxlift._core.interpreter import Interpreter, MissingRule
 from jaxlift._core.values import Node, Pending, Value, Varying, is_varying, postorder
 from jaxlift._core.versions import JaxprEqn
+from jaxlift._independence import check_independence
 from jaxlift._lift import evaluate_jointly
 from jaxlift.primitives.calls import custom_derivative, inlined
 from jaxlift.primitives.linear import Weighted
@@ -118,6 +119,7 @@ def check(
     *,
     rule: Rule | str = "rescale",
     missing_rule: MissingRule = "derivative",
+    batched: bool = False,
 ) -> Report:
     """Find out whether the contributions of a function's input are complete, and if not, which operation is to blame.
 
@@ -140,15 +142,23 @@ def check(
         fun, x, reference, rule: as for `lift`. If `fun` has several outputs, their sum is explained.
         missing_rule: as for `lift`, but by default the report goes on where an operation has no rule, and shows by its
             residual what that loses.
+        batched: whether `fun` is a batched model, as for `attribute`. Then it is also checked that its examples are
+            independent of each other, as `attribute` does outside of `jax.jit` alone.
 
     Returns:
         a `Report`. It prints as a verdict, and where the sum isn't kept, the operations that break it or absorb of it.
 
     Raises:
-        as `lift` does; and a warning, if contributions cancel so much that the dtype can't carry their sum.
+        as `lift` does; ValueError if examples of a batched model depend on each other; and a warning, if contributions
+        cancel so much that the dtype can't carry their sum.
     """
+    check_model(fun)
     rule = as_rule(rule)
     x, reference = checked_pair(x, reference)
+    if batched:
+        example = jax.tree.map(lambda leaf: leaf[0], x)
+        other = jax.tree.map(lambda leaf, ref: leaf[1] if len(leaf) > 1 else ref[0], x, reference)
+        check_independence(fun, example, other)
     flows: list[_Flow] = []
     probes: list[jax.ShapeDtypeStruct] = []
 

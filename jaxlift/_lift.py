@@ -9,7 +9,7 @@ import jax
 from jax import Array
 
 from jaxlift import primitives as primitives  # importing them fills the table
-from jaxlift._arguments import check_option, checked_pair
+from jaxlift._arguments import check_model, check_option, checked_pair
 from jaxlift._core.interpreter import Interpreter, MissingRule
 from jaxlift._core.values import Varying, both_sides
 from jaxlift.rules import Rule, as_rule
@@ -33,7 +33,8 @@ def lift(
 
     Args:
         fun: any function of one argument, a pytree of arrays, that JAX can trace. Its output is a pytree of arrays too.
-        rule: how a difference passes nonlinearities: a rule or its name (see `jaxlift.rules`).
+        rule: how a difference passes each operation: a rule or its name (see `jaxlift.rules`). Under one that doesn't
+            compare with a reference, such as ``"gradient"``, the derivative is JAX's wherever the rule has no other.
         missing_rule: what happens where an operation has no rule that keeps the sum. ``"raise"``: an error.
             ``"derivative"``: a warning that names it, and its plain derivative, so that the sum isn't kept.
 
@@ -48,6 +49,7 @@ def lift(
         TypeError: if `x` has leaves that aren't real floating-point numbers.
         MissingRuleError: if `fun` has an operation that can't be explained; the error names it and the line.
     """
+    check_model(fun)
     check_option("missing_rule", missing_rule, MissingRule)
     rule = as_rule(rule)
 

@@ -86,3 +86,20 @@ def test_cancellation():
     with pytest.warns(UserWarning, match="contributions cancel"):
         report = jaxlift.check(lambda x: model(x[None])[0, 0], x[0], r)
     assert report.cancellation == pytest.approx(6e6 + 1, rel=1e-6)
+
+
+def test_a_batched_model_whose_examples_depend_on_each_other():
+    def centred(x):
+        return jnp.tanh(x - x.mean(0)).sum(1)
+
+    x, r = jnp.arange(6.0).reshape(2, 3), jnp.zeros((2, 3))
+    assert jaxlift.check(centred, x, r).complete
+    with pytest.raises(ValueError, match=r"depend on the other examples.*\.eval\(\)"):
+        jaxlift.check(centred, x, r, batched=True)
+    assert jaxlift.check(lambda x: jnp.tanh(x).sum(1), x, r, batched=True).complete
+
+
+def test_an_attribution_is_no_function_to_check():
+    attr = jaxlift.attribute(lambda x: x.sum(1))
+    with pytest.raises(TypeError, match="pass the model that it explains"):
+        jaxlift.check(attr, jnp.ones((2, 3)), jnp.zeros((2, 3)))

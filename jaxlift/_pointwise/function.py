@@ -80,8 +80,10 @@ class PointwiseFunction:
     def with_constants(
         self, constants: Sequence[Array], known: Iterable[tuple[Array, Array]] = ()
     ) -> PointwiseFunction:
-        """The same function with other constants."""
-        return replace(self, constants=tuple(constants), known=tuple(known))
+        """The same function with other constants, of which nothing that is known of it depends."""
+        other = replace(self, constants=tuple(constants), known=tuple(known))
+        vars(other).update({name: vars(self)[name] for name in ("facts", "equations") if name in vars(self)})
+        return other
 
     def __call__(self, x: Array) -> Array:
         for argument, value in self.known:
