@@ -145,13 +145,8 @@ class Interpreter:
         settled = [self.settle(value) for value in inputs]
         fed_by = feeds(settled)
         return [
-            Varying.alone(out, fed_by) if fed_by is not None and is_inexact(out) else out
-            for out in versions.bind(eqn, both_sides(settled)[0])
+            Varying.alone(out, fed_by) if is_inexact(out) else out for out in versions.bind(eqn, both_sides(settled)[0])
         ]
-
-    def rule_at(self, place: Any) -> Any:
-        """The rule that holds at a `jaxlift.Place`."""
-        return self.rule.at(place)
 
     def _key(self, eqn: JaxprEqn, inputs: Sequence[Value]) -> Any:
         """What two equations have in common that have the same outputs."""

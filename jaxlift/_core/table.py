@@ -2,7 +2,7 @@
 
 An evaluation takes the interpreter, the equation, and its operands, each an array or a `Varying` value (or a `Pending`
 one, which `interpreter.settle` turns into a `Varying`), at least one of them varying; it returns the outputs likewise.
-Where the rule in force has a say, it asks `interpreter.rule_at` for the rule that holds, and that by the family's
+Where the rule in force has a say, it asks `interpreter.rule.at` for the rule that holds, and that by the family's
 method.
 """
 

@@ -41,7 +41,7 @@ def product_of(
     don't lead to them.
     """
     values, references = (left.value, right.value), (left.reference, right.reference)
-    rule = interpreter.rule_at(
+    rule = interpreter.rule.at(
         Place("bilinear" if statistic is None else "normalisation", fed_by, interpreter.scope_of(eqn))
     )
     bilinear = BilinearMap(eqn.primitive.name, lambda x, z: versions.bind(eqn, [x, z, *rest])[0], statistic)

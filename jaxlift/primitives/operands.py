@@ -37,7 +37,7 @@ def operandwise(interpreter: Interpreter, eqn: JaxprEqn, values: Sequence[Value]
     which = tuple(i for i, operand in enumerate(operands) if isinstance(operand, Varying))
     varying = [operand for operand in operands if isinstance(operand, Varying)]
     constants = tuple(operand for operand in operands if not isinstance(operand, Varying))
-    rule = interpreter.rule_at(Place("elementwise", feeds(varying), interpreter.scope_of(eqn)))
+    rule = interpreter.rule.at(Place("elementwise", feeds(varying), interpreter.scope_of(eqn)))
     if not interpreter.is_joint and "elementwise" not in rule.families:
         return interpreter.differentiated(eqn, operands)
     g = Elementwise(eqn.primitive.name, eqn, which)
@@ -105,7 +105,7 @@ def _statistic(interpreter: Interpreter, eqn: JaxprEqn, left: Varying, right: Va
     """Which of two values is a statistic of the other, 0 or 1, if the rule that holds here asks."""
     if "normalisation" not in interpreter.rule.families:
         return None
-    rule = interpreter.rule_at(Place("normalisation", feeds([left, right]), interpreter.scope_of(eqn)))
+    rule = interpreter.rule.at(Place("normalisation", feeds([left, right]), interpreter.scope_of(eqn)))
     return statistic_among(left, right) if "normalisation" in rule.families else None
 
 

@@ -166,7 +166,7 @@ def _nonlinearity(interpreter: Interpreter, f: PointwiseFunction, of: Varying, s
     """The rule that holds here, applied."""
     if f.is_affine:
         return _affine(f, of)
-    rule = interpreter.rule_at(Place("pointwise", of.fed_by, scope, f))
+    rule = interpreter.rule.at(Place("pointwise", of.fed_by, scope, f))
     is_real = not jnp.iscomplexobj(of.value)
     if of.is_alone:
         value = (

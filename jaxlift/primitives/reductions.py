@@ -42,7 +42,7 @@ def extremum(
     assert isinstance(operand, Varying)
     [(value, reference)] = on_each_side(eqn, [operand])
     operand = as_number(operand)
-    rule, of = interpreter.rule_at(Place("maximum", operand.fed_by, interpreter.scope_of(eqn))), Maximum(axes)
+    rule, of = interpreter.rule.at(Place("maximum", operand.fed_by, interpreter.scope_of(eqn))), Maximum(axes)
 
     def forward(explained: tuple[Array], _: Any) -> Array:
         return versions.bind(eqn, explained)[0]

@@ -184,7 +184,7 @@ def _exact(
     constants = tuple(f.constants for f in functions)
     functions = [f.with_constants(()) for f in functions]
 
-    rule = interpreter.rule_at(Place("softmax", u.fed_by, interpreter.scope_of(eqn)))
+    rule = interpreter.rule.at(Place("softmax", u.fed_by, interpreter.scope_of(eqn)))
 
     def pull(cotangent: Array, explained: Any, held: Any) -> tuple[Array]:
         del explained
