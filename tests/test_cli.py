@@ -205,7 +205,7 @@ MESSAGES = [
     ("score nowhere:model x.npy", 2, "nowhere:model: there is no module nowhere, neither in this folder nor installed"),
     ("score needs:model x.npy FILE=needs.py", 2, "needs imports nothing_of_this_name, which is not installed"),
     ("score exits:model x.npy FILE=exits.py", 2, "exits:model calls sys.exit(0) when it is run: put what is for"),
-    ("score scored:nothing x.npy", 2, "scored has no nothing: it has sequences, model, letters_first, factory"),
+    ("score scored:nothing x.npy", 2, "scored has no nothing: it has sequences, model, letters_first"),
     ("score scored:modle x.npy", 2, "scored has no modle: did you mean model?"),
     ("score scored x.npy", 2, "'scored' is no model: expected package.module:function, such as scored:model"),
     ("score scored.py x.npy", 2, "such as scored:model"),

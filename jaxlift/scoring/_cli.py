@@ -311,7 +311,8 @@ def _plot(given: argparse.Namespace) -> int:
     letters = given.letters or store.settings["examples"].get("letters")
     scores = np.asarray(store.arrays[name][given.example])
     if letters is not None and scores.ndim == 2:
-        scores = np.moveaxis(scores, store.settings["attribution"].get("channel_axis", -1), -1)
+        axis = store.settings["attribution"].get("channel_axis")  # None, the last
+        scores = scores if axis is None else np.moveaxis(scores, axis, -1)
     plot(scores, out, title=f"example {given.example}: {name}", letters=letters, positions=given.positions)
     print(out)
     return FINISHED

@@ -75,22 +75,28 @@ def midpoint(x: Array, r: Array) -> Array:
 
 
 def pool(size: int) -> Layer:
-    """A maximum over windows that don't overlap: the change goes to the element that is the maximum on the larger
-    side.
+    """A maximum over windows that don't overlap: the change goes to the elements that are the maximum on the larger
+    side, in equal parts.
     """
 
     def layer(x: Array, r: Array) -> tuple[Array, Array, Pull]:
         windows, windows_ref = (h.reshape(len(h), -1, size, h.shape[-1]) for h in (x, r))
-        (y, first), (y_ref, first_ref) = ((h.max(2), h.argmax(2)) for h in (windows, windows_ref))
+        y, y_ref = windows.max(2), windows_ref.max(2)
+
+        def shares_of(h: Array) -> Array:
+            ties = h == h.max(2, keepdims=True)
+            return ties / ties.sum(2, keepdims=True)
+
+        shares, shares_ref = lax.optimization_barrier((shares_of(windows), shares_of(windows_ref)))
 
         def pull(cotangent: Array) -> Array:
-            winner = jnp.where(y[:, None] >= y_ref, first[:, None], first_ref)[..., None, :]
             rise = (y[:, None] - y_ref)[..., None, :]
+            share = jnp.where(rise >= 0, shares[:, None], shares_ref)
             d = windows[:, None] - windows_ref
-            share = jnp.where(d == rise, 1, rise / jnp.where(d == 0, 1, d))
-            won = winner == jnp.arange(size)[:, None]
+            both = (shares[:, None] > 0) & (shares_ref > 0)
+            multiplier = jnp.where(both | (d == rise), 1, rise / jnp.where(d == 0, 1, d))
             of_outputs = cotangent.reshape(rise.shape)
-            return jnp.where(won, of_outputs * share, 0).reshape(len(cotangent), *x.shape[1:])
+            return jnp.where(share > 0, of_outputs * (share * multiplier), 0).reshape(len(cotangent), *x.shape[1:])
 
         return y, y_ref, pull
 
