@@ -60,6 +60,15 @@ OTHERS = {
 }
 EVERY = MAXIMA | OTHERS
 RNG = np.random.default_rng(0)
+STATE = RNG.bit_generator.state
+
+
+@pytest.fixture(autouse=True)
+def same_numbers():
+    """The same numbers for a test, whichever run before it."""
+    RNG.bit_generator.state = STATE
+
+
 TIES = RNG.choice([-1.0, 0.0, 2.0], size=(2, 40, 4))
 # Elements that rise from -1, the level of all others, to 1; and those that fall from there.
 RISEN = np.array(list(itertools.product((-1.0, 1.0), repeat=4)))
