@@ -55,7 +55,7 @@ class OriginalRevealCancel(jaxlift.RevealCancel):
 
     variation = jaxlift.Rule.variation  # what comes of the parts, not RevealCancel's own formula
 
-    def parts(self, f, x, r, a, times_plus=1.0, times_minus=1.0):
+    def parts(self, f, x, r, a):
         plus, minus = ((x - r + sign * a) / 2 for sign in (1, -1))
         # A part that is 0 there, a sum of no terms, is here 0 to rounding: half the sum of two numbers that cancel.
         plus, minus = (jnp.where(jnp.abs(p) <= 4e-7 * a, 0, p) for p in (plus, minus))
@@ -63,7 +63,7 @@ class OriginalRevealCancel(jaxlift.RevealCancel):
         # In the original's order of operations, which is what makes its noise.
         up = 0.5 * ((f(r + plus) - f(r)) + (f(r + minus + plus) - f(r + minus)))
         down = 0.5 * ((f(r + minus) - f(r)) + (f(r + plus + minus) - f(r + plus)))
-        return up / plus * times_plus, down / minus * times_minus
+        return up / plus, down / minus
 
 
 AS_THE_ORIGINAL = {

@@ -47,11 +47,19 @@ class RevealCancel(Rule):
         return self if place.function is None or place.function.is_activation else Rescale()
 
     def parts(self, f: PointwiseFunction, x: Array, r: Array, a: Array) -> tuple[Array, Array]:
-        return self.pull_parts(f, x, r, a, 1.0, 1.0)
+        return self._parts_times(f, x, r, a, 1.0, 1.0)
 
     def pull_parts(
+        self, f: PointwiseFunction, x: Array, r: Array, a: Array, plus: Array, minus: Array
+    ) -> tuple[Array, Array]:
+        if type(self).parts is not RevealCancel.parts:
+            return super().pull_parts(f, x, r, a, plus, minus)  # a subclass says what the parts' multipliers are
+        return self._parts_times(f, x, r, a, plus, minus)
+
+    def _parts_times(
         self, f: PointwiseFunction, x: Array, r: Array, a: Array, plus: Array | float, minus: Array | float
     ) -> tuple[Array, Array]:
+        """The parts' multipliers, each times a factor, which comes before a secant divides."""
         up, down, visited = self._ends(f, x, r, a)
         at_x, at_r = f.ends(x, r, with_rounding=True)
         at_up = f.sample(where(visited, up, x), with_rounding=False)
