@@ -137,7 +137,7 @@ SPELLINGS = {
     "snake": [lambda z: z + jnp.sin(3 * z) ** 2 / 3, lambda z: z + (1 - jnp.cos(6 * z)) / 6],
 }
 HAND_MADE = [
-    pytest.param(name, i, id=f"{name} {i}", marks=[pytest.mark.slow] * (i > (12 if name == "relu" else 1)))
+    pytest.param(name, i, id=f"{name} {i}", marks=[pytest.mark.slow] * (i > (8 if name == "relu" else 0)))
     for name, spellings in SPELLINGS.items()
     for i in range(1, len(spellings))
 ]
@@ -267,15 +267,14 @@ SWEPT = {
 @pytest.mark.parametrize(
     ("name", "dtype", "count"),
     [
-        *((name, "float32", 20_000) for name in SWEPT),
-        *((name, "float64", 20_000) for name in ("clip", "sin", "relu6", "hard sigmoid", "gelu", "floor")),
-        *(pytest.param(name, dtype, 400_000, marks=pytest.mark.slow) for name in SWEPT for dtype in DTYPES),
+        *((name, dtype, 20_000) for name in ("clip", "sin", "relu6", "hard sigmoid") for dtype in DTYPES),
+        *(pytest.param(name, dtype, 100_000, marks=pytest.mark.slow) for name in SWEPT for dtype in DTYPES),
     ],
 )
 @pytest.mark.usefixtures("x64")
 def test_revealcancel_is_finite_and_complete(name, dtype, count):
     """For a unit with one input, one of whose parts is 0 but for rounding, and for one with several. The long run has
-    1.2 million pairs of ends of each function.
+    300,000 pairs of ends of each function.
     """
     rng = np.random.default_rng(7)
     draws = [rng.normal(size=(2, n, 3)) for n in (count // 4, count // 4)]

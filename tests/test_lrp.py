@@ -15,7 +15,7 @@ X = RNG.normal(size=(2, 4))
 W, B = RNG.normal(size=(4, 5)), RNG.normal(size=5)
 V, C = RNG.normal(size=(5, 3)), RNG.normal(size=3)
 
-pytestmark = pytest.mark.usefixtures("x64")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("x64")]
 
 
 # Relevance of one input `x_i` from one output `z_j = sum_i x_i w_ij + b_j`, as a share of that of the output.

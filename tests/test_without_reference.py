@@ -69,7 +69,13 @@ FUNCTIONS = {str(program): program.fun for program in PROGRAMS} | OWN_DERIVATIVE
 WITHOUT_DERIVATIVE = {"max pool, dilated"}
 
 
-@pytest.mark.parametrize("name", sorted(FUNCTIONS.keys() - WITHOUT_DERIVATIVE))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name not in OWN_DERIVATIVES))
+        for name in sorted(FUNCTIONS.keys() - WITHOUT_DERIVATIVE)
+    ],
+)
 def test_the_gradient_is_that_of_jax_bit_for_bit(name):
     fun = FUNCTIONS[name]
     y, expected = jax.value_and_grad(lambda x: fun(x).astype(jnp.float32))(X)
