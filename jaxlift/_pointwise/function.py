@@ -364,18 +364,18 @@ def affine_ends(node: Node) -> tuple[Node | None, Node | None]:
     first = before[-1]
     if first is core or core is None:
         return first, core
-    # As far as steps by numbers go, where the function may begin and end; and the nearest that include a turning one.
+    # As far as steps by numbers go, where the function may begin and end; and which of these steps turn it around.
     starts, ends = [first], [core]
-    turned: Node | None = core
-    turned_after: Node | None = None
+    turns: list[Node | None] = []
+    turns_after: list[Node | None] = []
     while (start := starts[-1]) is not None and (direction := _direction(start)):
         starts.append(before[before.index(start) - 1])
-        turned = starts[-1] if direction < 0 and turned is core else turned
+        turns += [starts[-1]] if direction < 0 else []
     for end in after[1:]:
         if end is None or not (direction := _direction(end)):
             break
         ends.append(end)
-        turned_after = end if direction < 0 and turned_after is None else turned_after
+        turns_after += [end] if direction < 0 else []
     facts = PointwiseFunction.of(core, first).facts
     if facts.homogeneity == 1 and facts.at_ones is not None and 0 in facts.at_ones and facts.at_ones != (1, 0):
         for start in starts:
@@ -383,9 +383,9 @@ def affine_ends(node: Node) -> tuple[Node | None, Node | None]:
                 if PointwiseFunction.of(end, start).is_relu:
                     return start, end
     if facts.direction < 0:
-        return (turned, core) if turned is not core else (first, turned_after or core)
-    if turned is not core and turned_after is not None:
-        return turned, turned_after
+        return (turns[0], core) if turns else (first, turns_after[0] if turns_after else core)
+    if len(turns) % 2 and len(turns_after) % 2:  # turned twice, it is as it was
+        return turns[0], turns_after[0]
     return first, core
 
 
