@@ -21,16 +21,6 @@ from jaxlift._core.versions import JaxprEqn, primitives
 T = TypeVar("T")
 
 
-def before_pairing(side: T) -> T:
-    """What belongs to inputs alone, or to references alone, to be computed before they are paired: N and R times.
-
-    For XLA's CPU compiler, which without it fuses elementwise operations into what needs them, and computes them
-    N * R times. (tests/test_cost.py, which counts the operations.) GPUs have that time while memory is read, and lose
-    by the larger number of kernels: 12% on BPNet with Rescale, on an H100.
-    """
-    return lax.platform_dependent(side, cpu=lax.optimization_barrier, default=_as_it_is)
-
-
 def waiting_for(cotangent: T, residuals: Any) -> tuple[T, Any]:
     """Residuals that can't be used before the cotangent is there.
 
@@ -73,10 +63,6 @@ def _over_one(x: Array, other: Array) -> Array:
 def _alone(x: Array, other: Array) -> Array:
     del other
     return x
-
-
-def _as_it_is(side: T) -> T:
-    return side
 
 
 def with_channels_last(fun: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -116,7 +116,7 @@ class Interpreter:
             return self.differentiated(eqn, inputs)
         entry = table.entry_or_none(eqn.primitive)
         assert entry is not None
-        if "pointwise" not in entry.families and not entry.opens:
+        if not (entry.may_be({"pointwise"}) or entry.opens):
             inputs = [self.settle(value) if is_pending_step(value) else value for value in inputs]
             if not any(map(is_varying, inputs)):
                 return versions.bind(eqn, inputs)
@@ -134,7 +134,7 @@ class Interpreter:
         entry = table.entry_or_none(eqn.primitive)
         if self.is_joint or entry is None:
             return self.is_joint
-        if not entry.families.isdisjoint(self.rule.families):
+        if entry.may_be(self.rule.families):
             return True
         return entry.opens and any(
             any(map(self.intercepts, versions.opened(jaxpr)[0].eqns)) for jaxpr in versions.jaxprs_of(eqn)

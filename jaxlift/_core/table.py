@@ -8,7 +8,7 @@ method.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +20,6 @@ from jaxlift._core.versions import JaxprEqn, Primitive
 Evaluation = Callable[[Any, JaxprEqn, Sequence[Value]], Sequence[Value]]
 
 
-# What users register is asked under every rule.
-EVERY_FAMILY = frozenset({"pointwise", "elementwise", "linear", "bilinear", "normalisation", "maximum", "softmax"})
-
-
 @dataclass(frozen=True)
 class Entry:
     """What is done with the equations of a primitive.
@@ -33,11 +29,17 @@ class Entry:
         families: the families of maps that it may be, or be part of. A rule without a reference leaves to JAX what is
             of none of the families that it answers.
         opens: whether it evaluates the jaxprs that the equation holds.
+        is_registered: whether it is a user's, which may be of any family.
     """
 
     evaluate: Evaluation
     families: frozenset[str] = frozenset()
     opens: bool = False
+    is_registered: bool = False
+
+    def may_be(self, families: Set[str]) -> bool:
+        """Whether a rule that answers these families, some at least, has a say in it."""
+        return bool(families) and (self.is_registered or not self.families.isdisjoint(families))
 
 
 _table: dict[Primitive | str, Entry] = {}
@@ -91,7 +93,7 @@ def register(key: Primitive | str, evaluate: Evaluation, *, is_function: bool = 
     """
     entries: dict[Any, Entry] = _functions if is_function else _table
     before = entries.get(key)
-    entries[key] = Entry(evaluate, EVERY_FAMILY)
+    entries[key] = Entry(evaluate, is_registered=True)
     return before
 
 

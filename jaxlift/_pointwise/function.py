@@ -13,7 +13,7 @@ from jax import Array
 from jax.extend.core import jaxprs_in_params
 
 from jaxlift._core import versions
-from jaxlift._core.compilers import before_pairing, once
+from jaxlift._core.compilers import once
 from jaxlift._core.differences import where
 from jaxlift._core.values import Node, is_hashable, key_of, postorder
 from jaxlift._core.versions import JaxprEqn, primitives
@@ -99,13 +99,13 @@ class PointwiseFunction:
         return _value_and_slopes(self, self.equations, x)[1][0]
 
     def ends(self, x: Array, r: Array, with_rounding: bool = False) -> tuple[Sample, Sample]:
-        """What a secant needs to know at inputs and at references, computed before they are paired: for N and for R of
-        them.
+        """What a secant needs to know at inputs and at references, each by itself: for N and for R of them, not for
+        pairs.
 
         Args:
             with_rounding: whether to give the rounding error of `f(x)` besides that of `f(r)`.
         """
-        return before_pairing((self.sample(x, with_rounding), self.sample(r)))
+        return self.sample(x, with_rounding), self.sample(r)
 
     def sample(self, x: Array, with_rounding: bool = True) -> Sample:
         """What a secant needs to know at `x`, in float32 at least: half precision has no room for differences.

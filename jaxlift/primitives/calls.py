@@ -24,7 +24,7 @@ from jaxlift.primitives.softmax import Total
 
 
 def inlined(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
-    """The rule of a call: what is called is evaluated in its place."""
+    """The evaluation of a call: what is called is evaluated in its place."""
     # JAX's own small functions are jitted too: between those, boundaries cost more than they spare.
     if interpreter.is_repeated(eqn) and versions.has_product(eqn.params["jaxpr"]):
         outputs = _called(interpreter, eqn, operands)
@@ -86,7 +86,7 @@ def _is_total(item: Any) -> bool:
 
 
 def custom_derivative(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
-    """The rule of `custom_jvp` and `custom_vjp` functions: their own, if one was registered; or else they are one
+    """The evaluation of `custom_jvp` and `custom_vjp` functions: their own, if one was registered; or else they are one
     primitive if they are pointwise, and a plain call if not.
     """
     jaxpr, _ = versions.inner_jaxpr(eqn)
@@ -118,7 +118,7 @@ def _is_pointwise(jaxpr: Jaxpr, varying: Sequence[bool]) -> bool:
 
 
 def checkpoint(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
-    """The rule of `jax.checkpoint`: the joint evaluation is itself a checkpoint, under the same policy."""
+    """The evaluation of `jax.checkpoint`: the joint evaluation is itself a checkpoint, under the same policy."""
     with_variations = interpreter.rule.needs_variation
     leaves, unpack = pack(_with_biases(interpreter, operands), with_variations)
     unpack_outputs = None

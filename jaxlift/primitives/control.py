@@ -103,7 +103,7 @@ class Body:
 
 
 def scan(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
-    """The rule of `scan`: a scan whose carry has value, reference and variation of all that varies.
+    """The evaluation of `scan`: a scan whose carry has value, reference and variation of all that varies.
 
     A carry may come to vary after a step only, or be fed by a dense layer then: its kind is made wider until a step
     leaves it as it is.
@@ -187,7 +187,7 @@ def only_effects(jaxpr: Any, operands: Sequence[Any]) -> None:
 
 
 def shard_map(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
-    """The rule of `shard_map`: the same map, with the specs of each operand for all its arrays."""
+    """The evaluation of `shard_map`: the same map, with the specs of each operand for all its arrays."""
     settled = [interpreter.settle(operand) for operand in operands]
     kinds = [kind_of(value) for value in settled]
     arrays = taken_apart(interpreter, kinds, settled)

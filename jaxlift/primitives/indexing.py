@@ -34,7 +34,7 @@ Credit = Callable[[JaxprEqn, Array, Array, Sequence[Array]], list[Array]]
 
 
 def indexing(linear_in: Callable[[int], bool], credit: Credit, negated: int | None = None) -> Evaluation:
-    """The rule of a primitive that is linear in the operands of some positions, and whose others are places."""
+    """The evaluation of a primitive that is linear in the operands of some positions, and whose others are places."""
 
     def rule(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
         settled = [interpreter.settle(operand) for operand in operands]
@@ -114,7 +114,7 @@ def scattered(position: int) -> bool:
 
 
 def scatter_add(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
-    """The rule of sums at places that may vary, such as counts: seen from its transpose, which gathers cotangents.
+    """Evaluates sums at places that may vary, such as counts: seen from its transpose, which gathers cotangents.
 
     What an update adds differs by where it is added, at `i` or at `j`: its place has the credit of `ct_i - ct_j`, times
     the midpoint of the update.
@@ -143,7 +143,7 @@ def scatter_add(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Valu
 
 
 def scatter_extremum(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value], sign: int) -> Sequence[Value]:
-    """The rule of maxima (`sign` 1) and minima (-1) at places: as for `reduce_max`, the winner takes the change.
+    """The evaluation of maxima (`sign` 1) and minima (-1) at places: as for `reduce_max`, the winner takes the change.
 
     The winner is the input's where it is the larger of the two maxima, the reference's elsewhere; those that tie for it
     each differ by at least the change, and share it. XLA may compute an element twice with different last bits: what is

@@ -62,7 +62,7 @@ def everywhere(position: int) -> bool:
 
 
 def extended_to_integers(rule: Evaluation, linear_in: Callable[[int], bool] = everywhere) -> Evaluation:
-    """The rule of a map of numbers, for integers and truth values too.
+    """The evaluation of a map of numbers, for integers and truth values too.
 
     They are mapped as numbers. What they themselves come to is a step in that: integers wrap around, and a sum of truth
     values is one.
@@ -99,7 +99,7 @@ def extended_to_integers(rule: Evaluation, linear_in: Callable[[int], bool] = ev
 
 
 def carrying(linear_in: Callable[[int], bool] = everywhere, negated: int | None = None) -> Evaluation:
-    """The rule of a linear map that takes the parts of differences along.
+    """The evaluation of a linear map that takes the parts of differences along.
 
     Args:
         linear_in: in which positions the operands enter linearly. Others, such as indices, must not vary.
@@ -201,7 +201,7 @@ def mixing(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value], k
 
 
 def identity(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
-    """The rule of primitives that hand on what they are given.
+    """The evaluation of primitives that hand on what they are given.
 
     `stop_gradient` is one: it says how to train, not what the function is, and DeepLIFT explains the function.
     """

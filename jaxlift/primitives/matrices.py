@@ -32,7 +32,7 @@ from jaxlift.primitives.linear import carrying
 
 
 def triangular_solve(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
-    """The rule of a system with a triangular matrix."""
+    """The evaluation of a system with a triangular matrix."""
     if not is_varying(operands[0]):
         return carrying(linear_in=lambda position: position == 1)(interpreter, eqn, operands)
     settled = [interpreter.settle(operand) for operand in operands]
@@ -60,7 +60,7 @@ def triangular_solve(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence
 
 
 def cholesky(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
-    """The rule of the factor of a symmetric matrix."""
+    """The evaluation of the factor of a symmetric matrix."""
     a = interpreter.settle(operands[0])
     assert isinstance(a, Varying)
     [(value, reference)] = on_each_side(eqn, [a])
@@ -82,7 +82,7 @@ def held_constant(x: Array) -> Array:
 
 
 def linear_solve(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
-    """The rule of `custom_linear_solve`, whose matrix is a function, and may depend on the input too.
+    """The evaluation of `custom_linear_solve`, whose matrix is a function, and may depend on the input too.
 
     Factors of the matrix, which only help to solve, are not looked at.
     """
@@ -125,7 +125,7 @@ def linear_solve(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Val
 
 
 def decomposition(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
-    r"""The rule of eigenvalues, singular values and orthogonal factors, between which there is no such equation.
+    r"""The evaluation of eigenvalues, singular values and orthogonal factors, between which there is no such equation.
 
     Let `G` be the derivative at the midpoint. The multipliers nearest to it that keep the sum are, for a cotangent `g`,
 

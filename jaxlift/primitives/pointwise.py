@@ -39,7 +39,7 @@ from jaxlift.rules.rule import Rule
 
 
 def pointwise(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
-    """The rule of elementwise primitives: wait, and make a larger function of it.
+    """The evaluation of elementwise primitives: wait, and make a larger function of it.
 
     A function of one varying value waits. Where several vary, each for itself, the function is theirs together.
     """

@@ -32,7 +32,6 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxlift._core import versions
-from jaxlift._core.compilers import before_pairing
 from jaxlift._core.custom_derivatives import with_multipliers
 from jaxlift._core.differences import difference, where
 from jaxlift._core.interpreter import Interpreter
@@ -200,7 +199,7 @@ def _exact(
             t, b = parts[0]
             return parts, (t if b is None else t + b).sum(of.axes, keepdims=True)
 
-        (parts, s), (parts_ref, s_ref) = before_pairing((side(x), side(r)))
+        (parts, s), (parts_ref, s_ref) = side(x), side(r)
         apart = difference(x, r).astype(s.dtype)
         each = [_shares(*pair, (s, s_ref), apart) for pair in zip(parts, parts_ref, strict=True)]
         of_u, of_l = cotangents(cotangent, each[-1])
@@ -213,7 +212,7 @@ def _exact(
 
 
 def logarithm(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
-    """The rule of `log`: of a sum of exponentials it is logsumexp."""
+    """The evaluation of `log`: of a sum of exponentials it is logsumexp."""
     of = total(operands[0], PROPORTIONAL)
     along = [k for k in of.along if k is not None] if of else []
     if of is None or along != sorted(along) or not _is_as_small(operands[0], of):
@@ -235,7 +234,7 @@ def _is_as_small(value: Value, of: Total) -> bool:
 
 
 def quotient(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
-    """The rule of `div`: of exponentials by their sum it is softmax."""
+    """The evaluation of `div`: of exponentials by their sum it is softmax."""
     above, of = exponential(operands[0]), total(operands[1])
     if above is None or of is None or above.step is not of.exponential.step or not _is_aligned(operands[1], of):
         return pointwise(interpreter, eqn, operands)
@@ -258,7 +257,7 @@ def _is_aligned(value: Value, of: Total) -> bool:
 
 
 def subtraction(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
-    """The rule of `sub`, which remembers what it was that was shifted."""
+    """The evaluation of `sub`, which remembers what it was that was shifted."""
     outputs = pointwise(interpreter, eqn, operands)
     [out] = outputs
     if isinstance(out, Varying) and not out.is_discrete:
@@ -270,7 +269,7 @@ def subtraction(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Valu
 
 
 def summation(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
-    """The rule of `reduce_sum`, which remembers what it is a sum of."""
+    """The evaluation of `reduce_sum`, which remembers what it is a sum of."""
     [out] = carrying()(interpreter, eqn, operands)
     assert isinstance(out, Varying)
     if (of := exponential(operands[0])) is not None:
@@ -282,7 +281,7 @@ def summation(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]
 
 
 def moving(along: Callable[[JaxprEqn, Sequence[int | None]], Sequence[int | None] | None]) -> Evaluation:
-    """The rule of a primitive that puts the axes of a sum elsewhere."""
+    """The evaluation of a primitive that puts the axes of a sum elsewhere."""
 
     def rule(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
         [out] = carrying()(interpreter, eqn, operands)

@@ -25,7 +25,6 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxlift._core import versions
-from jaxlift._core.compilers import before_pairing
 from jaxlift._core.differences import where
 from jaxlift._core.versions import JaxprEqn
 from jaxlift._pointwise.function import PointwiseFunction
@@ -162,20 +161,20 @@ class Maximum:
 
     def value(self, x: Array) -> Array:
         """The maximum of one side, with axes of length 1."""
-        return before_pairing(x.max(self.axes, keepdims=True))
+        return x.max(self.axes, keepdims=True)
 
     def first(self, x: Array) -> Array:
         """Whether a candidate is the first that attains the maximum of one side. NaN never does."""
         place = _places(x.shape, self.axes)
-        return place == before_pairing(_winner(x, place, self.axes))
+        return place == _winner(x, place, self.axes)
 
     def shares(self, x: Array) -> Array:
         """The share of each candidate in the maximum of one side: those that tie for it have equal parts of 1."""
         # There is always a first, though XLA may compute `x` twice with different last bits, and then no candidate need
         # equal the maximum. The ties are counted among those that were found, and so behind a barrier.
-        ties = before_pairing(self.first(x) | (x == x.max(self.axes, keepdims=True)))
+        ties = lax.optimization_barrier(self.first(x) | (x == x.max(self.axes, keepdims=True)))
         count = ties.sum(self.axes, keepdims=True, dtype=jnp.int32)
-        return before_pairing(where(ties, 1 / count.astype(x.dtype), 0))
+        return where(ties, 1 / count.astype(x.dtype), 0)
 
 
 def _places(shape: Sequence[int], axes: Sequence[int]) -> Array:
