@@ -106,8 +106,8 @@ def _is_pointwise(jaxpr: Jaxpr, varying: Sequence[bool]) -> bool:
         inputs = [not isinstance(atom, versions.Literal) and atom in depends for atom in eqn.invars]
         if not any(inputs):
             continue
-        rule = evaluation_or_none(eqn.primitive)
-        if rule in (inlined, custom_derivative):
+        evaluate = evaluation_or_none(eqn.primitive)
+        if evaluate in (inlined, custom_derivative):
             elementwise = _is_pointwise(versions.inner_jaxpr(eqn)[0], inputs)
         else:
             elementwise = eqn.primitive in ELEMENTWISE

@@ -26,10 +26,10 @@ from jaxlift._core.versions import JaxprEqn, primitives
 def defined_as(definition: Callable[..., Any]) -> Evaluation:
     """The evaluation of a primitive that equals a function of its operands, given its parameters by name."""
 
-    def rule(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
+    def evaluate(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
         return evaluated(interpreter, eqn, partial(definition, **eqn.params), operands)
 
-    return rule
+    return evaluate
 
 
 def expanded(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> list[Value]:

@@ -36,7 +36,7 @@ Credit = Callable[[JaxprEqn, Array, Array, Sequence[Array]], list[Array]]
 def indexing(linear_in: Callable[[int], bool], credit: Credit, negated: int | None = None) -> Evaluation:
     """The evaluation of a primitive that is linear in the operands of some positions, and whose others are places."""
 
-    def rule(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
+    def evaluate(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
         settled = [interpreter.settle(operand) for operand in operands]
         places = [i for i in range(len(settled)) if not linear_in(i)]
         if not any(isinstance(settled[i], Varying) for i in places):
@@ -63,7 +63,7 @@ def indexing(linear_in: Callable[[int], bool], credit: Credit, negated: int | No
 
         return [of_all(eqn, settled, pull)]
 
-    return extended_to_integers(rule, linear_in)
+    return extended_to_integers(evaluate, linear_in)
 
 
 def _difference_of_places(i: Array, j: Array) -> Array:

@@ -61,7 +61,7 @@ def everywhere(position: int) -> bool:
     return True
 
 
-def extended_to_integers(rule: Evaluation, linear_in: Callable[[int], bool] = everywhere) -> Evaluation:
+def extended_to_integers(evaluate: Evaluation, linear_in: Callable[[int], bool] = everywhere) -> Evaluation:
     """The evaluation of a map of numbers, for integers and truth values too.
 
     They are mapped as numbers. What they themselves come to is a step in that: integers wrap around, and a sum of truth
@@ -71,7 +71,7 @@ def extended_to_integers(rule: Evaluation, linear_in: Callable[[int], bool] = ev
     def extended(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
         settled = [interpreter.settle(operand) for operand in operands]
         if not any(isinstance(o, Varying) and o.is_discrete for o in settled):
-            return rule(interpreter, eqn, settled)
+            return evaluate(interpreter, eqn, settled)
 
         number = carrier_dtype(eqn.outvars[0])
 
@@ -83,7 +83,8 @@ def extended_to_integers(rule: Evaluation, linear_in: Callable[[int], bool] = ev
         @cache
         def mapped() -> Sequence[Any]:
             numbers = [as_numbers(o) if linear_in(i) else o for i, o in enumerate(settled)]
-            return rule(interpreter, eqn if is_inexact(eqn.outvars[0]) else versions.for_numbers(eqn, number), numbers)
+            of_numbers = eqn if is_inexact(eqn.outvars[0]) else versions.for_numbers(eqn, number)
+            return evaluate(interpreter, of_numbers, numbers)
 
         def carrier(output: int, value: Array, reference: Array) -> Array:
             return step(value, reference, mapped()[output]).carrier
@@ -106,7 +107,7 @@ def carrying(linear_in: Callable[[int], bool] = everywhere, negated: int | None 
         negated: the position of the operand that is subtracted, if one is: its parts change places.
     """
 
-    def rule(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
+    def evaluate(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
         settled = [interpreter.settle(operand) for operand in operands]
         if any(is_varying(o) and not linear_in(i) for i, o in enumerate(settled)):
             raise interpreter.missing_rule(eqn, "has indices that depend on the explained input")
@@ -129,7 +130,7 @@ def carrying(linear_in: Callable[[int], bool] = everywhere, negated: int | None 
             for output, (value, reference) in enumerate(on_each_side(eqn, settled))
         ]
 
-    return extended_to_integers(rule, linear_in)
+    return extended_to_integers(evaluate, linear_in)
 
 
 @dataclass(frozen=True, eq=False)
