@@ -49,7 +49,11 @@ def test_in_float64(program):
 
 
 @pytest.mark.parametrize("rule", ["rescale", pytest.param("revealcancel", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("program", PROGRAMS, ids=str)
+@pytest.mark.parametrize(
+    "program",
+    # Each is either here or in half precision among the tests that aren't slow, to spare compiling it once more.
+    [pytest.param(p, id=str(p), marks=[pytest.mark.slow] * (i % 3 == 0)) for i, p in enumerate(PROGRAMS)],
+)
 def test_in_float32(program, rule):
     x, r = input_and_reference(jnp.float32)
     values, multipliers, _ = explain(program.fun, x, r, rule)
