@@ -12,7 +12,6 @@ from zoo import COMPLETE, REFUSED, SINGLE_PRECISION
 
 import jaxlift
 
-
 SLOW = ("expm", "determinant", "slogdet")  # these take several seconds; their factorisations are in others too
 
 
