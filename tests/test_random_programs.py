@@ -644,6 +644,6 @@ def test_some_programs(name, count):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "count"), [("complete", 12), ("linear", 4), ("limit", 4)])
+@pytest.mark.parametrize(("name", "count"), [("complete", 8), ("linear", 4), ("limit", 4)])
 def test_more_programs(name, count):
     by_many(name, count, 8)
