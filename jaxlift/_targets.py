@@ -105,7 +105,8 @@ def _one_hot(y: Array, target: Any) -> Array:
             )
         picked = jax.nn.one_hot(jnp.where(index < 0, index + size, index), size, dtype=y.dtype)
         # An index that only shows when the program runs can't raise; it must not pass for a score of 0.
-        weights = weights[..., None] * jnp.where(picked.sum() == 1, picked, jnp.nan)
+        picked = jnp.where(picked.sum() == 1, picked, jnp.nan)
+        weights = weights[..., None] * jnp.expand_dims(picked, range(weights.ndim))
     return weights
 
 

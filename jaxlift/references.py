@@ -200,13 +200,13 @@ def _shuffle(letters: Array, random: Array) -> Array:
     multiplicities = counts.at[:, root].max(leaving == 0).astype(jnp.float32)
     trees = jnp.asarray(_trees())[root]
     is_root = jnp.arange(LETTERS) == root
-    weights = jnp.where(is_root, 1, multiplicities[jnp.arange(LETTERS), trees]).prod(1)
+    weights = jnp.where(is_root[None], 1, multiplicities[jnp.arange(LETTERS)[None], trees]).prod(1)
     up_to = weights.cumsum()
     uniform = (random[0] >> 8).astype(jnp.float32) / 2**24
     tree = trees[(up_to > uniform * up_to[-1]).argmax()]
 
     # Of the equal edges that a tree's edge may be, the first stands for all.
-    edges = (source == jnp.arange(LETTERS)[:, None]) & (target == tree[:, None])
+    edges = (source[None] == jnp.arange(LETTERS)[:, None]) & (target[None] == tree[:, None])
     is_last = jnp.zeros(source.shape, bool).at[edges.argmax(1)].max(edges.any(1) & ~is_root)
     # 64 random bits for each edge: that two are equal, and keep their order, is no concern.
     high, low = random[1:].reshape(2, -1)

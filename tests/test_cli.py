@@ -1,19 +1,21 @@
 """The command ``jaxlift``: what it is given, what it prints, and how it ends."""
 
 import gzip
+import importlib
 import io
 import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 import zipfile
 from pathlib import Path
 
 import h5py
 import jax
-import jax.numpy as jnp
 import matplotlib.image
 import numpy as np
 import pytest
@@ -45,11 +47,19 @@ def run(tmp_path, monkeypatch, capsys):
     return run
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """What `score scored:model x.npy --target 1` leaves, copied to where a test can change it."""
+    store = tmp_path_factory.mktemp("finished") / "scores.zarr"
+    np.save(store.parent / "x.npy", X)
+    attr = jaxlift.attribute(scored.model, target=1)
+    jaxlift.score(attr, store.parent / "x.npy", out=store, reference="zeros", batch_size=4, progress="none")
+    return lambda path: shutil.copytree(store, path)
+
+
 def wanted(reference=0.0, **options):
     attr = jax.jit(jaxlift.attribute(scored.model, **{"target": 1} | options))
-    return attr(
-        jnp.asarray(X), reference=jnp.broadcast_to(jnp.asarray(reference, X.dtype), np.shape(reference) or (40, 4))
-    )
+    return attr(X, reference=np.broadcast_to(np.asarray(reference, X.dtype), np.shape(reference) or (40, 4)))
 
 
 def test_score_and_info(run):
@@ -83,15 +93,16 @@ def test_score_and_info(run):
 )
 def test_what_is_explained(run, given, options):
     model, _, more = given.partition(" ")
-    assert run(f"score --quiet {model} x.npy {more}") == (0, "", "")
+    assert run(f"score --quiet {model} x.npy {more} --batch-size 4") == (0, "", "")
     name = options.get("output", "contributions")
     np.testing.assert_allclose(read("scores.zarr")[name], wanted(**options), atol=1e-6)
 
 
 def test_references(run):
     np.save("r.npy", np.flip(X, (1, 2)))
-    assert run("score scored:model x.npy --target 1 --reference scored:reverse_complement --out f --quiet")[0] == 0
-    assert run("score scored:model x.npy --target 1 --reference r.npy --paired --out p --quiet")[0] == 0
+    given = "score scored:model x.npy --target 1 --batch-size 4 --quiet"
+    assert run(f"{given} --reference scored:reverse_complement --out f")[0] == 0
+    assert run(f"{given} --reference r.npy --paired --out p")[0] == 0
     reverse = wanted(np.flip(X, (1, 2)), pairing="paired")
     for out in "fp":
         np.testing.assert_allclose(read(out)["contributions"], reverse, atol=1e-6)
@@ -392,18 +403,18 @@ def test_version(run, capsys):
 def test_a_package_of_the_same_name_as_a_folder(run, tmp_path):
     (tmp_path / "own_package").mkdir()
     (tmp_path / "own_package" / "__init__.py").write_text("from scored import model, reverse_complement\n")
-    reference = "--reference own_package:reverse_complement"
+    reference = "--reference own_package:reverse_complement --batch-size 4"
     assert run(f"score own_package:model x.npy --target 1 {reference} --quiet") == (0, "", "")
     np.testing.assert_allclose(
-        read("scores.zarr")["output_reference"], scored.model(np.flip(X, (1, 2)))[:, 1], rtol=1e-4, atol=1e-6
+        read("scores.zarr")["output_reference"], jax.jit(scored.model)(np.flip(X, (1, 2)))[:, 1], rtol=1e-4, atol=1e-6
     )
 
 
 def test_shared_references_as_many_as_examples(run):
     np.save("x.npy", X[:3])
     np.save("r.npy", X[3:6])
-    assert run("score scored:model x.npy --target 1 --reference r.npy --shared --quiet") == (0, "", "")
-    outputs = scored.model(X[3:6])[:, 1]
+    assert run("score scored:model x.npy --target 1 --reference r.npy --shared --quiet --batch-size 4") == (0, "", "")
+    outputs = np.asarray(jax.jit(scored.model)(X[3:6]))[:, 1]
     np.testing.assert_allclose(read("scores.zarr")["output_reference"], np.full(3, outputs.mean()), rtol=1e-4)
 
 
@@ -411,7 +422,7 @@ def test_letters_first(run, tmp_path):
     """The same scores as with the letters last, from a FASTA file and from an array, and the same picture."""
     fasta(tmp_path / "x.fa", X)
     np.save("first.npy", X.swapaxes(1, 2))
-    options = "--target 1 --output hypothetical --reference frequencies --quiet"
+    options = "--target 1 --output hypothetical --reference frequencies --quiet --batch-size 4"
     assert run(f"score scored:model x.fa {options} --out last") == (0, "", "")
     for examples in ("x.fa", "first.npy"):
         given = f"score scored:letters_first {examples} {options} --channel-axis -2 --out first --overwrite"
@@ -437,8 +448,8 @@ def test_letters_first(run, tmp_path):
         (lambda meta: meta | {"runs": ["x"]}, "a run is no record of one"),
     ],
 )
-def test_damaged_metadata(run, change, message):
-    assert run("score scored:model x.npy --target 1 --quiet")[0] == 0
+def test_damaged_metadata(run, finished, change, message):
+    finished("scores.zarr")
     group = zarr.open_group("scores.zarr")
     group.attrs["jaxlift"] = change(group.attrs["jaxlift"])
     for command in ("info scores.zarr", "plot scores.zarr 0", "score scored:model x.npy --target 1"):
@@ -447,8 +458,8 @@ def test_damaged_metadata(run, change, message):
         assert message in err
 
 
-def test_nothing_acts_on_the_terminal(run):
-    assert run("score scored:model x.npy --target 1 --quiet")[0] == 0
+def test_nothing_acts_on_the_terminal(run, finished):
+    finished("scores.zarr")
     group = zarr.open_group("scores.zarr")
     meta = group.attrs["jaxlift"]
     meta["settings"]["model"]["name"] = meta["runs"][0]["host"] = "\x1b[2J\x9b31m"
@@ -459,8 +470,8 @@ def test_nothing_acts_on_the_terminal(run):
     assert out.replace("\n", "").isprintable()
 
 
-def test_changed_settings(run):
-    assert run("score scored:model x.npy --target 1 --quiet")[0] == 0
+def test_changed_settings(run, finished):
+    finished("scores.zarr")
     code, _, err = run("score scored:model x.npy --target 2 --quiet")
     assert code == 2
     assert "attribution.target: the store has 1, this run 2" in err
@@ -472,9 +483,11 @@ def test_plots(run, tmp_path):
     rng = np.random.default_rng(0)
     for name, shape in {"image": (3, 8, 8, 1), "table": (3, 12), "video": (3, 2, 3, 4, 5)}.items():
         np.save(f"{name}.npy", rng.random(shape, np.float32))
-    assert run("score scored:model x.fa --target 1 --reference frequencies --out dna.zarr --quiet")[0] == 0
+    assert (
+        run("score scored:model x.fa --target 1 --reference frequencies --out dna.zarr --quiet --batch-size 4")[0] == 0
+    )
     for name in ("image", "table", "video"):
-        assert run(f"score scored:total {name}.npy --out {name}.zarr --quiet")[0] == 0
+        assert run(f"score scored:total {name}.npy --out {name}.zarr --quiet --batch-size 4")[0] == 0
     for what in ("dna.zarr 3", "dna.zarr 4 --positions 10:20", "image.zarr 0", "table.zarr 2"):
         code, out, _ = run(f"plot {what}")
         assert code == 0
@@ -502,7 +515,7 @@ def test_logo_is_as_high_as_the_scores(tmp_path):
 
 def test_a_model_that_is_explained_already(run):
     """It takes any arguments, as a factory without any may, but isn't one."""
-    assert run("score scored:explained_already x.npy --out s --quiet")[0] == 0
+    assert run("score scored:explained_already x.npy --out s --quiet --batch-size 4")[0] == 0
     assert run("info s --json")[1].count("RevealCancel") == 1
 
 
@@ -550,7 +563,7 @@ class TestProgress:
 
 def test_stopped_by_a_signal(tmp_path):
     """As schedulers do it. What was computed is kept."""
-    np.save(tmp_path / "x.npy", scored.sequences(200000))
+    np.save(tmp_path / "x.npy", scored.sequences(50000))
     arguments = ["score", "scored:model", "x.npy", "--target", "1", "--batch-size", "4", "--quiet"]
     process = started(*arguments, folder=tmp_path)
     deadline = time.monotonic() + 120
@@ -562,11 +575,11 @@ def test_stopped_by_a_signal(tmp_path):
     process.communicate(timeout=60)
     assert process.returncode == 143
     status = zarr.open(tmp_path / "scores.zarr")["status"][:]
-    assert 0 < status.sum() < 200000
+    assert 0 < status.sum() < 50000
 
 
 def test_the_installed_command():
     """What the package's entry point calls is there."""
-    code = "import tomllib, importlib; s = tomllib.load(open('pyproject.toml', 'rb'))['project']['scripts']['jaxlift'];"
-    code += "m, f = s.split(':'); assert callable(getattr(importlib.import_module(m), f))"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=scored.ROOT)
+    scripts = tomllib.loads((scored.ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    module, _, name = scripts["jaxlift"].partition(":")
+    assert getattr(importlib.import_module(module), name) is main

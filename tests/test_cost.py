@@ -24,12 +24,14 @@ def conv(h, kernel, dilation=1):
     )
 
 
-def dilated_network():
-    """A small BPNet: one wide convolution, five dilated ones with residuals, a mean and a dense layer."""
+def dilated_network(depth=2):
+    """A small BPNet: one wide convolution, some dilated ones with residuals, a mean and a dense layer."""
     rng = np.random.default_rng(0)
     params = {
-        "first": (rng.normal(size=(21, 4, FILTERS)) / 9, rng.normal(size=FILTERS) / 10),
-        "rest": [(rng.normal(size=(3, FILTERS, FILTERS)) / 14, rng.normal(size=FILTERS) / 10) for _ in range(5)],
+        "first": (rng.normal(size=(21, 4, FILTERS)) / 9, rng.normal(size=(1, 1, FILTERS)) / 10),
+        "rest": [
+            (rng.normal(size=(3, FILTERS, FILTERS)) / 14, rng.normal(size=(1, 1, FILTERS)) / 10) for _ in range(depth)
+        ],
         "dense": rng.normal(size=FILTERS) / 8,
     }
 
@@ -40,7 +42,10 @@ def dilated_network():
             h = h + jax.nn.relu(conv(h, kernel, 2 ** (i + 1)) + bias)
         return h.mean(1) @ params["dense"]
 
-    return model, jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), params)
+    return model, jax.tree.map(np.float32, params)
+
+
+LAYERS = 3  # convolutions of a network as deep as it comes
 
 
 def batch(n):
@@ -62,7 +67,7 @@ def rows_of_convolutions(attr, *batches):
 @functools.cache
 def costs():
     """FLOPs and temporary bytes of each program that is compared."""
-    model, params = dilated_network()
+    model, params = dilated_network(5)
 
     def gradient(params, x):
         return jax.grad(lambda x: model(params, x).sum())(x)
@@ -112,7 +117,7 @@ def test_revealcancel_keeps_a_variation_for_each_layer(activation):
         return program.memory_analysis().temp_size_in_bytes
 
     of_pairs = N * R * 64 * 4
-    assert memory(12) - memory(6) <= 6 * 1.5 * of_pairs
+    assert memory(8) - memory(4) <= 4 * 1.5 * of_pairs
 
 
 @pytest.mark.usefixtures("optimized")
@@ -145,7 +150,7 @@ def test_no_polynomial_is_worked_out_for_pairs():
     """
 
     def model(x):
-        for _ in range(3):
+        for _ in range(2):
             x = jax.nn.gelu(x @ jnp.ones((16, 16)), approximate=False)
         return x.sum(1)
 
@@ -158,7 +163,7 @@ def test_no_polynomial_is_worked_out_for_pairs():
 
     rescale, revealcancel = map(computations, ("rescale", "revealcancel"))
     of_pairs = [count for text, count in rescale.items() if f"f32[{N},{R}," in text]
-    assert len(of_pairs) >= 3
+    assert len(of_pairs) >= 2
     assert max(of_pairs) < 5
     assert sum(revealcancel.values()) < 2 * sum(rescale.values())
 
@@ -180,10 +185,9 @@ def test_the_model_is_evaluated_on_n_plus_r_examples(rule):
     """Counted in the program: convolutions on N, on R and on N R examples."""
     model, _ = dilated_network()
     rows = rows_of_convolutions(jaxlift.attribute(model, argnums=1, rule=rule), batch(N), batch(R))
-    layers = 6
-    assert rows.count(N) == layers
-    assert rows.count(R) == layers
-    assert rows.count(N * R) == (1 if rule == "rescale" else 3) * layers
+    assert rows.count(N) == LAYERS
+    assert rows.count(R) == LAYERS
+    assert rows.count(N * R) == (1 if rule == "rescale" else 3) * LAYERS
     assert len(rows) == sum(rows.count(n) for n in (N, R, N * R))
 
 
@@ -230,13 +234,15 @@ def test_checkpoint_keeps_its_promise(rule):
 def test_batches_keep_n_plus_r_forward_passes(rule):
     """Loops over pairs only: what needs examples alone, or references alone, is outside of the loop over the others."""
     model, _ = dilated_network()
-    passes = 6 if rule == "rescale" else 18
+    passes = LAYERS if rule == "rescale" else 3 * LAYERS
     attr = jaxlift.attribute(model, argnums=1, rule=rule, reference_batch_size=5)
     rows = rows_of_convolutions(attr, batch(N), batch(R))
-    assert (rows.count(N), rows.count(5), rows.count(5 * N), len(rows)) == (6, 6, passes, 12 + passes)
+    assert (rows.count(N), rows.count(5), rows.count(5 * N)) == (LAYERS, LAYERS, passes)
+    assert len(rows) == 2 * LAYERS + passes
     attr = jaxlift.attribute(model, argnums=1, rule=rule, batch_size=4)
     rows = rows_of_convolutions(attr, batch(N), batch(R))
-    assert (rows.count(4), rows.count(R), rows.count(4 * R), len(rows)) == (6, 6, passes, 12 + passes)
+    assert (rows.count(4), rows.count(R), rows.count(4 * R)) == (LAYERS, LAYERS, passes)
+    assert len(rows) == 2 * LAYERS + passes
 
 
 @pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
@@ -275,7 +281,7 @@ def test_references_are_not_copied_before_their_batch(shape):
 
 @pytest.mark.slow
 def test_within_memory():
-    model, params = dilated_network()
+    model, params = dilated_network(5)
     attr = jaxlift.attribute(model, argnums=1)
 
     def memory(attr, n, r):
@@ -283,9 +289,10 @@ def test_within_memory():
 
     for n, r, budget in ((N, R, 20e6), (N, R, 3e6), (40, 1, 20e6), (N, R, 1e9)):
         fitted = jaxlift.within_memory(attr, params, batch(n), reference=batch(r), memory=budget)
-        assert memory(fitted, n, r).temp_size_in_bytes <= budget
+        found = memory(fitted, n, r).temp_size_in_bytes
+        assert found <= budget
         if budget == 20e6:
-            assert memory(fitted, n, r).temp_size_in_bytes >= budget / 2
+            assert found >= budget / 2
         if budget == 1e9:
             assert fitted is attr
 
@@ -294,11 +301,11 @@ def test_one_reference_of_each_example_costs_one_pass_each():
     model, params = dilated_network()
     attr = jaxlift.attribute(model, argnums=1, pairing="paired")
     text = jax.jit(lambda p, x, r: attr(p, x, reference=r)).lower(params, batch(N), batch(N)).as_text()
-    assert text.count("stablehlo.convolution") == 3 * 6
+    assert text.count("stablehlo.convolution") == 3 * LAYERS
 
 
 def test_all_outputs_share_one_forward_pass():
-    model, params = dilated_network()
+    model, params = dilated_network(5)
 
     def several(params, x):
         y = model(params, x)

@@ -36,12 +36,15 @@ class Model:
 
 
 def randomised(tree):
-    """Every parameter and statistic, drawn at random: initial ones are 0 and 1, which hides what is done with them."""
+    """Every parameter and statistic, drawn at random: initial ones are 0 and 1, which hides what is done with them.
+
+    Of a tree of shapes, counters are 0.
+    """
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
         if not (hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)):
-            return leaf
+            return jnp.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
         if "var" in jax.tree_util.keystr(path):
             return jnp.asarray(rng.uniform(0.5, 2, leaf.shape), leaf.dtype)
         return jnp.asarray(rng.normal(size=leaf.shape) / np.sqrt(max(1, np.prod(leaf.shape[:-1]))), leaf.dtype)
@@ -56,7 +59,7 @@ def linen(module):
             return module(x)
 
     network = Network()
-    variables = randomised(network.init(jax.random.key(0), jnp.zeros((1, *SHAPE))))
+    variables = randomised(jax.eval_shape(network.init, jax.random.key(0), np.zeros((1, *SHAPE))))
     return Model(lambda x: network.apply(variables, x), lambda: variables)
 
 
@@ -209,7 +212,7 @@ def equinox_recurrent():
 
 def of_haiku(hk, layers):
     network = hk.without_apply_rng(hk.transform_with_state(layers))
-    params, state = randomised(network.init(jax.random.key(0), jnp.zeros((1, *SHAPE))))
+    params, state = randomised(jax.eval_shape(network.init, jax.random.key(0), np.zeros((1, *SHAPE))))
     return Model(lambda x: network.apply(params, state, x)[0], lambda: (params, state))
 
 
@@ -300,16 +303,21 @@ MODELS = [
     haiku_convolution,
     haiku_attention,
     haiku_recurrent,
-    keras_convolution,
-    keras_stateless,
-    keras_attention,
-    keras_recurrent,
 ]
+KERAS_MODELS = [keras_convolution, keras_stateless, keras_attention, keras_recurrent]
+
+
+@pytest.fixture(autouse=True)
+def promotion_in_keras(request):
+    """Keras itself adds biases of lower rank."""
+    make = getattr(request.node, "callspec", None) and request.node.callspec.params.get("make")
+    with jax.numpy_rank_promotion("allow" if make in KERAS_MODELS else "raise"):
+        yield
 
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("rule", ["rescale", pytest.param("revealcancel", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", [*MODELS, *KERAS_MODELS], ids=lambda make: make.__name__)
 def test_models(make, rule):
     model = make()
     before = jax.tree.map(np.array, model.variables())
@@ -394,7 +402,7 @@ class TestScopes:
         model = ScopedNetwork(nnx.Rngs(0))
         others = {"dense": "gradient", "conv": "gradient", "default": "gradient"}
         by_scope = jaxlift.PerLayer(**others, scopes={"blocks/1": "guided_backprop"})
-        found = jaxlift.attribute(jaxlift.scoped(model), rule=by_scope, target=0)(self.x)
+        found = jax.jit(jaxlift.attribute(jaxlift.scoped(model), rule=by_scope, target=0))(self.x)
 
         def kernel(layer):
             return np.asarray(layer.kernel[...])

@@ -17,7 +17,7 @@ import jaxlift
 
 RNG = np.random.default_rng(9)
 W, V, U = (RNG.normal(size=shape) / np.sqrt(shape[0]) for shape in [(12, 6), (6, 6), (6, 3)])
-B, C, D = 0.3 * RNG.normal(size=(3, 6))
+B, C, D = 0.3 * RNG.normal(size=(3, 1, 6))
 KERNEL, KERNEL2D, HEAD = RNG.normal(size=(3, 1, 4)), RNG.normal(size=(3, 3, 1, 4)) / 2, RNG.normal(size=(4, 3))
 QKV, FF = RNG.normal(size=(4, 3, 4)) / 2, RNG.normal(size=(2, 4, 4)) / 2
 GATES = RNG.normal(size=(2, 4, 16)) / 2
@@ -44,7 +44,7 @@ def hidden(act):
 
 
 def prelu(x):
-    return jnp.maximum(x, 0) + np.linspace(0.1, 0.6, 6) * jnp.minimum(x, 0)
+    return jnp.maximum(x, 0) + np.linspace(0.1, 0.6, 6)[None] * jnp.minimum(x, 0)
 
 
 def softshrink(x):
@@ -95,7 +95,7 @@ def group_norm(h):
 
 
 def batch_norm(h):
-    return (h - C) / np.sqrt(D**2 + 0.1) * V[0] + V[1]
+    return (h - C) / np.sqrt(D**2 + 0.1) * V[:1] + V[1:2]
 
 
 def attention(x):
@@ -214,7 +214,7 @@ NETWORKS = {f"act {name}": mlp(act) for name, act in ACTIVATIONS.items()} | {
     "AdaptiveAvgPool1d(1)": lambda x: head(jax.nn.relu(conv(x)).mean(1)),
     "nn.LSTM": recurrent(lstm, 2),
     "nn.GRU": recurrent(gru, 1),
-    "output (N,) not (N,K)": lambda x: jax.nn.relu(dense(x)) @ C,
+    "output (N,) not (N,K)": lambda x: jax.nn.relu(dense(x)) @ C[0],
 }
 
 

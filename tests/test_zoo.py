@@ -12,10 +12,15 @@ from zoo import COMPLETE, REFUSED, SINGLE_PRECISION
 
 import jaxlift
 
+SLOW = ("expm", "determinant", "slogdet")  # these take several seconds; their factorisations are in others too
+
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("rule", ["rescale", pytest.param("revealcancel", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", [*COMPLETE, *SINGLE_PRECISION])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in (*COMPLETE, *SINGLE_PRECISION)],
+)
 def test_complete(name, rule):
     fun = (COMPLETE | SINGLE_PRECISION)[name]
     for seed in (0, 7):

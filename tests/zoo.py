@@ -122,7 +122,7 @@ def online_softmax(x):
         s = q @ kv[0]
         larger = jnp.maximum(m, s)
         p, decay = jnp.exp(s - larger), jnp.exp(m - larger)
-        return (larger, norm * decay + p, out * decay[:, None] + p[:, None] * kv[1]), None
+        return (larger, norm * decay + p, out * decay[:, None] + p[:, None] * kv[1][None]), None
 
     _, norm, out = lax.scan(step, (jnp.full(3, -jnp.inf), jnp.zeros(3), jnp.zeros((3, 4))), (k, v))[0]
     return (out / norm[:, None]).sum()
@@ -178,7 +178,7 @@ def top_experts(x):
 
 def nearest_code(x):
     h, codes = dense(x), jnp.asarray(S)
-    return codes[jnp.argmin(((h - codes) ** 2).sum(-1))] @ B
+    return codes[jnp.argmin(((h[None] - codes) ** 2).sum(-1))] @ B
 
 
 CHOICES = {
