@@ -92,7 +92,7 @@ def occlusion(fun: Callable[..., Any], options: OcclusionOptions) -> Explainer:
             cells = jnp.unravel_index(k, [len(covers) for covers in grids[i]])
             inside = jnp.ones((), bool)
             for covers, cell in zip(grids[i], cells, strict=True):
-                inside = inside[..., None] & jnp.asarray(covers)[cell]
+                inside = inside[..., None] & jnp.expand_dims(jnp.asarray(covers)[cell], range(inside.ndim))
             occluded = jnp.where(inside, jax.tree.leaves(reference)[i], leaves[i])
             return y - fun(jax.tree.unflatten(structure, [*leaves[:i], occluded, *leaves[i + 1 :]]))
 
