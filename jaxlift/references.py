@@ -206,7 +206,7 @@ def _shuffle(letters: Array, random: Array) -> Array:
     tree = trees[(up_to > uniform * up_to[-1]).argmax()]
 
     # Of the equal edges that a tree's edge may be, the first stands for all.
-    edges = (source == jnp.arange(LETTERS)[:, None]) & (target == tree[:, None])
+    edges = (source[None] == jnp.arange(LETTERS)[:, None]) & (target[None] == tree[:, None])
     is_last = jnp.zeros(source.shape, bool).at[edges.argmax(1)].max(edges.any(1) & ~is_root)
     # 64 random bits for each edge: that two are equal, and keep their order, is no concern.
     high, low = random[1:].reshape(2, -1)

@@ -154,7 +154,7 @@ def mutagenesis(fun: Callable[..., Any], options: MutagenesisOptions) -> Explain
 
     >>> import jax.numpy as jnp, jaxlift
     >>> weights = jnp.array([[1.0, 2.0], [0.0, 5.0]])
-    >>> attr = jaxlift.mutagenesis(lambda x: (x * weights).sum((1, 2)))
+    >>> attr = jaxlift.mutagenesis(lambda x: jnp.tensordot(x, weights, 2))
     >>> attr(jnp.array([[[1.0, 0.0], [0.0, 1.0]]]))
     Array([[[ 0.,  1.],
             [-5.,  0.]]], dtype=float32)
