@@ -52,7 +52,7 @@ def test_names_the_activation(after):
     def fun(x):
         return after(x[::-1] + jnp.tanh(3 * x)) + jnp.log(jnp.exp(x).sum())
 
-    report = jaxlift.check(fun, np.float32([0.5, 0.2]), np.float32([0.1, 0.1]), rule=Half())
+    report = jaxlift.check(fun, np.array([0.5, 0.2], np.float32), np.array([0.1, 0.1], np.float32), rule=Half())
     worst = max(report.lines, key=lambda line: abs(line.residual))
     assert worst.operation == "mul tanh"
     assert worst.residual == pytest.approx(report.difference - report.contributions, rel=1e-5)
@@ -62,7 +62,7 @@ def test_original_pooling_loses_the_sum_where_it_does():
     def fun(x):
         return jax.lax.reduce_window(x**3, -jnp.inf, jax.lax.max, (2,), (2,), "VALID").sum()
 
-    x, r = np.float32([1, 2, 3, 4]), np.float32([2, 1, 0, 0])
+    x, r = np.array([1, 2, 3, 4], np.float32), np.array([2, 1, 0, 0], np.float32)
     assert jaxlift.check(fun, x, r).complete
     report = jaxlift.check(fun, x, r, rule=jaxlift.OriginalMaxPooling())
     worst = max(report.lines, key=lambda line: abs(line.residual))
@@ -75,7 +75,7 @@ def model(x):
 
 
 def test_cancellation():
-    x, r = np.float32([[3, 3, 1], [1, 0, 0]]), np.zeros(3, np.float32)
+    x, r = np.array([[3, 3, 1], [1, 0, 0]], np.float32), np.zeros(3, np.float32)
     with pytest.warns(UserWarning, match=r"contributions cancel: .* 6e\+06 times .*float64"):
         scores, delta, cancellation, *_ = jaxlift.attribute(model, target=0, full=True)(x, reference=r)
     assert scores.shape == x.shape

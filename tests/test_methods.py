@@ -52,7 +52,9 @@ class TestIntegratedGradients:
         np.testing.assert_allclose(jax.jit(attr)(X, reference=R), by_pairs(score), rtol=1e-10)
 
     def test_expected_gradients_are_the_mean_over_references(self):
-        each, mean = (jax.jit(jaxlift.integrated_gradients(model, target=1, average=a))(X, reference=R) for a in (0, 1))
+        each, mean = (
+            jax.jit(jaxlift.integrated_gradients(model, target=1, average=a))(X, reference=R) for a in (False, True)
+        )
         np.testing.assert_allclose(mean, np.mean(each, 1), rtol=1e-12)
 
     def test_the_sum_is_missed_by_less_with_more_steps(self):

@@ -110,7 +110,7 @@ def test_the_derivative_at_a_kink_is_jaxs():
 
 
 def test_the_kink_of_a_relu_between_input_and_reference():
-    distances = np.float32([1e-30, 1e-12, 1e-7, 1e-3, 1, 1e3])
+    distances = np.array([1e-30, 1e-12, 1e-7, 1e-3, 1, 1e3], np.float32)
     np.testing.assert_allclose(compiled(jax.nn.relu, distances, -3 * distances, "rescale"), 0.25, rtol=1e-6)
 
 
@@ -138,7 +138,7 @@ def test_activations_of_any_size(rule, activation):
     with jax.enable_x64(True):
         wide = [a.astype(np.float64) for a in (w, v, x, r)]
         exact = compiled(lambda x: activation(x @ wide[0]) @ wide[1], wide[2], wide[3], rule)
-    scales = np.float32([1e-30, 1e-8, 1e-4, 1e6, 1e12])
+    scales = np.array([1e-30, 1e-8, 1e-4, 1e6, 1e12], np.float32)
     for scale, m, change in zip(scales, *map(np.asarray, explain(scales)), strict=True):
         np.testing.assert_allclose(m / scale, exact, rtol=2e-5, atol=2e-5)
         assert np.abs((m * (x - r)).sum() - change) <= 1e-5 * scale * 10
@@ -146,7 +146,7 @@ def test_activations_of_any_size(rule, activation):
 
 def test_no_nan_where_a_derivative_is_infinite():
     for f in (jnp.sqrt, lambda x: x ** jnp.float32(0.5), jnp.cbrt, lambda x: jnp.linalg.norm(x[None])):
-        at_zero, at_one = jax.vmap(lambda x: compiled(f, x, jnp.float32(0), "rescale"))(np.float32([0, 1]))  # noqa: B023
+        at_zero, at_one = jax.vmap(lambda x: compiled(f, x, jnp.float32(0), "rescale"))(np.array([0, 1], np.float32))  # noqa: B023
         assert np.isfinite(at_zero)
         assert at_one == pytest.approx(1.0, rel=1e-6)
 
@@ -159,7 +159,7 @@ def test_infinite_values_that_are_equal_differ_by_zero(rule):
         logits = jnp.where(mask, x, -jnp.inf)
         return jnp.exp(logits - 1).sum() + jnp.maximum(logits, -5).sum()
 
-    x, r = np.float32([0.5, 1, -1]), np.float32([0, 2, 1])
+    x, r = np.array([0.5, 1, -1], np.float32), np.array([0, 2, 1], np.float32)
     m = np.asarray(compiled(fun, x, r, rule))
     assert np.isfinite(m).all()
     plain = jax.jit(fun)
@@ -169,7 +169,7 @@ def test_infinite_values_that_are_equal_differ_by_zero(rule):
 
 @pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
 def test_gradients_of_multipliers_are_finite_near_the_reference(rule):
-    distances = np.float32([0, 1e-20, 1e-9, 1e-5, 1e-2, 1, 100])
+    distances = np.array([0, 1e-20, 1e-9, 1e-5, 1e-2, 1, 100], np.float32)
     for f in (jnp.tanh, jax.nn.gelu, jax.nn.relu, jax.nn.softplus):
         slope = jax.grad(lambda x: multiplier(f, x, jnp.float32(0.3), rule))  # noqa: B023
         assert np.isfinite(jax.jit(jax.vmap(slope))(np.float32(0.3) + distances)).all()
@@ -212,7 +212,7 @@ derived_once.defjvp(lambda x, t: (derived_once(*x), (jnp.cos(x[0]) * x[0] + jnp.
 @pytest.mark.parametrize("f", [cubed, derived_once])
 def test_functions_without_second_derivatives(f):
     """JAX takes no second one forwards where a rule calls a `custom_vjp` function. Multipliers only need the first."""
-    x, r = np.float32(1.5), np.float32(1.5) - np.float32([0, 1e-6, 1e-4, 1e-2, 1])
+    x, r = np.float32(1.5), np.float32(1.5) - np.array([0, 1e-6, 1e-4, 1e-2, 1], np.float32)
     m = jax.vmap(lambda r: multiplier(f, x, r, "rescale"))(r)
     with jax.enable_x64(True):
         wide, wide_r = x.astype(np.float64), r.astype(np.float64)[1:]
@@ -266,8 +266,8 @@ def seeing(what, f, x, r):
 @pytest.mark.parametrize("name", [*TWO_RAYS, *OTHERS])
 def test_two_lines_that_meet_at_zero_are_recognised(name):
     f = (TWO_RAYS | OTHERS)[name]
-    x = np.float32([[3, 1e-10, -2, 0], [0, 5, -1, 2], [-1e-30, 1e30, 1, -1]])
-    r = np.float32([[-1, -1, 1, 0], [2, 0, -3, 1], [1, -1e30, 1, -1]])
+    x = np.array([[3, 1e-10, -2, 0], [0, 5, -1, 2], [-1e-30, 1e30, 1, -1]], np.float32)
+    r = np.array([[-1, -1, 1, 0], [2, 0, -3, 1], [1, -1e30, 1, -1]], np.float32)
     m, seen = seeing("is_two_rays", f, x, r)
     assert seen == [name in TWO_RAYS]
     with_slope = jax.jit(lambda x: (f(x), jax.vjp(f, x)[1](jnp.ones_like(x))[0]))
@@ -314,7 +314,7 @@ def test_parabolas_of_infinities_that_are_equal():
         distance = jnp.where(np.array([True, False, True]), x, jnp.inf)
         return jnp.exp(-jnp.stack([distance**2, distance**2 + 1]).sum(0)).sum()
 
-    x, r = np.float32([0.5, 1, -1]), np.float32([0, 2, 1.5])
+    x, r = np.array([0.5, 1, -1], np.float32), np.array([0, 2, 1.5], np.float32)
     m = np.asarray(compiled(fun, x, r, "rescale"))
     assert m[1] == 0
     plain = jax.jit(fun)
@@ -325,7 +325,7 @@ def test_parabolas_of_infinities_that_are_equal():
 @pytest.mark.parametrize("name", ["tanh", "sigmoid", "relu", "exp"])
 def test_equal_infinities_do_not_differ(name, rule):
     """As masked logits do not; beside them, what differs has its sum."""
-    x, r = np.float32([-np.inf, 1, -np.inf]), np.float32([-np.inf, -2, -np.inf])
+    x, r = np.array([-np.inf, 1, -np.inf], np.float32), np.array([-np.inf, -2, -np.inf], np.float32)
     multipliers = np.asarray(compiled(FUNCTIONS[name], x, r, rule))
     assert np.isfinite(multipliers).all()
     plain = jax.jit(FUNCTIONS[name])
@@ -394,10 +394,10 @@ NOT_FINITE = {
 def test_functions_that_are_finite_everywhere_are_recognised(name):
     """RevealCancel needs no guards where it evaluates them."""
     f = (FINITE | NOT_FINITE)[name]
-    x, r = np.float32([-3, 0.5, 2]), np.float32([1, 2, -0.25])
+    x, r = np.array([-3, 0.5, 2], np.float32), np.array([1, 2, -0.25], np.float32)
     _, seen = seeing("is_total", f, x, r)
     assert seen == [name in FINITE]
     if name in FINITE:
-        ends = np.float32([0, 1e-30, 1e-5, 1, 10, 88, 100, 1e4])
+        ends = np.array([0, 1e-30, 1e-5, 1, 10, 88, 100, 1e4], np.float32)
         with_slope = jax.jit(jax.vmap(jax.value_and_grad(f)))
         assert np.isfinite(with_slope(np.concatenate([ends, -ends]))).all()

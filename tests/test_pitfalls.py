@@ -90,7 +90,7 @@ def test_1_normalisations_take_rescale():
 
 def test_1_a_unit_that_is_on_only_between_is_seen():
     """Off at input and reference, on between: its two parts cancel, and RevealCancel shows them, however large."""
-    w, x, r = np.float32([1e4, -1e4]), np.ones(2, np.float32), np.zeros(2, np.float32)
+    w, x, r = np.array([1e4, -1e4], np.float32), np.ones(2, np.float32), np.zeros(2, np.float32)
     scores = contributions(lambda x: jax.nn.relu(x @ w - 10), x, r)
     np.testing.assert_allclose(scores, [4995.0, -4995.0], rtol=1e-5)
 
@@ -204,7 +204,7 @@ def test_7_numbers_of_any_shape(fun, rule):
 
 def test_8_two_activations_in_a_row_are_one_function():
     """RevealCancel of the whole is the Shapley value of the two parts; layer by layer, as in the original, it isn't."""
-    x, r, w = np.float32([2, 1]), np.zeros(2, np.float32), np.float32([1, -1.5])
+    x, r, w = np.array([2, 1], np.float32), np.zeros(2, np.float32), np.array([1, -1.5], np.float32)
     found = contributions(lambda x: jnp.tanh(jax.nn.relu(x @ w + 0.2)), x, r)
     np.testing.assert_allclose(found, oracles.shapley(lambda x: np.tanh(max(x @ w + 0.2, 0)), x, r), rtol=1e-5)
 
@@ -225,7 +225,7 @@ def test_the_derivative_of_a_custom_jvp_function_with_conversions_is_kept():
         return jnp.round(x.astype(jnp.float16) * 4).astype(x.dtype) / 4
 
     quantised.defjvp(lambda primals, tangents: (quantised(*primals), tangents[0]))
-    *_, m = multipliers(quantised, np.float32([0.3, 1, -2]), np.float32([0.3, 0.2, 1]), "rescale")
+    *_, m = multipliers(quantised, np.array([0.3, 1, -2], np.float32), np.array([0.3, 0.2, 1], np.float32), "rescale")
     np.testing.assert_allclose(m, [1, 0.75 / 0.8, 1], rtol=1e-6)
 
 

@@ -210,10 +210,10 @@ def test_medians_and_sorted_rows_share():
 
 def test_sorting_keeps_what_revealcancel_knows_of_parts():
     """A sort that changes nothing's place: the scores are those without it, of whose sums the parts are."""
-    x, r, weights = np.array([1.0, 2, 3]), np.array([-1.0, 0, 1]), np.float32([[1.0, -2, 4], [-3, 5, 1]]).T
+    x, r, weights = np.array([1.0, 2, 3]), np.array([-1.0, 0, 1]), np.array([[1.0, -2, 4], [-3, 5, 1]], np.float32).T
 
     def model(x, order):
-        return jax.nn.relu(order(x @ weights * np.float32([1, 100]))).sum()
+        return jax.nn.relu(order(x @ weights * np.array([1, 100], np.float32))).sum()
 
     plain = contributions(lambda x: model(x, lambda h: h), x, r, rule="revealcancel")
     assert not np.allclose(plain, contributions(lambda x: model(x, lambda h: h), x, r))
