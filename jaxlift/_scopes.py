@@ -13,13 +13,13 @@ def scoped(module: Any) -> Any:
     By these scopes `jaxlift.PerLayer` chooses a rule for a layer. NNX modules open none; Linen's and Haiku's do. The
     module itself stays as it is, and the copy has its parameters and state.
 
-    >>> import jax.numpy as jnp, jaxlift
+    >>> import jax, jax.numpy as jnp, jaxlift
     >>> from flax import nnx
     >>> model = nnx.Sequential(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), nnx.relu, nnx.Linear(3, 2, rngs=nnx.Rngs(1)))
     >>> rule = jaxlift.PerLayer(
     ...     dense="epsilon_lrp", conv="epsilon_lrp", default="epsilon_lrp", scopes={"layers/0": "z_plus_lrp"}
     ... )
-    >>> jaxlift.attribute(jaxlift.scoped(model), rule=rule, target=0)(jnp.ones((1, 4))).shape
+    >>> jax.jit(jaxlift.attribute(jaxlift.scoped(model), rule=rule, target=0))(jnp.ones((1, 4))).shape
     (1, 4)
 
     A module's scope is its path from the module that calls it: ``blocks/0`` and, within, ``blocks/0/dense``.

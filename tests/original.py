@@ -84,6 +84,16 @@ class Oracle:
         return apply
 
 
+def _like(x, weight):
+    """A weight of the last axes, with the axes before them."""
+    return jnp.expand_dims(weight, range(x.ndim - weight.ndim))
+
+
+def _dense(given, config, weights):
+    y = given[0] @ weights["kernel"]
+    return y + _like(y, weights["bias"])
+
+
 def _conv(given, config, weights):
     rank = given[0].ndim - 2
     letters = "HWD"[:rank]
@@ -91,7 +101,7 @@ def _conv(given, config, weights):
     y = lax.conv_general_dilated(
         given[0], weights["kernel"], config["strides"], config["padding"].upper(), dimension_numbers=numbers
     )
-    return y + weights["bias"]
+    return y + _like(y, weights["bias"])
 
 
 def _max_pool(given, config, weights):
@@ -109,13 +119,15 @@ def _avg_pool(given, config, weights):
 
 
 def _batch_norm(given, config, weights):
+    [x] = given
+    weights = {name: _like(x, weight) for name, weight in weights.items()}
     scale = weights["gamma"] / jnp.sqrt(weights["moving_variance"] + config["epsilon"])
-    return (given[0] - weights["moving_mean"]) * scale + weights["beta"]
+    return (x - weights["moving_mean"]) * scale + weights["beta"]
 
 
 def _prelu(given, config, weights):
     [x] = given
-    return jnp.where(x > 0, x, weights["alpha"] * x)
+    return jnp.where(x > 0, x, _like(x, weights["alpha"]) * x)
 
 
 ACTIVATIONS = {
@@ -128,7 +140,7 @@ ACTIVATIONS = {
 }
 
 LAYERS = {
-    "Dense": lambda given, config, weights: given[0] @ weights["kernel"] + weights["bias"],
+    "Dense": _dense,
     "Conv1D": _conv,
     "Conv2D": _conv,
     "MaxPooling1D": _max_pool,

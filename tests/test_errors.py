@@ -2,12 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import lax
 
 import jaxlift
 
-X = jnp.arange(12.0).reshape(4, 3)
+X = jnp.asarray(np.arange(12, dtype=np.float32).reshape(4, 3))
 R = jnp.zeros(3)
 
 

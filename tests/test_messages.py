@@ -13,9 +13,9 @@ from jax.ad_checkpoint import checkpoint_name
 import jaxlift
 from jaxlift import metrics, references
 
-X, R, KEY = jnp.arange(12.0).reshape(4, 3), jnp.zeros(3), jax.random.key(0)
+X, R, KEY = jnp.asarray(np.arange(12, dtype=np.float32).reshape(4, 3)), jnp.zeros(3), jax.random.key(0)
 W = jnp.ones((3, 2))
-DNA = jax.nn.one_hot(jnp.array([[0, 1, 2, 3, 3], [2, 2, 1, 0, 3]]), 4)
+DNA = jnp.asarray(np.eye(4, dtype=np.float32)[[[0, 1, 2, 3, 3], [2, 2, 1, 0, 3]]])
 CHANNELS_FIRST = DNA.transpose(0, 2, 1)
 
 
@@ -175,7 +175,7 @@ CASES = {
     ),
     "NNX dropout": (lambda: attr(WithDropout())(X, reference=R), TypeError, ["random numbers", "model.eval()"]),
     "batch statistics": (
-        lambda: attr(lambda x: (x - x.mean(0)).sum(1))(X, reference=R),
+        lambda: attr(lambda x: (x - x.mean(0, keepdims=True)).sum(1))(X, reference=R),
         ValueError,
         ["depend on the other examples", "model.eval()", "use_running_average=True", "inference_mode"],
     ),
@@ -346,10 +346,10 @@ def test_sequences_with_unknown_letters_are_one_hot(letters):
 
 def test_channels_first_where_it_is_said():
     for axis in (0, -2):
-        found = attr(lambda x: jnp.tanh(x[:, 0].sum(1)), output="hypothetical", channel_axis=axis)(
-            CHANNELS_FIRST, reference=CHANNELS_FIRST[0]
-        )
-        expected = attr(lambda x: jnp.tanh(of_dna(x)), output="hypothetical")(DNA, reference=DNA[0])
+        channels_first = attr(lambda x: jnp.tanh(x[:, 0].sum(1)), output="hypothetical", channel_axis=axis)
+        found = jax.jit(channels_first)(CHANNELS_FIRST, reference=CHANNELS_FIRST[0])
+        channels_last = attr(lambda x: jnp.tanh(of_dna(x)), output="hypothetical")
+        expected = jax.jit(channels_last)(DNA, reference=DNA[0])
         np.testing.assert_allclose(found, expected.transpose(0, 2, 1), rtol=1e-6, atol=1e-7)
 
 
@@ -370,33 +370,35 @@ class TestTokens:
     @pytest.mark.parametrize("method", [jaxlift.attribute, jaxlift.integrated_gradients, jaxlift.shapley])
     def test_below_a_layer(self, method):
         options = {"groups": np.arange(3)[:, None]} if method is jaxlift.shapley else {}
-        found = method(self.model, layer="embedded", **options)(self.tokens, reference=self.reference)
-        above = lambda e: jnp.tanh(e.sum(1)).sum(1)  # noqa: E731
-        expected = method(above, **options)(self.embedding[self.tokens], reference=self.embedding[self.reference])
+        found = jax.jit(method(self.model, layer="embedded", **options))(self.tokens, reference=self.reference)
+        above = jax.jit(method(lambda e: jnp.tanh(e.sum(1)).sum(1), **options))
+        expected = above(self.embedding[self.tokens], reference=self.embedding[self.reference])
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
     @pytest.mark.parametrize("rule", ["revealcancel", "gradient"])
     def test_below_a_layer_by_other_rules(self, rule):
         attr = jaxlift.attribute(self.model, layer="embedded", rule=rule, full=True)
-        found = attr(self.tokens, reference=self.reference)
+        found = jax.jit(attr)(self.tokens, reference=self.reference)
         assert found.scores.shape == (2, 3, 5)
         if rule == "revealcancel":
             np.testing.assert_allclose(found.delta, 0, atol=1e-5)
 
     @pytest.mark.parametrize("method", [jaxlift.occlusion, jaxlift.shapley])
     def test_by_changes(self, method):
-        found = method(self.model)(self.tokens, reference=self.reference)
+        found = jax.jit(method(self.model))(self.tokens, reference=self.reference)
         assert jnp.issubdtype(found.dtype, jnp.floating)
-        as_floats = method(lambda t: self.model(t.astype(int)))
-        np.testing.assert_allclose(
-            found, as_floats(self.tokens.astype(float), reference=jnp.zeros(3)), rtol=1e-6, atol=1e-6
-        )
+        of_floats = jax.jit(method(lambda t: self.model(t.astype(int))))
+        expected = of_floats(np.float32(self.tokens), reference=np.zeros(3, np.float32))
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
 
     def test_metrics(self):
-        scores = jaxlift.occlusion(self.model)(self.tokens, reference=self.reference)
-        curve = metrics.deletion(self.model, self.tokens, scores, reference=self.reference, steps=3)
-        np.testing.assert_allclose(curve[:, 0], self.model(self.tokens), rtol=1e-6)
-        np.testing.assert_allclose(curve[:, -1], self.model(jnp.zeros((2, 3), int)), rtol=1e-6)
+        @jax.jit
+        def curve_and_ends(tokens, reference):
+            scores = jaxlift.occlusion(self.model)(tokens, reference=reference)
+            curve = metrics.deletion(self.model, tokens, scores, reference=reference, steps=3)
+            return curve[:, (0, -1)], jnp.stack([self.model(tokens), self.model(jnp.zeros((2, 3), int))], 1)
+
+        np.testing.assert_allclose(*curve_and_ends(self.tokens, self.reference), rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -33,29 +33,34 @@ def by_pairs(score):
     return np.stack([[score(x, r) for r in R] for x in X])
 
 
+compiled_model = jax.jit(model)
+
+
 def value(x):
-    return float(model(jnp.asarray(x)[None])[0, 1])
+    return float(compiled_model(x[None])[0, 1])
 
 
 @pytest.mark.usefixtures("x64")
 class TestIntegratedGradients:
     def test_the_midpoint_rule(self):
+        gradient = jax.jit(jax.grad(lambda x: model(x[None])[0, 1]))
+
         def score(x, r):
-            gradient = jax.grad(lambda x: model(x[None])[0, 1])
-            return sum(gradient(r + (k + 0.5) / 7 * (x - r)) for k in range(7)) / 7 * (x - r)
+            return sum(np.asarray(gradient(r + (k + 0.5) / 7 * (x - r))) for k in range(7)) / 7 * (x - r)
 
         attr = jaxlift.integrated_gradients(model, steps=7, target=1, average=False)
-        np.testing.assert_allclose(attr(X, reference=R), by_pairs(score), rtol=1e-10)
+        np.testing.assert_allclose(jax.jit(attr)(X, reference=R), by_pairs(score), rtol=1e-10)
 
     def test_expected_gradients_are_the_mean_over_references(self):
-        each = jaxlift.integrated_gradients(model, target=1, average=False)(X, reference=R)
-        mean = jaxlift.integrated_gradients(model, target=1)(X, reference=R)
-        np.testing.assert_allclose(mean, each.mean(1), rtol=1e-12)
+        each, mean = (
+            jax.jit(jaxlift.integrated_gradients(model, target=1, average=a))(X, reference=R) for a in (False, True)
+        )
+        np.testing.assert_allclose(mean, np.mean(each, 1), rtol=1e-12)
 
     def test_the_sum_is_missed_by_less_with_more_steps(self):
         def missed(steps):
             attr = jaxlift.integrated_gradients(model, steps=steps, target=1, full=True)
-            return np.abs(attr(X, reference=R)[1]).max()
+            return np.abs(jax.jit(attr)(X, reference=R).delta).max()
 
         assert missed(400) < missed(40) / 90  # the error of the midpoint rule falls with the square
         assert missed(400) < 1e-5
@@ -68,9 +73,8 @@ class TestIntegratedGradients:
         assert memory(100) <= memory(2) + 100 * 8  # the fractions themselves
 
     def test_stop_gradient_is_what_it_is_in_jax(self):
-        found = jaxlift.integrated_gradients(lambda x: (x * jax.lax.stop_gradient(x)).sum(1), steps=20)(
-            X, reference=R[0]
-        )
+        attr = jaxlift.integrated_gradients(lambda x: (x * jax.lax.stop_gradient(x)).sum(1), steps=20)
+        found = jax.jit(attr)(X, reference=R[0])
         np.testing.assert_allclose(found, (X - R[0]) * (X + R[0]) / 2, rtol=1e-12)
 
 
@@ -97,7 +101,7 @@ class TestOcclusion:
         def score(x, r):
             return [value(x) - value(np.where(np.arange(4) == i, r, x)) for i in range(4)]
 
-        attr = jaxlift.occlusion(model, target=1, average=False)
+        attr = jax.jit(jaxlift.occlusion(model, target=1, average=False))
         np.testing.assert_allclose(attr(X, reference=R), by_pairs(score), rtol=1e-10)
 
     @pytest.mark.parametrize(
@@ -106,7 +110,7 @@ class TestOcclusion:
     def test_windows(self, window, strides):
         images, reference = RNG.normal(size=(2, 5, 4)), RNG.normal(size=(5, 4))
         weights = RNG.normal(size=(5, 4))
-        fun = lambda x: jnp.tanh(x * weights).sum((1, 2)) * x[:, 0, 0]  # noqa: E731
+        fun = jax.jit(lambda x: jnp.tanh(x * weights[None]).sum((1, 2)) * x[:, 0, 0])
 
         def score(x):
             total, count = np.zeros((5, 4)), np.zeros((5, 4))
@@ -120,13 +124,13 @@ class TestOcclusion:
             return total / count
 
         attr = jaxlift.occlusion(fun, window=window, strides=strides, chunk=5)
-        np.testing.assert_allclose(attr(images, reference=reference), [score(x) for x in images], rtol=1e-10)
+        np.testing.assert_allclose(jax.jit(attr)(images, reference=reference), [score(x) for x in images], rtol=1e-10)
 
     def test_pytrees(self):
         fun = lambda x: (x["a"] * x["b"].sum((1, 2))[:, None]).sum(1)  # noqa: E731
         x = {"a": RNG.normal(size=(2, 3)), "b": RNG.normal(size=(2, 2, 2))}
-        reference = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), x)
-        found = jaxlift.occlusion(fun, window={"a": (1,), "b": (2, 2)})(x, reference=reference)
+        reference = jax.tree.map(lambda leaf: np.zeros_like(leaf[0]), x)
+        found = jax.jit(jaxlift.occlusion(fun, window={"a": (1,), "b": (2, 2)}))(x, reference=reference)
         np.testing.assert_allclose(found["a"], x["a"] * x["b"].sum((1, 2))[:, None], rtol=1e-10)
         np.testing.assert_allclose(found["b"], np.broadcast_to(fun(x)[:, None, None], (2, 2, 2)), rtol=1e-10)
 
@@ -160,8 +164,8 @@ class TestMutagenesis:
     def test_all_single_changes(self, channel_axis):
         sequences = np.moveaxis(np.eye(3)[[[0, 2, 1, 0], [1, 1, 2, 0]]], -1, channel_axis % 2 + 1)
         weights = RNG.normal(size=sequences.shape[1:])
-        fun = lambda x: jnp.tanh((x * weights).sum((1, 2)))  # noqa: E731
-        attr = jaxlift.mutagenesis(fun, channel_axis=channel_axis, chunk=7)
+        fun = jax.jit(lambda x: jnp.tanh((x * weights[None]).sum((1, 2))))
+        attr = jax.jit(jaxlift.mutagenesis(fun, channel_axis=channel_axis, chunk=7))
         expected = np.zeros_like(sequences)
         for n, sequence in enumerate(sequences):
             for i in range(4):
@@ -221,24 +225,25 @@ class TestShapley:
     def test_groups_of_positions(self):
         x, r = RNG.normal(size=(2, 5, 4)), np.zeros((5, 4))
         fun = lambda x: jnp.tanh(x.sum(2)).prod(1)  # noqa: E731
-        found = jaxlift.shapley(fun, groups=np.arange(5)[:, None])(x, reference=r)
+        attr = jax.jit(jaxlift.shapley(fun, groups=np.arange(5)[:, None]))
+        found = np.asarray(attr(x, reference=r))
         np.testing.assert_allclose(found[..., 0], found[..., 3], rtol=1e-12)
-        np.testing.assert_allclose(found.sum((1, 2)), fun(x) - fun(r[None]), rtol=1e-9)
+        np.testing.assert_allclose(found.sum((1, 2)), np.tanh(x.sum(2)).prod(1), rtol=1e-9)  # from 0
 
     def test_pytrees(self):
         fun = lambda x: x["a"][:, 0] * x["b"][:, 0, 1] + x["a"][:, 1]  # noqa: E731
-        x = {"a": jnp.array([[2.0, 3.0]]), "b": jnp.array([[[1.0, 4.0]]])}
-        reference = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), x)
-        found = jaxlift.shapley(fun)(x, reference=reference)
+        x = {"a": np.array([[2.0, 3.0]]), "b": np.array([[[1.0, 4.0]]])}
+        reference = jax.tree.map(lambda leaf: np.zeros_like(leaf[0]), x)
+        found = jax.jit(jaxlift.shapley(fun))(x, reference=reference)
         np.testing.assert_allclose(found["a"], [[4.0, 3.0]], rtol=1e-12)
         np.testing.assert_allclose(found["b"], [[[0.0, 4.0]]], atol=1e-12)
 
     def test_drawn_orders_tend_to_the_enumerated_values_within_their_error(self):
-        exact = jaxlift.shapley(model, target=1)(X, reference=R[0])
+        exact = np.asarray(jax.jit(jaxlift.shapley(model, target=1))(X, reference=R[0]))
         previous = np.inf
         for samples in (20, 320):
             attr = jaxlift.shapley(model, target=1, samples=samples, full=True)
-            drawn, delta, *_, error = jax.jit(attr)(X, reference=R[0])
+            drawn, delta, *_, error = map(np.asarray, jax.jit(attr)(X, reference=R[0]))
             np.testing.assert_allclose(delta, 0, atol=1e-12)
             off = np.abs(drawn - exact)
             assert (off <= 4 * error + 1e-12).all()
@@ -248,7 +253,7 @@ class TestShapley:
     def test_the_standard_error_is_that_of_the_mean_of_draws(self):
         """Against draws one by one, each of two orders that are each other's reverse."""
         keys = jax.random.split(jax.random.key(5), 6)
-        ranks = [np.asarray(jax.random.permutation(key, 4)) for key in keys]
+        ranks = np.asarray(jax.jit(jax.vmap(lambda key: jax.random.permutation(key, 4)))(keys))
 
         def effects(x, r, rank):
             features, v = np.argsort(rank), [value(np.where(rank < k, x, r)) for k in range(5)]
@@ -258,14 +263,14 @@ class TestShapley:
 
         draws = np.array([[(effects(x, R[0], k) + effects(x, R[0], 3 - k)) / 2 for k in ranks] for x in X])
         attr = jaxlift.shapley(model, target=1, samples=6, full=True, key=jax.random.key(5))
-        drawn, *_, error = attr(X, reference=R[0])
+        drawn, *_, error = jax.jit(attr)(X, reference=R[0])
         np.testing.assert_allclose(drawn, draws.mean(1), rtol=1e-10)
         np.testing.assert_allclose(error, draws.std(1, ddof=1) / np.sqrt(6), rtol=1e-8)
 
     @pytest.mark.parametrize("samples", [None, 4])
     def test_one_feature(self, samples):
         fun = lambda x: jnp.exp(x[:, 0])  # noqa: E731
-        found = jaxlift.shapley(fun, samples=samples)(jnp.ones((2, 1)), reference=jnp.zeros(1))
+        found = jax.jit(jaxlift.shapley(fun, samples=samples))(np.ones((2, 1)), reference=np.zeros(1))
         np.testing.assert_allclose(found, np.full((2, 1), np.e - 1), rtol=1e-12)
 
     @pytest.mark.parametrize(
@@ -297,9 +302,9 @@ IMAGES = RNG.normal(size=(2, 8, 6, 2))
 @pytest.mark.usefixtures("x64")
 class TestGradCam:
     def test_against_a_direct_computation(self):
-        maps = jaxlift.below(cnn, "maps")(IMAGES)
-        gradient = jax.grad(lambda maps: (jnp.tanh(maps.mean((1, 2))) @ RNG_OUT)[:, 2].sum())(maps)
-        importance = gradient.mean((1, 2))
+        maps = np.asarray(jax.jit(jaxlift.below(cnn, "maps"))(IMAGES))
+        above = maps.mean((1, 2))
+        importance = (1 - np.tanh(above @ np.eye(5)) ** 2) * RNG_OUT[:, 2] / (4 * 3)  # of the mean, at each place
         expected = np.maximum(np.einsum("nhwc,nc->nhw", maps, importance), 0)
         found = jax.jit(jaxlift.grad_cam(cnn, layer="maps", target=2))(IMAGES)
         np.testing.assert_allclose(found, expected, rtol=1e-10)
@@ -310,27 +315,33 @@ class TestGradCam:
     def test_guided(self, target):
         target = np.array(target) if isinstance(target, list) else target
         found = jax.jit(jaxlift.guided_grad_cam(cnn, layer="maps", target=target))(IMAGES)
-        maps = jaxlift.grad_cam(cnn, layer="maps", target=target)(IMAGES)
-        details = jaxlift.attribute(cnn, rule="guided_backprop", output="multipliers", target=target)(IMAGES)
-        resized = jax.image.resize(maps, details.shape[:-1], "linear")
-        np.testing.assert_allclose(found, details * resized[..., None], rtol=1e-10)
+
+        @jax.jit
+        def expected(images):
+            maps = jaxlift.grad_cam(cnn, layer="maps", target=target)(images)
+            details = jaxlift.attribute(cnn, rule="guided_backprop", output="multipliers", target=target)(images)
+            return details * jax.image.resize(maps, details.shape[:-1], "linear")[..., None]
+
+        np.testing.assert_allclose(found, expected(IMAGES), rtol=1e-10)
 
     def test_channels_elsewhere(self):
         fun = lambda x: checkpoint_name(jax.nn.relu(x), "maps").mean((2, 3)) @ RNG_OUT[:2]  # noqa: E731
-        first = jnp.moveaxis(IMAGES, -1, 1)
-        found = jaxlift.grad_cam(fun, layer="maps", target=0, channel_axis=0)(first)
+        first = np.moveaxis(IMAGES, -1, 1)
+        found = jax.jit(jaxlift.grad_cam(fun, layer="maps", target=0, channel_axis=0))(first)
         importance = RNG_OUT[:2, 0] / (8 * 6)
-        expected = np.maximum((np.maximum(first, 0) * importance[:, None, None]).sum(1), 0)
+        expected = np.maximum((np.maximum(first, 0) * importance[None, :, None, None]).sum(1), 0)
         np.testing.assert_allclose(found, expected, rtol=1e-12)
-        guided = jaxlift.guided_grad_cam(fun, layer="maps", target=0, channel_axis=0)(first)
+        guided = jax.eval_shape(jaxlift.guided_grad_cam(fun, layer="maps", target=0, channel_axis=0), first)
         assert guided.shape == first.shape
 
     def test_full(self):
         """A map has outputs, but no sum."""
+        output = jax.jit(cnn)(IMAGES)[:, 1]
         for method in (jaxlift.grad_cam, jaxlift.guided_grad_cam):
-            found = method(cnn, layer="maps", target=1, full=True)(IMAGES)
-            np.testing.assert_array_equal(found.scores, method(cnn, layer="maps", target=1)(IMAGES))
-            np.testing.assert_allclose(found.output, cnn(IMAGES)[:, 1], rtol=1e-12)
+            found = jax.jit(method(cnn, layer="maps", target=1, full=True))(IMAGES)
+            scores = jax.jit(method(cnn, layer="maps", target=1))(IMAGES)
+            np.testing.assert_allclose(found.scores, scores, rtol=1e-12)
+            np.testing.assert_allclose(found.output, output, rtol=1e-12)
             assert found.delta is found.cancellation is found.standard_error is None
 
     def test_errors(self):
@@ -346,32 +357,35 @@ class TestOneSignature:
     """What `attribute` takes, all take."""
 
     def test_linear_models_have_one_explanation(self, name):
-        attr = METHODS[name](lambda x: x @ W[:, :3], target=1)
+        attr = jax.jit(METHODS[name](lambda x: x @ W[:, :3], target=1))
         np.testing.assert_allclose(attr(X, reference=R[0]), (X - R[0]) * W[:, 1], rtol=1e-9)
 
     def test_targets(self, name):
-        method = METHODS[name]
-        every = method(model, target="all")(X, reference=R[0])
+        def scores(target):
+            return np.asarray(jax.jit(METHODS[name](model, target=target))(X, reference=R[0]))
+
+        every = scores("all")
         assert every.shape == (3, 3, 4)
-        each = method(model, target=np.array([2, 0, 1]))(X, reference=R[0])
-        np.testing.assert_allclose(each, every[np.arange(3), [2, 0, 1]], rtol=1e-9)
-        contrast = method(model, target=np.array([1.0, -1.0, 0.0]))(X, reference=R[0])
+        np.testing.assert_allclose(scores(np.array([2, 0, 1])), every[np.arange(3), [2, 0, 1]], rtol=1e-9)
+        contrast = scores(np.array([1.0, -1.0, 0.0]))
         np.testing.assert_allclose(contrast, every[:, 0] - every[:, 1], rtol=1e-9, atol=1e-12)
 
     def test_transformations(self, name):
         attr = METHODS[name](model, target=1)
         expected = attr(X, reference=R[0])
-        np.testing.assert_allclose(jax.jit(attr)(X, reference=R[0]), expected, rtol=1e-9)
-        mapped = jax.vmap(lambda r: attr(X, reference=r))(R)
+        compiled = jax.jit(attr)
+        np.testing.assert_allclose(compiled(X, reference=R[0]), expected, rtol=1e-9)
+        mapped = jax.jit(jax.vmap(lambda r: attr(X, reference=r)))(R)
         np.testing.assert_allclose(mapped[0], expected, rtol=1e-9)
-        slope = jax.jvp(lambda x: attr(x, reference=R[0]), (X,), (np.ones_like(X),))[1]
-        near = [attr(X + step, reference=R[0]) for step in (1e-5, -1e-5)]
+        slope = jax.jit(lambda x: jax.jvp(lambda x: attr(x, reference=R[0]), (x,), (np.ones_like(X),))[1])(X)
+        near = [np.asarray(compiled(X + step, reference=R[0])) for step in (1e-5, -1e-5)]
         np.testing.assert_allclose(slope, (near[0] - near[1]) / 2e-5, rtol=1e-5, atol=1e-7)
 
     def test_pairs_and_what_is_not_finite(self, name):
         method = METHODS[name]
-        paired = method(model, target=1, pairing="paired")(X[:2], reference=R)
-        one = [method(model, target=1)(X[i : i + 1], reference=R[i])[0] for i in range(2)]
+        paired = jax.jit(method(model, target=1, pairing="paired"))(X[:2], reference=R)
+        alone = jax.jit(method(model, target=1))
+        one = [alone(X[i : i + 1], reference=R[i])[0] for i in range(2)]
         np.testing.assert_allclose(paired, one, rtol=1e-9)
         broken = X.copy()
         broken[1, 2] = np.nan
@@ -380,6 +394,6 @@ class TestOneSignature:
         assert np.isnan(found).all(1).tolist() == [False, True, False]
 
     def test_parameters_pass_through(self, name):
-        attr = METHODS[name](lambda params, x: jnp.tanh(x @ params).sum(1), argnums=1)
-        expected = METHODS[name](lambda x: jnp.tanh(x @ W).sum(1))(X, reference=R[0])
+        attr = jax.jit(METHODS[name](lambda params, x: jnp.tanh(x @ params).sum(1), argnums=1))
+        expected = jax.jit(METHODS[name](lambda x: jnp.tanh(x @ W).sum(1)))(X, reference=R[0])
         np.testing.assert_allclose(attr(W, X, reference=R[0]), expected, rtol=1e-9)

@@ -38,6 +38,11 @@ def multiplier(f, x, r, rule):
     return pullback(jnp.ones_like(y))
 
 
+def compiled(f, x, r, rule):
+    """The same as one program, where JAX's own operation by operation says no more."""
+    return jax.jit(lambda x, r: multiplier(f, x, r, rule))(x, r)
+
+
 @pytest.fixture(scope="module")
 def grid():
     """References in all ranges, with differences from 0 to 1e3 of either sign, exactly representable in float32."""
@@ -54,9 +59,9 @@ def grid():
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_multipliers_are_those_of_float64(name, rule, grid):
     f, (x, r) = FUNCTIONS[name], grid
-    actual = np.asarray(jax.jit(lambda x, r: multiplier(f, x, r, rule))(x, r), np.float64)
+    actual = np.asarray(compiled(f, x, r, rule), np.float64)
     with jax.enable_x64(True):
-        exact = np.asarray(jax.jit(lambda x, r: multiplier(f, x, r, rule))(x.astype(np.float64), r.astype(np.float64)))
+        exact = np.asarray(compiled(f, x.astype(np.float64), r.astype(np.float64), rule))
     overflows = {"exp": (-np.inf, 87), "softplus by hand": (-np.inf, 87), "sigmoid by hand": (-87, 87)}
     low, high = overflows.get(name, (-np.inf, np.inf))
     finite = (np.minimum(x, r) > low) & (np.maximum(x, r) < high)
@@ -74,10 +79,11 @@ def test_multipliers_are_those_of_float64(name, rule, grid):
 @pytest.mark.parametrize("name", ["tanh", "sigmoid", "relu", "gelu erf", "elu"])
 def test_references_that_are_much_larger_than_the_input(name, rule):
     """And inputs much larger than the reference: what is missing is no more than the rounding of their difference."""
-    f = FUNCTIONS[name]
+    f = jax.jit(FUNCTIONS[name])
     small, large = (side.ravel().astype(np.float32) for side in np.meshgrid([0.5, -0.7, 2], [-1e4, -1e6, -1e9]))
+    explain = jax.jit(lambda x, r: multiplier(f, x, r, rule))
     for x, r in ((small, large), (large, small)):
-        m = multiplier(f, x, r, rule)
+        m = explain(x, r)
         error = np.abs(np.asarray(m, np.float64) * (x - r) - (np.asarray(f(x), np.float64) - f(r)))
         assert (error <= 1e-7 * np.abs(x - r)).all()
 
@@ -88,59 +94,61 @@ def test_contributions_are_complete_to_rounding(name, grid):
     f, (x, r) = FUNCTIONS[name], grid
     near = (np.abs(x) < 80) & (np.abs(r) < 80)
     x, r = x[near], r[near]
-    m = jax.jit(lambda x, r: multiplier(f, x, r, "rescale"))(x, r)
-    y, y_ref = f(x), f(r)
-    conditioned = [np.abs(value) + np.abs(end * jax.vmap(jax.grad(f))(end)) for value, end in ((y, x), (y_ref, r))]
+    m = np.asarray(compiled(f, x, r, "rescale"))
+    with_slope = jax.jit(jax.vmap(jax.value_and_grad(f)))
+    (y, slope), (y_ref, slope_ref) = (map(np.asarray, with_slope(end)) for end in (x, r))
+    conditioned = [np.abs(y) + np.abs(x * slope), np.abs(y_ref) + np.abs(r * slope_ref)]
     scale = sum(conditioned) + (np.abs(x) + np.abs(r) if name in LOST_TAILS else 0)
     assert (np.abs(m * (x - r) - (y - y_ref)) <= 1e-6 * scale + 1e-37).all()
 
 
 def test_the_derivative_at_a_kink_is_jaxs():
     for f, expected in ((jax.nn.relu, 0.0), (lambda x: jnp.maximum(x, 0), 0.5), (jnp.abs, 1.0)):
-        zero = jnp.float32(0)
-        assert multiplier(f, zero, zero, "rescale") == jax.grad(f)(zero) == expected
-        assert multiplier(f, zero, zero, "revealcancel") == expected
+        zero = np.float32(0)
+        assert compiled(f, zero, zero, "rescale") == jax.jit(jax.grad(f))(zero) == expected
+        assert compiled(f, zero, zero, "revealcancel") == expected
 
 
-@pytest.mark.parametrize("distance", [1e-30, 1e-12, 1e-7, 1e-3, 1.0, 1e3])
-def test_the_kink_of_a_relu_between_input_and_reference(distance):
-    x, r = jnp.float32(distance), jnp.float32(-3 * distance)
-    assert multiplier(jax.nn.relu, x, r, "rescale") == pytest.approx(0.25, rel=1e-6)
+def test_the_kink_of_a_relu_between_input_and_reference():
+    distances = np.array([1e-30, 1e-12, 1e-7, 1e-3, 1, 1e3], np.float32)
+    np.testing.assert_allclose(compiled(jax.nn.relu, distances, -3 * distances, "rescale"), 0.25, rtol=1e-6)
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1e-8, 1e-4, 1e6, 1e12])
 @pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
 @pytest.mark.parametrize("activation", [jax.nn.relu, jnp.tanh, jax.nn.gelu])
-def test_activations_of_any_size(scale, rule, activation):
+def test_activations_of_any_size(rule, activation):
     """Where activations are of this size, multipliers are as good as those of the same network with activations of size
     1.
     """
     rng = np.random.default_rng(1)
     w, v = rng.normal(size=(6, 8)).astype(np.float32), rng.normal(size=8).astype(np.float32)
     x, r = rng.normal(size=(2, 6)).astype(np.float32)
-    scale = np.float32(scale)
 
-    def fun(x):
-        return (
-            (activation(x @ w) * scale).astype(jnp.float32) @ v
-            if activation is not jax.nn.relu
-            else activation(x @ w * scale) @ v
-        )
+    def fun(x, scale):
+        if activation is jax.nn.relu:
+            return activation(x @ w * scale) @ v
+        return (activation(x @ w) * scale) @ v
 
-    m = multiplier(fun, x, r, rule)
+    @jax.jit
+    @jax.vmap
+    def explain(scale):
+        (y, y_ref), pullback = jaxlift.vjp(lambda x: fun(x, scale), x, r, rule=rule)
+        return pullback(jnp.ones_like(y)), y - y_ref
+
     with jax.enable_x64(True):
         wide = [a.astype(np.float64) for a in (w, v, x, r)]
-        exact = multiplier(lambda x: activation(x @ wide[0]) @ wide[1], wide[2], wide[3], rule)
-    np.testing.assert_allclose(m / scale, exact, rtol=2e-5, atol=2e-5)
-    assert np.abs((m * (x - r)).sum() - (fun(x) - fun(r))) <= 1e-5 * scale * 10
+        exact = compiled(lambda x: activation(x @ wide[0]) @ wide[1], wide[2], wide[3], rule)
+    scales = np.array([1e-30, 1e-8, 1e-4, 1e6, 1e12], np.float32)
+    for scale, m, change in zip(scales, *map(np.asarray, explain(scales)), strict=True):
+        np.testing.assert_allclose(m / scale, exact, rtol=2e-5, atol=2e-5)
+        assert np.abs((m * (x - r)).sum() - change) <= 1e-5 * scale * 10
 
 
 def test_no_nan_where_a_derivative_is_infinite():
     for f in (jnp.sqrt, lambda x: x ** jnp.float32(0.5), jnp.cbrt, lambda x: jnp.linalg.norm(x[None])):
-        zero = jnp.float32(0)
-        assert jnp.isfinite(multiplier(f, zero, zero, "rescale"))
-        one = jnp.float32(1)
-        assert multiplier(f, one, zero, "rescale") == pytest.approx(1.0, rel=1e-6)
+        at_zero, at_one = jax.vmap(lambda x: compiled(f, x, jnp.float32(0), "rescale"))(np.array([0, 1], np.float32))  # noqa: B023
+        assert np.isfinite(at_zero)
+        assert at_one == pytest.approx(1.0, rel=1e-6)
 
 
 @pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
@@ -151,37 +159,38 @@ def test_infinite_values_that_are_equal_differ_by_zero(rule):
         logits = jnp.where(mask, x, -jnp.inf)
         return jnp.exp(logits - 1).sum() + jnp.maximum(logits, -5).sum()
 
-    x, r = jnp.array([0.5, 1.0, -1.0]), jnp.array([0.0, 2.0, 1.0])
-    m = multiplier(fun, x, r, rule)
-    assert jnp.isfinite(m).all()
-    np.testing.assert_allclose((m * (x - r)).sum(), fun(x) - fun(r), rtol=1e-6)
+    x, r = np.array([0.5, 1, -1], np.float32), np.array([0, 2, 1], np.float32)
+    m = np.asarray(compiled(fun, x, r, rule))
+    assert np.isfinite(m).all()
+    plain = jax.jit(fun)
+    np.testing.assert_allclose((m * (x - r)).sum(), plain(x) - plain(r), rtol=1e-6)
     assert m[1] == 0
 
 
 @pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
 def test_gradients_of_multipliers_are_finite_near_the_reference(rule):
-    distances = jnp.array([0.0, 1e-20, 1e-9, 1e-5, 1e-2, 1.0, 100.0])
+    distances = np.array([0, 1e-20, 1e-9, 1e-5, 1e-2, 1, 100], np.float32)
     for f in (jnp.tanh, jax.nn.gelu, jax.nn.relu, jax.nn.softplus):
         slope = jax.grad(lambda x: multiplier(f, x, jnp.float32(0.3), rule))  # noqa: B023
-        assert jnp.isfinite(jax.jit(jax.vmap(slope))(0.3 + distances)).all()
+        assert np.isfinite(jax.jit(jax.vmap(slope))(np.float32(0.3) + distances)).all()
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_one_program_and_its_compilation_agree(seed):
+def test_one_program_and_its_compilation_agree():
     """Squares: both formulas are exact, so which holds is a matter of rounding, and must be decided once."""
-    rng = np.random.default_rng(seed)
-    weights, x, r = rng.normal(size=(12, 6)), *rng.normal(size=(2, 12))
 
-    def normalised(x):
-        h = (x @ weights.astype(np.float32)).reshape(2, 3)
+    def normalised(x, weights):
+        h = (x @ weights).reshape(2, 3)
         return ((h - h.mean(-1, keepdims=True)) * lax.rsqrt(h.var(-1, keepdims=True) + 1e-5)).ravel()
 
     @jax.jit
-    def explain(x, r):
-        (y, y_ref), pullback = jaxlift.vjp(normalised, x, r)
+    def explain(weights, x, r):
+        (y, y_ref), pullback = jaxlift.vjp(lambda x: normalised(x, weights), x, r)
         return jax.vmap(pullback)(jnp.eye(6)) @ (x - r), y - y_ref
 
-    np.testing.assert_allclose(*explain(jnp.float32(x), jnp.float32(r)), atol=1e-5)
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        sides = rng.normal(size=(12, 6)), *rng.normal(size=(2, 12))
+        np.testing.assert_allclose(*explain(*map(np.float32, sides)), atol=1e-5)
 
 
 @jax.custom_vjp
@@ -203,12 +212,12 @@ derived_once.defjvp(lambda x, t: (derived_once(*x), (jnp.cos(x[0]) * x[0] + jnp.
 @pytest.mark.parametrize("f", [cubed, derived_once])
 def test_functions_without_second_derivatives(f):
     """JAX takes no second one forwards where a rule calls a `custom_vjp` function. Multipliers only need the first."""
-    x, r = jnp.float32(1.5), jnp.float32(1.5) - jnp.array([0, 1e-6, 1e-4, 1e-2, 1], jnp.float32)
+    x, r = np.float32(1.5), np.float32(1.5) - np.array([0, 1e-6, 1e-4, 1e-2, 1], np.float32)
     m = jax.vmap(lambda r: multiplier(f, x, r, "rescale"))(r)
     with jax.enable_x64(True):
-        d = np.asarray(x, np.float64) - np.asarray(r, np.float64)
-        exact = [(f(np.float64(x)) - f(np.float64(x) - each)) / each for each in d[1:]]
-    np.testing.assert_allclose(m[0], jax.grad(f)(x), rtol=1e-6)
+        wide, wide_r = x.astype(np.float64), r.astype(np.float64)[1:]
+        exact = jax.jit(lambda x, r: (f(x) - f(r)) / (x - r))(wide, wide_r)
+    np.testing.assert_allclose(m[0], jax.jit(jax.grad(f))(x), rtol=1e-6)
     np.testing.assert_allclose(m[1:], exact, rtol=1e-4)
 
 
@@ -218,7 +227,7 @@ def straight_through(x):
 
 
 straight_through.defjvp(lambda primals, tangents: (straight_through(*primals), *tangents))
-SLOPES = jnp.asarray([0.1, -0.3, 2.0, 0.0], jnp.float32)
+SLOPES = jnp.asarray([[0.1, -0.3, 2.0, 0.0]], jnp.float32)
 TWO_RAYS = {
     "relu": jax.nn.relu,
     "leaky relu": jax.nn.leaky_relu,
@@ -251,20 +260,20 @@ def seeing(what, f, x, r):
             seen.append(getattr(f, what))
             return super().pull(f, x, r, cotangent)
 
-    return jax.jit(lambda x, r: multiplier(f, x, r, Seeing()))(x, r), seen
+    return np.asarray(compiled(f, x, r, Seeing())), seen
 
 
 @pytest.mark.parametrize("name", [*TWO_RAYS, *OTHERS])
 def test_two_lines_that_meet_at_zero_are_recognised(name):
     f = (TWO_RAYS | OTHERS)[name]
-    x = jnp.asarray([[3, 1e-10, -2, 0], [0, 5, -1, 2], [-1e-30, 1e30, 1, -1]], jnp.float32)
-    r = jnp.asarray([[-1, -1, 1, 0], [2, 0, -3, 1], [1, -1e30, 1, -1]], jnp.float32)
+    x = np.array([[3, 1e-10, -2, 0], [0, 5, -1, 2], [-1e-30, 1e30, 1, -1]], np.float32)
+    r = np.array([[-1, -1, 1, 0], [2, 0, -3, 1], [1, -1e30, 1, -1]], np.float32)
     m, seen = seeing("is_two_rays", f, x, r)
     assert seen == [name in TWO_RAYS]
-    y, y_ref = (np.asarray(f(side), np.float64) for side in (x, r))
+    with_slope = jax.jit(lambda x: (f(x), jax.vjp(f, x)[1](jnp.ones_like(x))[0]))
+    (y, derivative), (y_ref, _) = (np.asarray(with_slope(side), np.float64) for side in (x, r))
     d = np.asarray(x, np.float64) - np.asarray(r, np.float64)
     np.testing.assert_allclose((m * d)[d != 0], (y - y_ref)[d != 0], rtol=3e-7, atol=0)
-    derivative = jax.vjp(f, x)[1](jnp.ones_like(x))[0]
     np.testing.assert_allclose(m[d == 0], derivative[d == 0], rtol=3e-7)
 
 
@@ -294,8 +303,7 @@ def test_parabolas_are_recognised(name):
     assert seen == [name in PARABOLAS]
     if name in PARABOLAS:
         with jax.enable_x64(True):
-            middle = jnp.asarray((x.astype(np.float64) + r) / 2)
-            exact = jax.vjp(f, middle)[1](jnp.ones_like(middle))[0]
+            exact = jax.jit(lambda x: jax.vjp(f, x)[1](jnp.ones_like(x))[0])((x.astype(np.float64) + r) / 2)
         np.testing.assert_allclose(m, exact, rtol=1e-6, atol=1e-6)
 
 
@@ -303,24 +311,25 @@ def test_parabolas_of_infinities_that_are_equal():
     """As of distances to what is masked, which `exp` makes 0."""
 
     def fun(x):
-        distance = jnp.where(jnp.array([True, False, True]), x, jnp.inf)
+        distance = jnp.where(np.array([True, False, True]), x, jnp.inf)
         return jnp.exp(-jnp.stack([distance**2, distance**2 + 1]).sum(0)).sum()
 
-    x, r = jnp.array([0.5, 1.0, -1.0]), jnp.array([0.0, 2.0, 1.5])
-    m = multiplier(fun, x, r, "rescale")
+    x, r = np.array([0.5, 1, -1], np.float32), np.array([0, 2, 1.5], np.float32)
+    m = np.asarray(compiled(fun, x, r, "rescale"))
     assert m[1] == 0
-    np.testing.assert_allclose((m * (x - r)).sum(), fun(x) - fun(r), rtol=1e-6)
+    plain = jax.jit(fun)
+    np.testing.assert_allclose((m * (x - r)).sum(), plain(x) - plain(r), rtol=1e-6)
 
 
 @pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
 @pytest.mark.parametrize("name", ["tanh", "sigmoid", "relu", "exp"])
 def test_equal_infinities_do_not_differ(name, rule):
     """As masked logits do not; beside them, what differs has its sum."""
-    x, r = jnp.array([-jnp.inf, 1.0, -jnp.inf]), jnp.array([-jnp.inf, -2.0, -jnp.inf])
-    (y, y_ref), pullback = jaxlift.vjp(lambda x: FUNCTIONS[name](x), x, r, rule=rule)
-    multipliers = pullback(jnp.ones(3))
+    x, r = np.array([-np.inf, 1, -np.inf], np.float32), np.array([-np.inf, -2, -np.inf], np.float32)
+    multipliers = np.asarray(compiled(FUNCTIONS[name], x, r, rule))
     assert np.isfinite(multipliers).all()
-    np.testing.assert_allclose(multipliers[1] * 3, y[1] - y_ref[1], rtol=1e-6)
+    plain = jax.jit(FUNCTIONS[name])
+    np.testing.assert_allclose(multipliers[1] * 3, plain(x)[1] - plain(r)[1], rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["tanh", "sigmoid"])
@@ -346,12 +355,12 @@ COMPLEX = {
 @pytest.mark.parametrize("name", COMPLEX)
 def test_multipliers_of_equal_complex_numbers_are_derivatives(name, rule):
     """Both parts of them: a modulus changes in every direction of the plane."""
-    x = jnp.asarray(np.random.default_rng(0).normal(size=6), jnp.float32)
+    x = np.random.default_rng(0).normal(size=6).astype(np.float32)
 
     def f(x):
         return COMPLEX[name](jnp.fft.fft(x)).sum()
 
-    np.testing.assert_allclose(multiplier(f, x, x, rule), jax.grad(f)(x), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(compiled(f, x, x, rule), jax.jit(jax.grad(f))(x), rtol=1e-5, atol=1e-5)
 
 
 FINITE = {
@@ -385,11 +394,10 @@ NOT_FINITE = {
 def test_functions_that_are_finite_everywhere_are_recognised(name):
     """RevealCancel needs no guards where it evaluates them."""
     f = (FINITE | NOT_FINITE)[name]
-    x, r = jnp.asarray([-3, 0.5, 2], jnp.float32), jnp.asarray([1, 2, -0.25], jnp.float32)
+    x, r = np.array([-3, 0.5, 2], np.float32), np.array([1, 2, -0.25], np.float32)
     _, seen = seeing("is_total", f, x, r)
     assert seen == [name in FINITE]
     if name in FINITE:
-        ends = jnp.asarray([0, 1e-30, 1e-5, 1, 10, 88, 100, 1e4], jnp.float32)
-        y, pull = jax.vjp(f, jnp.concatenate([ends, -ends]))
-        assert jnp.isfinite(y).all()
-        assert jnp.isfinite(pull(jnp.ones_like(y))[0]).all()
+        ends = np.array([0, 1e-30, 1e-5, 1, 10, 88, 100, 1e4], np.float32)
+        with_slope = jax.jit(jax.vmap(jax.value_and_grad(f)))
+        assert np.isfinite(with_slope(np.concatenate([ends, -ends]))).all()

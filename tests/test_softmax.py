@@ -42,7 +42,7 @@ def multipliers(fun, h, q, weights=WEIGHTS, rule="rescale"):
         (y, y_ref), pullback = jaxlift.vjp(fun, h, q, rule=rule)
         return y, y_ref, pullback(weights)
 
-    return run(h, q)
+    return jax.tree.map(np.asarray, run(h, q))
 
 
 @pytest.mark.parametrize("rule", ["rescale", "revealcancel"])

@@ -13,6 +13,17 @@ import jaxlift
 X, R = input_and_reference(np.float32)
 
 
+def pulled(fun, **options):
+    """The output and the multipliers of a function at `X`, compiled as one program."""
+
+    @jax.jit
+    def of_pair(x, r):
+        (y, _), pullback = jaxlift.vjp(fun, x, r, **options)
+        return y, pullback(jnp.ones_like(y))
+
+    return of_pair(X, R)
+
+
 def decays(x):
     """A loop of unknown length with a derivative of its own."""
 
@@ -77,11 +88,10 @@ WITHOUT_DERIVATIVE = {"max pool, dilated"}
     ],
 )
 def test_the_gradient_is_that_of_jax_bit_for_bit(name):
-    fun = FUNCTIONS[name]
-    y, expected = jax.value_and_grad(lambda x: fun(x).astype(jnp.float32))(X)
-    (found_y, _), pullback = jaxlift.vjp(lambda x: fun(x).astype(jnp.float32), X, R, rule="gradient")
-    np.testing.assert_array_equal(found_y, y)
-    np.testing.assert_array_equal(pullback(jnp.float32(1)), expected)
+    def fun(x):
+        return FUNCTIONS[name](x).astype(jnp.float32)
+
+    jax.tree.map(np.testing.assert_array_equal, pulled(fun, rule="gradient"), jax.jit(jax.value_and_grad(fun))(X))
 
 
 @pytest.mark.parametrize("name", OWN_DERIVATIVES)
@@ -91,17 +101,20 @@ def test_attribute_and_methods_that_take_gradients(name):
     def model(x):
         return lax.map(fun, x)  # callbacks and loops as they are, without a vmap
 
-    expected = jax.grad(fun)(X)
-    options = {"rule": "gradient", "output": "multipliers"}
-    found = jaxlift.attribute(model, **options)(X[None], reference=R)
-    np.testing.assert_allclose(found[0], expected, rtol=1e-5, atol=1e-6)
-    ones = jaxlift.integrated_gradients(model, steps=1, output="multipliers")(X[None], reference=X)
-    np.testing.assert_allclose(ones[0], expected, rtol=1e-5, atol=1e-6)
+    @jax.jit
+    def every(x, r):
+        found = jaxlift.attribute(model, rule="gradient", output="multipliers")(x[None], reference=r)
+        ones = jaxlift.integrated_gradients(model, steps=1, output="multipliers")(x[None], reference=x)
+        return jax.grad(fun)(x), found[0], ones[0]
+
+    expected, found, ones = every(X, R)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(ones, expected, rtol=1e-5, atol=1e-6)
 
 
 def relu_network(x):
     h = jax.nn.relu(x @ W.astype(x.dtype))
-    return jnp.tanh(h @ V.astype(x.dtype)) @ jnp.arange(-2, 4).astype(x.dtype)
+    return jnp.tanh(h @ V.astype(x.dtype)) @ np.arange(-2, 4).astype(x.dtype)
 
 
 GUIDED = {
@@ -109,11 +122,11 @@ GUIDED = {
     "loop": decays,
     "callback": calls_back,
     "straight through": straight_through,
-    "softmax": lambda h: jax.nn.softmax(h) @ jnp.arange(5.0),
+    "softmax": lambda h: jax.nn.softmax(h) @ np.arange(5, dtype=np.float32),
     "maximum": lambda h: h.max() + jnp.sort(h)[1],
     "branch": lambda h: lax.cond(h[0] > 0.1, lambda h: h.sum(), lambda h: h[0] * 2, h),
     "scan": lambda h: lax.scan(lambda c, e: (c * 0.5 + e, c * e), 0.0, h)[1].sum(),
-    "layer norm": lambda h: ((h - h.mean()) * lax.rsqrt(h.var() + 1e-3)) @ jnp.arange(5.0),
+    "layer norm": lambda h: ((h - h.mean()) * lax.rsqrt(h.var() + 1e-3)) @ np.arange(5, dtype=np.float32),
     "complex": lambda h: jnp.abs(jnp.fft.fft(h)).sum(),
 }
 
@@ -124,16 +137,16 @@ def test_what_a_rule_does_not_override_has_the_derivative_of_jax(name, rule):
     """One ReLU, and what comes after it: by hand, the derivative of that, cut at 0, where the unit is on."""
     fun = GUIDED[name]
     h = X @ W.astype(X.dtype)
-    cotangent = np.maximum(jax.grad(fun)(jax.nn.relu(h)), 0) * (1 if rule == "deconvnet" else h > 0)
-    _, pullback = jaxlift.vjp(lambda x: fun(jax.nn.relu(x @ W.astype(x.dtype))), X, R, rule=rule)
-    np.testing.assert_allclose(pullback(jnp.float32(1)), cotangent @ W.T.astype(X.dtype), rtol=2e-5, atol=1e-5)
+    cotangent = np.maximum(jax.jit(jax.grad(fun))(np.maximum(h, 0)), 0) * (1 if rule == "deconvnet" else h > 0)
+    _, found = pulled(lambda x: fun(jax.nn.relu(x @ W.astype(x.dtype))), rule=rule)
+    np.testing.assert_allclose(found, cotangent @ W.T.astype(X.dtype), rtol=2e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("wrap", [jax.jit, jax.checkpoint, lambda f: lambda x: lax.map(f, x[None])[0]])
 def test_nonlinearities_inside_calls_and_loops_are_found(wrap):
-    expected = jaxlift.vjp(relu_network, X, R, rule="guided_backprop")[1](jnp.float32(1))
-    found = jaxlift.vjp(wrap(relu_network), X, R, rule="guided_backprop")[1](jnp.float32(1))
-    assert np.abs(expected - jax.grad(relu_network)(X)).max() > 1e-3
+    _, expected = pulled(relu_network, rule="guided_backprop")
+    _, found = pulled(wrap(relu_network), rule="guided_backprop")
+    assert np.abs(expected - jax.jit(jax.grad(relu_network))(X)).max() > 1e-3
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
@@ -161,8 +174,8 @@ def test_a_rule_of_a_user_for_one_family():
     def fun(x):
         return jnp.tanh(x[0] * x[1]) + x[2] / x[3]
 
-    found = jaxlift.vjp(fun, X, R, rule=HalfOfProducts())[1](jnp.float32(1))
-    expected = np.array(jax.grad(fun)(X))
+    _, found = pulled(fun, rule=HalfOfProducts())
+    expected = np.array(jax.jit(jax.grad(fun))(X))
     expected[:2] /= 2
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
@@ -173,9 +186,9 @@ def test_a_choice_of_rules_may_mix_those_with_and_without_a_reference():
     def fun(x):
         return x[0] * x[1] + jnp.tanh(x[2])
 
-    found = jaxlift.vjp(fun, X, R, rule=rule)[1](jnp.float32(1))
+    _, found = pulled(fun, rule=rule)
     assert (found[0], found[1]) == (X[1], X[0])
-    rescale = jaxlift.vjp(fun, X, R)[1](jnp.float32(1))
+    _, rescale = pulled(fun)
     assert found[2] == rescale[2]
     assert found[0] != rescale[0]
 

@@ -92,7 +92,7 @@ def occlusion(fun: Callable[..., Any], options: OcclusionOptions) -> Explainer:
             cells = jnp.unravel_index(k, [len(covers) for covers in grids[i]])
             inside = jnp.ones((), bool)
             for covers, cell in zip(grids[i], cells, strict=True):
-                inside = inside[..., None] & jnp.asarray(covers)[cell]
+                inside = inside[..., None] & jnp.expand_dims(jnp.asarray(covers)[cell], range(inside.ndim))
             occluded = jnp.where(inside, jax.tree.leaves(reference)[i], leaves[i])
             return y - fun(jax.tree.unflatten(structure, [*leaves[:i], occluded, *leaves[i + 1 :]]))
 
@@ -154,7 +154,7 @@ def mutagenesis(fun: Callable[..., Any], options: MutagenesisOptions) -> Explain
 
     >>> import jax.numpy as jnp, jaxlift
     >>> weights = jnp.array([[1.0, 2.0], [0.0, 5.0]])
-    >>> attr = jaxlift.mutagenesis(lambda x: (x * weights).sum((1, 2)))
+    >>> attr = jaxlift.mutagenesis(lambda x: jnp.tensordot(x, weights, 2))
     >>> attr(jnp.array([[[1.0, 0.0], [0.0, 1.0]]]))
     Array([[[ 0.,  1.],
             [-5.,  0.]]], dtype=float32)

@@ -105,7 +105,12 @@ def add_exponentials(x: Array, z: Array) -> Array:
     both = jnp.stack([x, z])
     largest = both.max(0)
     shift = jnp.where(jnp.isfinite(largest), largest, 0)
-    return jnp.log(jnp.exp(both - shift).sum(0)) + shift
+    return jnp.log(jnp.exp(both - shift[None]).sum(0)) + shift
+
+
+def over_last_axes(x: Array, ndim: int) -> Array:
+    """An array with leading axes of size 1, up to so many: user code may forbid that ranks are promoted implicitly."""
+    return jnp.expand_dims(x, range(ndim - x.ndim))
 
 
 def ranks(keys: Sequence[Array], precedes: Callable[[Array, Array], Array]) -> Array:
@@ -115,7 +120,7 @@ def ranks(keys: Sequence[Array], precedes: Callable[[Array, Array], Array]) -> A
     elements, and so the rank changes by what those differences did.
     """
     n = keys[0].shape[-1]
-    before = jnp.arange(n)[:, None] > jnp.arange(n)  # those that stand before, among equals
+    before = over_last_axes(jnp.tri(n, k=-1, dtype=bool), keys[0].ndim + 1)  # those that stand before, among equals
     for key in reversed(keys):
         mine, other = key[..., :, None], key[..., None, :]
         before = precedes(other, mine) | ((other == mine) & before)
@@ -124,7 +129,7 @@ def ranks(keys: Sequence[Array], precedes: Callable[[Array, Array], Array]) -> A
 
 def arranged(values: Array, rank: Array, count: int) -> Array:
     """The elements of the last axis in the order of their ranks, the first so many of them."""
-    chosen = rank[..., None, :] == jnp.arange(count)[:, None]
+    chosen = rank[..., None, :] == over_last_axes(jnp.arange(count)[:, None], rank.ndim + 1)
     return jnp.where(chosen, values[..., None, :], 0).sum(-1).astype(values.dtype)
 
 
@@ -174,7 +179,8 @@ def with_equals_sharing(operand: Settled, axis: int) -> Settled:
         del explained
         sides = [jnp.moveaxis(side, axis, -1) for side in held]
         x_equal, r_equal = (side[..., :, None] == side[..., None, :] for side in sides)
-        equal = (x_equal & r_equal) | jnp.eye(sides[0].shape[-1], dtype=bool)  # NaN doesn't equal itself
+        itself = over_last_axes(jnp.eye(sides[0].shape[-1], dtype=bool), x_equal.ndim)
+        equal = (x_equal & r_equal) | itself  # NaN doesn't equal itself
         credit = jnp.moveaxis(cotangent, axis, -1)[..., None, :]
         shared = jnp.where(equal, credit, 0).sum(-1) / equal.sum(-1).astype(cotangent.dtype)
         return (jnp.moveaxis(shared, -1, axis),)

@@ -70,7 +70,7 @@ class EpsilonLRP(LayerwiseRelevance):
     ReLU networks that is the gradient times the input.
 
     >>> import jax.numpy as jnp, jaxlift
-    >>> W, b, x = jnp.array([[2.0], [1.0]]), jnp.array([1.0]), jnp.array([[1.0, -1.0]])
+    >>> W, b, x = jnp.array([[2.0], [1.0]]), jnp.array([[1.0]]), jnp.array([[1.0, -1.0]])
     >>> jaxlift.attribute(lambda x: x @ W + b, rule=jaxlift.EpsilonLRP(0.5))(x)  # z is 2, its relevance too
     Array([[ 1.6, -0.8]], dtype=float32)
 
