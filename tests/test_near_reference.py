@@ -213,7 +213,7 @@ derived_once.defjvp(lambda x, t: (derived_once(*x), (jnp.cos(x[0]) * x[0] + jnp.
 def test_functions_without_second_derivatives(f):
     """JAX takes no second one forwards where a rule calls a `custom_vjp` function. Multipliers only need the first."""
     x, r = np.float32(1.5), np.float32(1.5) - np.array([0, 1e-6, 1e-4, 1e-2, 1], np.float32)
-    m = jax.vmap(lambda r: multiplier(f, x, r, "rescale"))(r)
+    m = jax.jit(jax.vmap(lambda r: multiplier(f, x, r, "rescale")))(r)
     with jax.enable_x64(True):
         wide, wide_r = x.astype(np.float64), r.astype(np.float64)[1:]
         exact = jax.jit(lambda x, r: (f(x) - f(r)) / (x - r))(wide, wide_r)

@@ -126,8 +126,14 @@ class PointwiseFunction:
         return Sample(*(side.astype(_wide(x)) for side in (x, *known)))
 
     def _curvature(self, x: Array) -> Array:
-        """`f''(x)`; 0 in the plane of complex numbers, where there is more than one."""
-        return _value_and_slopes(self.derivative, self.equations, x)[1][0] if self.is_real else jnp.zeros_like(x)
+        """`f''(x)`; 0 in the plane of complex numbers, where there is more than one.
+
+        A `custom_jvp` function's own derivative may call a `custom_vjp` function, which has none forwards.
+        """
+        if not self.is_real:
+            return jnp.zeros_like(x)
+        is_custom = any(eqn.primitive in CUSTOM for eqn in self.equations)
+        return _value_and_slopes(self.derivative, self.equations, x, backwards=is_custom)[1][0]
 
     def _value_slope_and_rounding(self, x: Array) -> tuple[Array, Array, Array]:
         """`f(x)`, `f'(x)`, and a running bound on the rounding error of `f(x)`: each step's own, and what it makes of
@@ -306,15 +312,16 @@ def _is_for_backwards(eqn: JaxprEqn) -> bool:
 
 
 def _value_and_slopes(
-    f: Callable[..., Array], equations: Iterable[JaxprEqn], *x: Array
+    f: Callable[..., Array], equations: Iterable[JaxprEqn], *x: Array, backwards: bool = False
 ) -> tuple[Array, Sequence[Array]]:
-    """`f(x)` and its elementwise derivatives; `equations` are all that `f` is made of.
+    """`f(x)` and its elementwise derivatives; `equations` are all that `f` is made of. Forwards is traced in less time,
+    where `f` has a derivative that way.
 
     JAX has none for some special functions in some arguments, and no second ones for some functions with a derivative
     of their own. What is missing counts as 0: there the secant is the quotient wherever that is more than rounding.
     """
     try:
-        if len(x) == 1 and not any(map(_is_for_backwards, equations)):  # forwards is traced in less time
+        if len(x) == 1 and not backwards and not any(map(_is_for_backwards, equations)):
             y, slope = jax.jvp(f, x, (jnp.ones_like(*x),))
             return y, (slope,)
         y, pull = jax.vjp(f, *x)
