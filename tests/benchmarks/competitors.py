@@ -81,6 +81,8 @@ def matrix_flops(jaxpr: Any) -> int:
                 kernel = eqn.invars[1].aval.shape
                 features = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
                 flops += 2 * prod(out.shape) * prod(kernel) // features
+            case "cond":  # of the platforms' branches one is compiled
+                flops += max(matrix_flops(branch.jaxpr) for branch in eqn.params["branches"])
             case name:
                 inner = sum(matrix_flops(getattr(each, "jaxpr", each)) for each in jaxprs_in_params(eqn.params))
                 flops += inner * (eqn.params["length"] if name == "scan" else 1)
