@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ __all__ = [
     "for_numbers",
     "has_product",
     "inner_jaxpr",
+    "is_of_jax",
     "jaxprs_of",
     "location",
     "name_of_function",
@@ -142,6 +144,11 @@ def name_of_function(fun: Any) -> str:
 def name_of_traced(jaxpr: Jaxpr) -> str:
     """The same name, of the function that a jaxpr was traced from; "" where JAX kept none."""
     return getattr(jaxpr.debug_info, "func_src_info", None) or ""
+
+
+def is_of_jax(jaxpr: Jaxpr) -> bool:
+    """Whether the function that a jaxpr was traced from stands in JAX itself."""
+    return f" at {Path(jax.__file__).parent}" in name_of_traced(jaxpr)
 
 
 def location(eqn: JaxprEqn) -> str:

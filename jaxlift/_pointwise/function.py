@@ -128,12 +128,13 @@ class PointwiseFunction:
     def _curvature(self, x: Array) -> Array:
         """`f''(x)`; 0 in the plane of complex numbers, where there is more than one.
 
-        A `custom_jvp` function's own derivative may call a `custom_vjp` function, which has none forwards.
+        The derivative of a user's `custom_jvp` function may call a `custom_vjp` function, which has none forwards.
         """
         if not self.is_real:
             return jnp.zeros_like(x)
-        is_custom = any(eqn.primitive in CUSTOM for eqn in self.equations)
-        return _value_and_slopes(self.derivative, self.equations, x, backwards=is_custom)[1][0]
+        custom = [eqn for eqn in self.equations if eqn.primitive in CUSTOM]
+        backwards = not all(versions.is_of_jax(versions.inner_jaxpr(eqn)[0]) for eqn in custom)
+        return _value_and_slopes(self.derivative, self.equations, x, backwards=backwards)[1][0]
 
     def _value_slope_and_rounding(self, x: Array) -> tuple[Array, Array, Array]:
         """`f(x)`, `f'(x)`, and a running bound on the rounding error of `f(x)`: each step's own, and what it makes of
