@@ -208,9 +208,9 @@ def test_a_users_own_rule_of_parts():
     class PositiveFirst(jaxlift.Rule):
         needs_variation = True
 
-        def parts(self, f, x, r, a, plus=1.0, minus=1.0):
+        def parts(self, f, x, r, a):
             up = r + (x - r + a) / 2
-            return f.secant(up, r, plus), f.secant(x, up, minus)
+            return f.secant(up, r), f.secant(x, up)
 
     w, x, r = np.array([2.0, -1.0]), np.array([1.0, 0.5]), np.zeros(2)
 
@@ -219,6 +219,23 @@ def test_a_users_own_rule_of_parts():
         return jaxlift.vjp(lambda x: jnp.tanh(x @ w), x, r, rule=PositiveFirst())[1](jnp.ones(()))
 
     expected = [np.tanh(2.0), np.tanh(1.5) - np.tanh(2.0)]
+    np.testing.assert_allclose(multipliers(x, r) * (x - r), expected, rtol=1e-12)
+
+
+def test_a_users_rule_may_start_from_the_parts_of_revealcancel():
+    class Doubled(jaxlift.RevealCancel):
+        def parts(self, f, x, r, a):
+            plus, minus = super().parts(f, x, r, a)
+            return 2 * plus, 3 * minus
+
+    w, x, r = np.array([2.0, -1.0]), np.array([1.0, 0.5]), np.zeros(2)
+
+    @jax.jit
+    def multipliers(x, r):
+        return jaxlift.vjp(lambda x: jnp.tanh(x @ w), x, r, rule=Doubled())[1](jnp.ones(()))
+
+    up, down, both = np.tanh(2.0), np.tanh(-0.5), np.tanh(1.5)
+    expected = [2 * (up + both - down) / 2, 3 * (down + both - up) / 2]
     np.testing.assert_allclose(multipliers(x, r) * (x - r), expected, rtol=1e-12)
 
 
