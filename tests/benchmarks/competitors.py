@@ -119,6 +119,7 @@ class Compiled:
 
     def prepare(self) -> dict[str, Any]:
         self.compiled, costs = stages(self.fun, *self.args)
+        costs["device"] = jax.devices()[0].device_kind
         if self.competitor == "bare":
             costs |= self.flops_by_parts(costs)
         return costs

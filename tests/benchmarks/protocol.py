@@ -101,7 +101,12 @@ class Process:
     def __init__(self, command: Sequence[str], seconds: float, gigabytes: float) -> None:
         self.seconds, self.gigabytes = seconds, gigabytes
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (lives as long as the process)
-        environment = os.environ | {"OMP_WAIT_POLICY": "passive"}  # threads that wait must not slow the others
+        environment = os.environ | {
+            "OMP_WAIT_POLICY": "passive",  # threads that wait must not slow the others
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # nor processes take the accelerator's memory from one another
+            # The sum needs true float32 products, which GPUs and TPUs make only if told to.
+            "JAX_DEFAULT_MATMUL_PRECISION": os.environ.get("JAX_DEFAULT_MATMUL_PRECISION", "highest"),
+        }
         self.process = subprocess.Popen(
             command,
             cwd=ROOT,

@@ -177,20 +177,24 @@ def _compile_table(row: dict[str, Any]) -> Table:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The small table of the README: seconds of jaxlift, and how many times those each peer takes."""
-    lines = ["| network, N x R | jaxlift | " + " | ".join(TITLES[name] for name in PEERS) + " |", "|---|" + "---|" * 4]
+    """The small table of the README: seconds of jaxlift, and how many times those the others take."""
+    others = ("revealcancel", "gradient", "exact_floor", "revealcancel_floor", *PEERS)
+    titles = ["network, N x R", TITLES["rescale"], *(TITLES[name] for name in others), "device"]
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for cell in results["cells"]:
         by = cell["competitors"]
-        own = by["rescale"].get("median")
-        of_peers = [
-            f"{by[name]['median'] / own:.1f}"
-            if by[name]["state"] in RIGHT and "median" in by[name]
+        own = by["rescale"]
+        times = [
+            f"{by[name]['median'] / own['median']:.2f}"
+            if by[name]["state"] in (*RIGHT, "no DeepLIFT") and "median" in by[name]
             else by[name]["state"]
-            for name in PEERS
+            for name in others
+            if "median" in own
         ]
-        if own:
+        if times:
             where = f"{cell['network']}, {cell['n']} x {cell['r']}"
-            lines.append(f"| {where} | {own:.3g} s | " + " | ".join(of_peers) + " |")
+            row = [where, f"{own['median']:.3g} s", *times, own["device"]]
+            lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines)
 
 
