@@ -251,3 +251,9 @@ def test_what_feeds_a_maximum_feeds_what_comes_after(name):
     by_layer = contributions(model, x, r, rule=jaxlift.PerLayer(conv=Doubled(), dense="rescale"))
     assert np.abs(plain).max() > 1e-3
     np.testing.assert_allclose(by_layer, 2 * plain, rtol=1e-4, atol=1e-6)
+
+
+def test_the_originals_pooling_gives_all_to_the_first_that_ties():
+    rule = jaxlift.OriginalMaxPooling("rescale")
+    of_rows = jax.jit(lambda x, r: multipliers(lambda x: x.max(), x, r, rule=rule))
+    np.testing.assert_array_equal(of_rows(np.array([1.0, 3, 3, 2, 3]), np.zeros(5)), [0, 1, 0, 0, 0])

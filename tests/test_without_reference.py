@@ -199,3 +199,21 @@ def test_a_rule_that_tells_parts_apart_needs_a_reference():
 
     with pytest.raises(ValueError, match="must have needs_reference"):
         jaxlift.vjp(relu_network, X, R, rule=Confused())
+
+
+FAMILIES = {
+    "maximum": (lambda x: jnp.max(x), "maximum"),
+    "softmax": (lambda x: jax.nn.softmax(x) @ jnp.arange(x.size, dtype=x.dtype), "softmax"),
+    "quotient": (lambda x: x[2] / x[3], "elementwise"),
+    "product": (lambda x: x[0] * x[1], "bilinear"),
+    "activation": (lambda x: jnp.tanh(x[2]), "pointwise"),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_choice_of_the_gradient_for_one_family(name):
+    """Its answer for each family, beside rules with a reference: the derivative at the input, times the cotangent."""
+    fun, family = FAMILIES[name]
+    rule = jaxlift.PerLayer(where=[(lambda place: place.family == family, "gradient")])
+    _, found = pulled(lambda x: 3 * fun(x), rule=rule)
+    np.testing.assert_allclose(found, 3 * jax.jit(jax.grad(fun))(X), rtol=1e-5, atol=1e-7)
