@@ -1,6 +1,7 @@
 """Bad input is told what was expected, what came, and what to write instead."""
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -159,3 +160,65 @@ class TestMissingRules:
         with pytest.warns(UserWarning, match=r"`approx_top_k` has no rule.*plain derivative is used"):
             (_, pullback) = jaxlift.vjp(fun, jnp.float32(2), jnp.float32(1), missing_rule="derivative")
         assert pullback(jnp.float32(1)) == pytest.approx(3 + jnp.tanh(2.0) - jnp.tanh(1.0))
+
+
+class TestPrimitivesOfOtherLibraries:
+    @staticmethod
+    def made(implementation):
+        primitive = jax.extend.core.Primitive("of_another_library")
+        primitive.def_impl(implementation)
+        primitive.def_abstract_eval(lambda x, scale: x)
+        return lambda x: primitive.bind(x, scale=2.0)
+
+    def test_an_implementation_is_explained(self):
+        operation = self.made(lambda x, scale: scale * jnp.sin(x))
+        x, r = jnp.array([1.0, 2.0]), jnp.array([0.5, -1.0])
+        for rule in ("rescale", "revealcancel"):
+            (_, _), pullback = jaxlift.vjp(lambda x: operation(x).sum(), x, r, rule=rule)
+            expected = 2 * (np.sin(x) - np.sin(r))
+            np.testing.assert_allclose(pullback(jnp.ones(())) * (x - r), expected, rtol=1e-6)
+
+    def test_one_that_is_not_of_jax_is_refused(self):
+        operation = self.made(lambda x, scale: scale * np.sin(np.asarray(x)))
+        with pytest.raises(
+            jaxlift.MissingRuleError, match=r"(?s)`of_another_library`.*can't be traced.*test_errors\.py"
+        ):
+            jaxlift.vjp(lambda x: operation(x).sum(), X[0], R)
+
+    def test_a_line_of_another_library_comes_with_the_users(self):
+        loops = pytest.importorskip("equinox.internal")
+
+        def model(x):
+            final = loops.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, jnp.sin(c[1])), (0, x), kind="lax")
+            return final[1].sum()
+
+        with pytest.raises(jaxlift.MissingRuleError, match=r"from \S*test_errors\.py:\d+ \(\S*model\), in \S*equinox"):
+            jaxlift.vjp(model, X[0], R)
+
+    def test_bounded_loops_of_equinox_with_a_buffer(self):
+        """As diffrax and optimistix run on: a primitive for each write into the buffer."""
+        loops = pytest.importorskip("equinox.internal")
+
+        def body(carry):
+            i, y, buffer = carry
+            y = jnp.tanh(1.3 * y)
+            return i + 1, y, buffer.at[i].set(y.sum())
+
+        def steps(y):
+            start = (0, y, jnp.zeros(4))
+            final = loops.while_loop(
+                lambda carry: carry[0] < 4, body, start, max_steps=4, buffers=lambda carry: carry[2], kind="bounded"
+            )
+            return final[2].sum()
+
+        def by_hand(y):
+            total = 0.0
+            for _ in range(4):
+                y = jnp.tanh(1.3 * y)
+                total += y.sum()
+            return total
+
+        def explained(fun):
+            return jax.jit(jaxlift.attribute(jax.vmap(fun)))(X / 12, reference=R)
+
+        np.testing.assert_allclose(explained(steps), explained(by_hand), rtol=1e-5, atol=1e-7)

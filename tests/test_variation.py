@@ -110,3 +110,62 @@ def test_a_maximum_starts_anew():
     secant = (relu(y + 0.1) - relu(y_ref + 0.1)) / (y - y_ref)
     share = (y - y_ref) / (u[winner] - u_ref[winner])
     np.testing.assert_allclose(found, secant * share * U[winner], rtol=1e-12)
+
+
+def saturating(z):
+    return np.tanh(np.log(z))
+
+
+def secant(f, z, z_ref):
+    return (f(z) - f(z_ref)) / (z - z_ref)
+
+
+def test_where_a_part_alone_leaves_the_domain_it_is_rescale():
+    """One unit for which the reference with the negative part alone is negative, where the logarithm isn't defined."""
+    w, v = np.array([3.0, -2.0, 0.5]), np.array([1.0, -0.4])
+    x, r = np.array([1.5, 1.2, 0.8]), np.array([0.5, 0.3, 0.6])
+
+    def fun(x):
+        z = x @ w
+        h = jnp.stack([jnp.tanh(jnp.log(z)), x[2]])
+        return jax.nn.relu(h @ v - 0.3)
+
+    z, z_ref, a_z = x @ w, r @ w, np.abs(w) @ np.abs(x - r)
+    assert z > 0 < z_ref
+    assert z_ref + (z - z_ref - a_z) / 2 < 0
+    m = secant(saturating, z, z_ref)
+    h, h_ref = np.array([saturating(z), x[2]]), np.array([saturating(z_ref), r[2]])
+    ct, ct_a = cotangents(h_ref @ v - 0.3, h @ v - h_ref @ v, np.abs(v) @ np.abs(h - h_ref), 1.0)
+    ct_h = through_linear(v[None], h - h_ref, np.array([ct]), np.array([ct_a]))
+    expected = ct_h[0] * m * w
+    expected[2] += ct_h[1]
+    found = jax.jit(lambda x, r: jaxlift.vjp(fun, x, r, rule="revealcancel")[1](1.0))(x, r)
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+
+
+def test_a_variation_where_a_part_alone_leaves_the_domain():
+    """The same unit's variation, by way of a sum, which carries it: `a_y = m a`."""
+    w = np.array([3.0, -2.0, 0.5])
+    x, r = np.array([1.5, 1.2, 0.8]), np.array([0.5, 0.3, 0.6])
+
+    def fun(x):
+        z = x @ w
+        return jax.nn.relu(jnp.tanh(jnp.log(jnp.stack([z, z]))).sum() / 2 - 0.2)
+
+    z, z_ref, a_z = x @ w, r @ w, np.abs(w) @ np.abs(x - r)
+    m = secant(saturating, z, z_ref)
+    ct, ct_a = cotangents(saturating(z_ref) - 0.2, m * (z - z_ref), m * a_z, 1.0)
+    expected = m * through_linear(w[None], x - r, np.array([ct]), np.array([ct_a]))
+    found = jax.jit(lambda x, r: jaxlift.vjp(fun, x, r, rule="revealcancel")[1](1.0))(x, r)
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+
+
+def test_a_step_is_where_the_input_is_to_the_last_bit():
+    """Where one part is all of the difference, the reference moved by it is the input, though `r + (x - r)` isn't."""
+    r = np.random.default_rng(0).uniform(-3, 0, 400)
+    x = np.full(400, 2.0)
+    assert (r + (x - r) < x).any()
+    contributions = jax.jit(
+        jax.vmap(lambda x, r: jaxlift.vjp(lambda x: jnp.floor(x) + jnp.tanh(x), x, r, rule="revealcancel")[1](1.0))
+    )(x, r) * (x - r)
+    np.testing.assert_allclose(contributions, 2 + np.tanh(x) - np.floor(r) - np.tanh(r), rtol=1e-12)

@@ -161,7 +161,7 @@ class Interpreter:
 
     def inside(self, eqn: JaxprEqn) -> Interpreter:
         """The interpreter for the jaxpr that an equation holds."""
-        return replace(self, scope=self.scope_of(eqn), where=versions.location(eqn) or self.where)
+        return replace(self, scope=self.scope_of(eqn), where=versions.location(eqn, self.where))
 
     def afresh(self) -> Interpreter:
         """The same, for a jaxpr that is traced by itself, as the bodies of loops are."""

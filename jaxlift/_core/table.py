@@ -46,6 +46,7 @@ _table: dict[Primitive | str, Entry] = {}
 _functions: dict[str, Entry] = {}
 _of_numbers: set[Primitive] = set()
 _settler: list[Callable[[Any, Any], Any]] = []
+_of_implementations: list[Evaluation] = []
 
 
 class MissingRuleError(NotImplementedError):
@@ -83,6 +84,11 @@ def settled_by(settle: Callable[[Any, Any], Any]) -> None:
 def settler() -> Callable[[Any, Any], Any]:
     """What applies the rule in force to a pending pointwise function."""
     return _settler[0]
+
+
+def implemented_by(evaluate: Evaluation) -> None:
+    """Say what evaluates primitives of other libraries that bring an implementation."""
+    _of_implementations[:] = [evaluate]
 
 
 def register(key: Primitive | str, evaluate: Evaluation, *, is_function: bool = False) -> Entry | None:
@@ -133,6 +139,8 @@ def evaluation_of(eqn: JaxprEqn, where: str) -> Evaluation:
         MissingRuleError: if its primitive has none.
     """
     evaluate = evaluation_or_none(eqn.primitive)
+    if evaluate is None and versions.implementation(eqn):
+        return _of_implementations[0]
     if evaluate is None:
         raise missing_rule(eqn, where, "has no rule")
     return evaluate
@@ -140,7 +148,7 @@ def evaluation_of(eqn: JaxprEqn, where: str) -> Evaluation:
 
 def missing_rule(eqn: JaxprEqn, where: str, reason: str, *, has_derivative: bool = True) -> MissingRuleError:
     """The error that tells the user which operation can't be explained, where it is, and what to do."""
-    place = versions.location(eqn) or where or "an unknown line"
+    place = versions.location(eqn, where) or "an unknown line"
     error = MissingRuleError(
         f"the primitive `{eqn.primitive.name}` {reason}, so contributions would not sum to the difference of the "
         f"outputs. It was called from {place}. Write that line with other operations; or explain what comes after it, "

@@ -24,6 +24,7 @@ __all__ = [
     "expansion",
     "for_numbers",
     "has_product",
+    "implementation",
     "inner_jaxpr",
     "is_of_jax",
     "jaxprs_of",
@@ -111,6 +112,13 @@ def expansion(eqn: JaxprEqn) -> Callable[..., Any]:
     return lambda *operands: jax.tree.leaves(primitive.expand(*jax.tree.unflatten(primitive.in_tree, operands)))
 
 
+def implementation(eqn: JaxprEqn) -> Callable[..., Any] | None:
+    """What another library's primitive does, if it says so in operations of JAX. JAX's own are dispatched to XLA."""
+    impl = eqn.primitive.impl
+    is_of_jax = isinstance(impl, partial) or (getattr(impl, "__module__", None) or "jax").split(".")[0] == "jax"
+    return None if is_of_jax else partial(impl, **eqn.params)
+
+
 def scan_lengths(eqn: JaxprEqn) -> tuple[int, int]:
     """How many constants and carries a `scan` has, which come first and second among its operands."""
     if "ft_in" in eqn.params:  # since JAX 0.12
@@ -151,7 +159,27 @@ def is_of_jax(jaxpr: Jaxpr) -> bool:
     return f" at {Path(jax.__file__).parent}" in name_of_traced(jaxpr)
 
 
-def location(eqn: JaxprEqn) -> str:
-    """File, line and function of the user's code that an equation comes from; "" where JAX kept none."""
+def location(eqn: JaxprEqn, where: str = "") -> str:
+    """File, line and function of the user's code that an equation comes from; "" where JAX kept none.
+
+    What another library wrote is named after the line that called it; if JAX kept that of a call alone in which the
+    equation is, it is `where`.
+    """
     summary = jax.extend.source_info_util.summarize(eqn.source_info)
-    return "" if summary == "unknown" else summary
+    if summary in ("", "unknown"):
+        return where
+    if not _is_installed(summary):
+        return summary
+    traceback = eqn.source_info.traceback
+    for frame in traceback.frames if traceback else ():
+        if not _is_installed(frame.file_name):
+            where = f"{frame.file_name}:{frame.line_num} ({frame.function_name})"
+            break
+    called = where.split(", in ")[0]
+    return f"{called}, in {summary}" if called and not _is_installed(called) else summary
+
+
+def _is_installed(path: str) -> bool:
+    """Whether a file belongs to a package, this one included, and not to what the user writes."""
+    here = str(Path(__file__).parents[1])
+    return path.startswith(here) or any(f"{folder}-packages" in Path(path).parts for folder in ("site", "dist"))

@@ -18,7 +18,7 @@ from jax import Array, lax
 from jaxlift._core import versions
 from jaxlift._core.custom_derivatives import with_multipliers
 from jaxlift._core.interpreter import Interpreter
-from jaxlift._core.table import Evaluation, family
+from jaxlift._core.table import Evaluation, family, implemented_by
 from jaxlift._core.values import Settled, Value, Varying, both_sides, with_carrier
 from jaxlift._core.versions import JaxprEqn, primitives
 
@@ -35,6 +35,16 @@ def defined_as(definition: Callable[..., Any]) -> Evaluation:
 def expanded(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
     """The evaluation of a primitive that brings its definition with it."""
     return evaluated(interpreter, eqn, versions.expansion(eqn), operands)
+
+
+def implemented(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
+    """The evaluation of another library's primitive, such as Equinox's: what it does, if JAX can trace that."""
+    fun = versions.implementation(eqn)
+    assert fun is not None
+    try:
+        return evaluated(interpreter, eqn, fun, operands)
+    except (TypeError, ValueError) as error:  # as of NumPy, which takes no tracers
+        raise interpreter.missing_rule(eqn, f"has no rule, and its implementation can't be traced: {error}") from error
 
 
 def evaluated(
@@ -280,3 +290,4 @@ family(expanded, ["call_hi_primitive"])
 family(defined_as(odd_number), primitives("reduce_xor"))
 family(defined_as(at_places(jnp.multiply)), primitives("scatter_mul"))
 family(defined_as(elimination), primitives("lu"))
+implemented_by(implemented)

@@ -41,7 +41,8 @@ family(
 family(TRANSPOSED, primitives("select_and_scatter", "select_and_scatter_add", "select_and_gather_add"))
 family(
     refused(
-        "JAX has no reverse-mode derivative of a loop whose length is not known; use lax.scan, or static bounds",
+        "JAX has no reverse-mode derivative of a loop whose length is not known; use lax.scan, or static bounds (in "
+        'Equinox kind="bounded", in diffrax adjoint=DirectAdjoint())',
         has_derivative=False,
     ),
     primitives("while"),
