@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from test_sum import missing
 
 import jaxlift
 
@@ -69,6 +68,11 @@ def tangent(u, v):
     return jnp.sinh(2 * u) / size, jnp.sin(2 * v) / size
 
 
+def logistic(u, v):
+    size = jnp.exp(-u)
+    return quotient((1.0, 0.0), (1 + size * jnp.cos(v), -size * jnp.sin(v)))
+
+
 # A function of a complex number, and the same of a pair of real ones.
 FUNCTIONS = {
     "identity": (lambda z: z, lambda u, v: (u, v)),
@@ -103,7 +107,7 @@ FUNCTIONS = {
     "sinh": (jnp.sinh, lambda u, v: (jnp.sinh(u) * jnp.cos(v), jnp.cosh(u) * jnp.sin(v))),
     "cosh": (jnp.cosh, lambda u, v: (jnp.cosh(u) * jnp.cos(v), jnp.sinh(u) * jnp.sin(v))),
     "tanh": (jnp.tanh, tangent),
-    "logistic": (jax.nn.sigmoid, lambda u, v: quotient((1.0, 0.0), (1 + jnp.exp(-u) * jnp.cos(v), -jnp.exp(-u) * jnp.sin(v)))),
+    "logistic": (jax.nn.sigmoid, logistic),
     "asin": (jnp.arcsin, None),
     "acos": (jnp.arccos, None),
     "atan": (jnp.arctan, None),
@@ -114,11 +118,20 @@ FUNCTIONS = {
     "times the modulus": (lambda z: z * jnp.abs(z), None),
     "modReLU": (lambda z: jax.nn.relu(jnp.abs(z) - 1) * z / jnp.abs(z), None),
     "cardioid": (lambda z: (1 + jnp.cos(jnp.angle(z))) / 2 * z, None),
-    "CReLU": (lambda z: lax.complex(jax.nn.relu(z.real - 1), jax.nn.relu(z.imag)), lambda u, v: (jax.nn.relu(u - 1), jax.nn.relu(v))),
-    "kept where it is large": (lambda z: jnp.where(jnp.abs(z) > 1.6, z, 0), lambda u, v: (jnp.where(u * u + v * v > 2.56, u, 0), jnp.where(u * u + v * v > 2.56, v, 0))),
-    "other number where real parts are large": (lambda z: jnp.where(z.real > 1.6, 1j, 2 + 3j), lambda u, v: (jnp.where(u > 1.6, 0.0, 2.0), jnp.where(u > 1.6, 1.0, 3.0))),
+    "CReLU": (
+        lambda z: lax.complex(jax.nn.relu(z.real - 1), jax.nn.relu(z.imag)),
+        lambda u, v: (jax.nn.relu(u - 1), jax.nn.relu(v)),
+    ),
+    "kept where it is large": (
+        lambda z: jnp.where(jnp.abs(z) > 1.6, z, 0),
+        lambda u, v: [jnp.where(u * u + v * v > 1.6**2, part, 0) for part in (u, v)],
+    ),
+    "choice of numbers": (
+        lambda z: jnp.where(z.real > 1.6, 1j, 2 + 3j),
+        lambda u, v: [jnp.where(u > 1.6, *numbers) for numbers in ((0.0, 2.0), (1.0, 3.0))],
+    ),
     "fewer digits": (lambda z: z.astype(jnp.complex64).astype(z.dtype), None),
-}  # fmt: skip
+}
 
 
 @pytest.mark.usefixtures("x64")
@@ -229,13 +242,13 @@ MADE = {
     "tanh exp(i a)": lambda a, b: T(a) * jnp.exp(1j * a),
     "a exp(i tanh)": lambda a, b: a * jnp.exp(1j * T(a)),
     "a tanh": lambda a, b: (1 + 1j) * a * T(a),
-    "square": lambda a, b: (a + 1j * a) ** 2,
+    "square of a line": lambda a, b: (a + 2j * a) ** 2,
     "exp(i a) over a parabola": lambda a, b: jnp.exp(1j * a) / (2 + a * a),
     "relu exp(i a)": lambda a, b: jnp.exp(1j * a) * jax.nn.relu(a),
     "exp(i a) over a complex number": lambda a, b: jnp.exp(1j * a) / (2 + 1j + T(a)),
     "quotient of one": lambda a, b: (a + 1j * a) / (2.5 + 1j + T(a)),
     "quotient of two": lambda a, b: (a + 1j * b) / (2.5 + 1j + T(b)),
-    "modulus": lambda a, b: jnp.abs(T(a) + 1j * a),
+    "modulus of a curve": lambda a, b: jnp.abs(T(a) + 1j * a),
     "angle of exp(i tanh)": lambda a, b: jnp.angle(jnp.exp(1j * T(a))),
     "angle of one": lambda a, b: jnp.angle(2.2 + T(a) + 1j * a),
     "angle of two": lambda a, b: jnp.angle(2.2 + T(a) + 1j * b),
@@ -243,7 +256,7 @@ MADE = {
     "power of both": lambda a, b: (2 + 1j * a) ** (b + 1j * T(a)),
     "product with a function of it": lambda a, b: (a + 1j * T(b)) * jnp.abs(a + 1j * T(b)),
     "softmax with phases": lambda a, b: jax.nn.softmax(a) * jnp.exp(1j * T(b)),
-    "choice": lambda a, b: jnp.where(T(a) > 0, jnp.exp(1j * b), 2 + a),
+    "choice of two": lambda a, b: jnp.where(T(a) > 0, jnp.exp(1j * b), 2 + a),
     "powers by integers": lambda a, b: (1.5 + 1j) ** jnp.floor(2 * a).astype(int) * T(b),
     "jit": lambda a, b: jax.jit(lambda a: jnp.exp(1j * T(a)))(a),
     "checkpoint": lambda a, b: jax.checkpoint(lambda a: jnp.exp(1j * T(a)) * b)(a),
@@ -286,7 +299,109 @@ def test_sums_hold(name):
     assert_sums_hold(*jax.device_get(explained(PROGRAMS[name], x, r)), 1e-6 if name == "fewer digits" else 1e-13)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in FUNCTIONS)) for n in PROGRAMS])
+@pytest.mark.parametrize(
+    "name",
+    # Functions of one number differ in their dtype alone from what is tested above.
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in FUNCTIONS or i % 2)) for i, name in enumerate(PROGRAMS)],
+)
 def test_sums_hold_in_float32(name):
     x, r = np.random.default_rng(3).normal(size=(2, 8)).astype(np.float32)
     assert_sums_hold(*jax.device_get(explained(PROGRAMS[name], x, r)), 2e-6)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (i % 3 > 0)) for i, n in enumerate(PROGRAMS)]
+)
+def test_derivatives(name):
+    """They are the multipliers where input and reference are the same; and the gradient rule's, to the last bit."""
+    x = np.random.default_rng(3).normal(size=8)
+
+    @jax.jit
+    def multipliers(x):
+        def total(x):
+            return sum((w * part).sum() for w, part in zip(WEIGHTS, PROGRAMS[name](x), strict=True))
+
+        by_rule = {rule: jaxlift.vjp(total, x, x, rule=rule)[1](1.0) for rule in (*RULES, "gradient")}
+        return by_rule, jax.vjp(total, x)[1](1.0)[0]
+
+    by_rule, derivative = multipliers(x)
+    np.testing.assert_array_equal(by_rule["gradient"], derivative)
+    for rule in RULES:
+        tolerance = 1e-6 if name == "fewer digits" else 1e-9
+        np.testing.assert_allclose(by_rule[rule], derivative, rtol=tolerance, atol=tolerance, err_msg=rule)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", ["exp(i tanh)", "cepstrum", "quotient of two"])
+def test_batches(name):
+    """Of inputs and of references, jitted or not, each pair is as it is by itself."""
+    f = PROGRAMS[name]
+    x, r = np.random.default_rng(4).normal(size=(2, 3, 8))
+
+    def contributions(x, r):
+        return explained(f, x, r)[0]
+
+    of_pairs = jax.vmap(jax.vmap(contributions, (None, 0)), (0, None))
+    for batched in (of_pairs, jax.jit(of_pairs)):
+        actual = batched(x, r)
+        for i, j in np.ndindex(3, 3):
+            for rule, expected in contributions(x[i], r[j]).items():
+                np.testing.assert_allclose(actual[rule][i, j], expected, rtol=1e-11, atol=1e-12)
+
+
+# What a step of a drawn program does with two of the complex and two of the real values so far.
+TO_COMPLEX = (
+    lambda z, w, a, b: z * w,
+    lambda z, w, a, b: z - 2j * w,
+    lambda z, w, a, b: z / (w + 3j),
+    lambda z, w, a, b: w / (2 + b * b),
+    lambda z, w, a, b: a * z,
+    lambda z, w, a, b: a + 1j * jnp.tanh(a),
+    lambda z, w, a, b: lax.complex(a, jax.nn.relu(b)),
+    lambda z, w, a, b: jnp.exp(1j * a) * jnp.tanh(a),
+    lambda z, w, a, b: jnp.where(a > 0, z, w.conj()),
+    lambda z, w, a, b: jnp.where(b > 0, 1j, 2.0) * z,
+    lambda z, w, a, b: jnp.fft.fft(z) / 4,
+    lambda z, w, a, b: z / (1 + jnp.abs(z)),
+    lambda z, w, a, b: jnp.exp(z / (1 + jnp.abs(z))),
+    lambda z, w, a, b: jnp.tanh(0.3 * z) + w,
+    lambda z, w, a, b: jnp.sqrt(z + 2) * (w + 1),
+    lambda z, w, a, b: jnp.log(w + 3) ** 2,
+    lambda z, w, a, b: jnp.cumsum(z[::-1]) / 4,
+)
+TO_REAL = (
+    lambda z, w, a, b: z.real,
+    lambda z, w, a, b: w.imag,
+    lambda z, w, a, b: jnp.abs(z),
+    lambda z, w, a, b: jnp.angle(w + 3),
+    lambda z, w, a, b: jnp.abs(z) ** 2 / (1 + jnp.abs(w) ** 2),
+    lambda z, w, a, b: jnp.tanh(a),
+    lambda z, w, a, b: jax.nn.relu(a) * b,
+    lambda z, w, a, b: jax.nn.sigmoid(z.imag) * a,
+)
+
+
+def drawn(seed):
+    """A program of ten steps."""
+    rng = np.random.default_rng(seed)
+    steps = [(rng.integers(25), *rng.random(4)) for _ in range(10)]
+
+    def program(x):
+        u, v = jnp.split(x, 2)
+        complex_values, real_values = [u + 1j * v, jnp.exp(1j * v)], [u, v]
+        for operation, *which in steps:
+            lists = (complex_values, complex_values, real_values, real_values)
+            operands = [values[int(len(values) * at)] for values, at in zip(lists, which, strict=True)]
+            y = (*TO_COMPLEX, *TO_REAL)[operation](*operands)
+            (complex_values if jnp.iscomplexobj(y) else real_values).append(y)
+        return parts(sum(complex_values[2:], 0j) + 1j * sum(real_values[2:]))
+
+    return program
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("seed", [pytest.param(seed, marks=[pytest.mark.slow] * (seed >= 6)) for seed in range(40)])
+def test_drawn_programs(seed):
+    x, r = np.random.default_rng(seed).normal(size=(2, 8))
+    assert_sums_hold(*jax.device_get(explained(drawn(seed), x, r)), 1e-12)
