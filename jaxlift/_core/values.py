@@ -54,7 +54,8 @@ class Varying:
 
     @cached_property
     def variation(self) -> Array:
-        if self.make_variation is None:
+        # Complex numbers have no sign: whatever they are made of, their differences have no parts.
+        if self.make_variation is None or jnp.iscomplexobj(self.value):
             return magnitude(self.carrier, self.reference.astype(self.carrier.dtype))
         return self.make_variation()
 
@@ -192,6 +193,11 @@ def on_each_side(eqn: JaxprEqn, operands: Sequence[Value]) -> list[tuple[Array, 
 def is_inexact(value: Any) -> bool:
     """Whether a value, variable or literal is made of numbers that can carry multipliers."""
     return jnp.issubdtype(_dtype(value), jnp.inexact)
+
+
+def is_complex(value: Any) -> bool:
+    """Whether a value, variable or literal is made of complex numbers."""
+    return jnp.issubdtype(_dtype(value), jnp.complexfloating)
 
 
 def carrier_dtype(value: Any = None) -> Any:

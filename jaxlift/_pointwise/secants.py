@@ -132,7 +132,9 @@ def by_quotient_or_derivatives(ends: Ends, times: Factor) -> Array:
     smooth = mean_noise >= jnp.abs(mean_rise - mean_slope * run)
     if len(runs) > 1:
         smooth |= jnp.abs(runs[0] - runs[1]) > jnp.abs(run)
-    return where(smooth, mean_slope, mean_rise) * times / where(smooth | (run == 0), 1, run)
+    # Chosen once, and of whole results: for polynomials the two formulas differ by the last bits, and XLA, which works
+    # out the condition wherever it stands, could choose one formula's numerator and the other's denominator.
+    return where(smooth, mean_slope * times, mean_rise * times / where(run == 0, 1, run))
 
 
 def _mean(each: Iterable[Array]) -> Array:

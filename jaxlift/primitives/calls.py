@@ -19,7 +19,7 @@ from jaxlift._core.values import Packing, Pending, Value, Varying, is_hashable, 
 from jaxlift._core.versions import Jaxpr, JaxprEqn, primitives
 from jaxlift._pointwise.function import CUSTOM
 from jaxlift.primitives.linear import Weighted
-from jaxlift.primitives.pointwise import ELEMENTWISE, pointwise
+from jaxlift.primitives.pointwise import ELEMENTWISE, becomes_complex, pointwise
 from jaxlift.primitives.softmax import Total
 
 
@@ -92,7 +92,9 @@ def custom_derivative(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequenc
     jaxpr, _ = versions.inner_jaxpr(eqn)
     if (entry := function_entry(versions.name_of_traced(jaxpr))) is not None:
         return entry.evaluate(interpreter, eqn, operands)
-    if _is_pointwise(jaxpr, [is_varying(operand) for operand in operands]):
+    varying = [is_varying(operand) for operand in operands]
+    becomes = any(varies and becomes_complex(eqn, i) for i, varies in enumerate(varying))
+    if _is_pointwise(jaxpr, varying) and not becomes:
         each = [eqn] if len(eqn.outvars) == 1 else [versions.one_output(eqn, k) for k in range(len(eqn.outvars))]
         return [pointwise(interpreter, one, operands)[0] for one in each]
     return inlined(interpreter, eqn, operands) if interpreter.is_joint else interpreter.differentiated(eqn, operands)

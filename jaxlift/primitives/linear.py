@@ -187,7 +187,7 @@ def mixing(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value], k
 
     fed_by = frozenset({kind})
     [(value, reference)] = on_each_side(eqn, settled)
-    out = Varying(value, reference, None if jnp.iscomplexobj(value) else variation, fed_by)
+    out = Varying(value, reference, variation, fed_by)
     rule = interpreter.rule.at(Place("linear", fed_by, interpreter.scope_of(eqn)))
     if "linear" in rule.families:
         [(position, of)] = [(i, o) for i, o in enumerate(settled) if isinstance(o, Varying)]

@@ -23,6 +23,7 @@ from jaxlift._core.values import (
     Value,
     Varying,
     broadcast,
+    is_complex,
     is_hashable,
     is_inexact,
     is_varying,
@@ -31,7 +32,7 @@ from jaxlift._core.values import (
 from jaxlift._core.versions import JaxprEqn, primitives
 from jaxlift._pointwise.facts import rounds_away
 from jaxlift._pointwise.function import CONVERSIONS, Form, PointwiseFunction, affine_ends
-from jaxlift.primitives.linear import Weighted, step
+from jaxlift.primitives.linear import Weighted, carrying, step
 from jaxlift.primitives.normalisation import Moved, inherited
 from jaxlift.primitives.operands import several
 from jaxlift.rules.families import Place
@@ -43,7 +44,19 @@ def pointwise(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]
 
     A function of one varying value waits. Where several vary, each for itself, the function is theirs together.
     """
-    return _waiting(interpreter, eqn, [interpreter.settle(o) if _lacks_digits(o) else o for o in operands])
+    ended = [_lacks_digits(operand) or becomes_complex(eqn, i) for i, operand in enumerate(operands)]
+    settled = [interpreter.settle(o) if end else o for o, end in zip(operands, ended, strict=True)]
+    return _waiting(interpreter, eqn, settled)
+
+
+def becomes_complex(eqn: JaxprEqn, position: int) -> bool:
+    """Whether an operand is real, or a truth value, and a result complex, as of conversions and of choices.
+
+    There a pointwise function ends, and the next begins: a multiplier is a number of the argument's kind, and that of a
+    function from real to complex numbers has an imaginary part. As a linear map to the complex numbers and a function
+    of these it has both: the multiplier `m` of the latter is complex, and `Re(ct m)` the cotangent of the real number.
+    """
+    return any(map(is_complex, eqn.outvars)) and not is_complex(eqn.invars[position])
 
 
 def _waiting(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
@@ -75,7 +88,11 @@ def conversion(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value
 
     Those of fewer digits are a value of their own: what comes after is no function of the digits that are lost. There
     and back is one function, for on the way cotangents would lose digits, too.
+
+    So are complex ones made of real ones.
     """
+    if becomes_complex(eqn, 0) and is_varying(settled := interpreter.settle(operands[0])):
+        return carrying()(interpreter, eqn, [settled])
     if rounds_away(eqn):
         return _waiting(interpreter, eqn, [interpreter.settle(operand) for operand in operands])
     return (_waiting if is_inexact(eqn.outvars[0]) else pointwise)(interpreter, eqn, operands)
