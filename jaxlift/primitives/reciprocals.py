@@ -112,9 +112,9 @@ def _inverse(node: Node, of: Varying) -> tuple[Any, Pending | Varying] | None:
             scale = None if number_of(inner) == 1 else inner
         case _:
             return None
-    if last is not None and PointwiseFunction.of(last).facts.low >= 1:
-        return None
-    return scale, of if last is None else Pending(last, of)
+    if not isinstance(last, Node):
+        return scale, of
+    return None if PointwiseFunction.of(last).facts.low >= 1 else (scale, Pending(last, of))
 
 
 def _then(value: Pending | Varying, step: Node) -> Pending:
