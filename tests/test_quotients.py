@@ -207,6 +207,42 @@ def test_shares_by_hand(name):
     np.testing.assert_allclose(found @ (x - r), rise, **F64)
 
 
+def linen(cls):
+    nn = pytest.importorskip("flax.linen")
+    model = getattr(nn, cls)(epsilon=1e-5)
+    return lambda v: model.apply({"params": {"scale": SCALE + 1, "bias": np.ones(4)}}, v)
+
+
+def haiku(cls):
+    hk = pytest.importorskip("haiku")
+    options = {"LayerNorm": {"create_scale": True, "create_offset": False}, "RMSNorm": {}}[cls]
+    model = hk.transform(lambda v: getattr(hk, cls)(-1, **options)(v))
+    name = {"LayerNorm": "layer_norm", "RMSNorm": "rms_norm"}[cls]
+    return lambda v: model.apply({name: {"scale": SCALE + 1}}, None, v[None])[0]
+
+
+def equinox(cls):
+    eqx = pytest.importorskip("equinox")
+    model = getattr(eqx.nn, cls)(4, eps=1e-5)
+    return eqx.tree_at(lambda model: model.weight, model, SCALE + 1)
+
+
+@pytest.mark.parametrize("cls", ["LayerNorm", "RMSNorm"])
+@pytest.mark.parametrize("of", [linen, haiku, equinox])
+@pytest.mark.usefixtures("x64")
+def test_frameworks_norms(of, cls):
+    """Flax computes the variance as a difference of means; scales come before the product, or after it."""
+    fun = of(cls)
+    found, rise = pairs(lambda v: fun(v) @ OUT, V, np.zeros(4))
+    if cls == "RMSNorm":
+        expected = by_norm(V, np.zeros(4), OUT * (SCALE + 1), mean=True)
+    else:
+        of_centred = by_norm(V - V.mean(), np.zeros(4), OUT * (SCALE + 1), mean=True)
+        expected = of_centred - of_centred.mean()
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_allclose(found @ V, rise, **F64)
+
+
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.usefixtures("x64")
 def test_divisors_of_very_different_size(dtype):
@@ -355,12 +391,22 @@ GATES = {
 @pytest.mark.parametrize("name", GATES)
 @pytest.mark.usefixtures("x64")
 def test_gates_are_products(name):
-    """A logistic function written out is a gate, however it is written, also where it is shut."""
-    x, r = np.array([2.0, -300.0]), np.array([0.5, 1.0])
+    """A logistic function written out is a gate, in all products alike, also where it is shut and `exp` overflows."""
+    x, r = np.array([2.0, -800.0]), np.array([0.5, 1.0])
     found, _ = pairs(lambda v: v[0] * GATES[name](v[1]), x, r)
-    g, g_ref = 1 / (1 + np.exp(-x[1])), 1 / (1 + np.exp(-r[1]))
+    g, g_ref = (np.exp(z) / (1 + np.exp(z)) for z in (x[1], r[1]))
     expected = [(g + g_ref) / 2, (x[0] + r[0]) / 2 * (g - g_ref) / (x[1] - r[1])]
     np.testing.assert_allclose(found, expected, **F64)
+
+
+@pytest.mark.parametrize("name", ["div", "rsqrt", "rsqrt of a scalar", "two roots"])
+@pytest.mark.usefixtures("x64")
+def test_check_sees_quotients(name):
+    """Operation by operation: what enters a divisor leaves it, in the place of its reciprocal."""
+    report = jaxlift.check(lambda v: NORMALISED[name](v) @ OUT, V, np.zeros(4))
+    assert report.complete
+    assert max(abs(line.residual) for line in report.lines) < 1e-9
+    assert max(abs(line.entered) for line in report.lines) < 10
 
 
 class Asked(jaxlift.Rescale):

@@ -9,6 +9,7 @@ the reciprocal's: those explode where `S` is small. (The rule for quotients is i
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from typing import Any, TypeGuard
 
 import jax.numpy as jnp
@@ -94,8 +95,8 @@ def _operand_of_outer_step(node: Node) -> tuple[Node | None, ...]:
 def _inverse(node: Node, of: Varying) -> tuple[Any, Pending | Varying] | None:
     """`c` and `S`, if a function's last step makes `c / S`.
 
-    Where `S` is at least 1 whatever its argument is, the reciprocal explodes nowhere: it is a gate, such as a logistic
-    function that is written out, and is taken as gates are.
+    Where `S` grows exponentially, as in a logistic function that is written out, the reciprocal is a gate, or an
+    exponential: a product, as with these. It is finite where `S` itself overflows.
     """
     eqn, (inner, *rest) = node.eqn, node.operands
     scale: Any = None
@@ -114,7 +115,8 @@ def _inverse(node: Node, of: Varying) -> tuple[Any, Pending | Varying] | None:
             return None
     if not isinstance(last, Node):
         return scale, of
-    return None if PointwiseFunction.of(last).facts.low >= 1 else (scale, Pending(last, of))
+    growth = PointwiseFunction.of(last).facts.growth or ()
+    return None if any(0 < each.rate < inf for each in growth) else (scale, Pending(last, of))
 
 
 def _then(value: Pending | Varying, step: Node) -> Pending:
