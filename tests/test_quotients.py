@@ -101,7 +101,7 @@ def by_norm(x, r, ct, mean=False):
     return of_a + of_u * (x + r) / count  # the secants of the squares
 
 
-@pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
+@pytest.mark.parametrize("rule", ["rescale", pytest.param("revealcancel", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", NORMALISED)
 @pytest.mark.usefixtures("x64")
 def test_every_spelling(name, rule):

@@ -28,7 +28,7 @@ ALIKE = CONVERSIONS | frozenset(primitives("copy"))
 
 
 def moved(
-    value: Any, of_divisor: Callable[[Varying], Any], of_scale: Callable[[Any], Array]
+    value: Varying, of_divisor: Callable[[Varying], Any], of_scale: Callable[[Any], Array]
 ) -> Callable[[], Fraction | None] | None:
     """The fraction of a value whose entries were moved or repeated, given how that is done to a value and to an
     array.
