@@ -445,3 +445,28 @@ def test_derivatives_stay_derivatives(name):
     fun = lambda v: NORMALISED[name](v) @ OUT  # noqa: E731
     found, _ = pairs(fun, V, REFERENCES["another"], rule="gradient")
     np.testing.assert_allclose(found, jax.jit(jax.grad(fun))(V), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["div", "reciprocal"])
+@pytest.mark.usefixtures("x64")
+def test_complex_quotients(name):
+    """The same algebra; the divisors' directions are less than a right angle apart, and then more."""
+    quotient = {"div": lambda a, s: a / s, "reciprocal": lambda a, s: a * (1 / s)}[name]
+    x, r = np.array([[0.3, 1.2, -0.7, 0.4], [0.3, 1.2, 0.7, 0.4]]), np.array([1.0, -0.4, 0.2, 0.9])
+
+    def fun(v):
+        return (quotient(v[0] + 1j * v[1], v[2] + 1j * v[3]) * (2 - 1j)).real
+
+    def one(x):
+        (y, y_ref), pullback = jaxlift.vjp(fun, x, r)
+        return pullback(jnp.ones_like(y)), y - y_ref
+
+    for (m, rise), each in zip(zip(*jax.jit(jax.vmap(one))(x), strict=True), x, strict=True):
+        (a, s), (a_ref, s_ref) = (v[::2] + 1j * v[1::2] for v in (each, r))
+        q_mid, s_mid = (a / s + a_ref / s_ref) / 2, (s + s_ref) / 2
+        of = [1 / s_mid, -q_mid / s_mid]
+        if (s * s_ref.conj()).real < 0:
+            of = [(1 / s + 1 / s_ref) / 2, -(a + a_ref) / 2 / s / s_ref]
+        expected = [(w * (2 - 1j) * unit).real for w in of for unit in (1, 1j)]
+        np.testing.assert_allclose(m, expected, **F64)
+        np.testing.assert_allclose(m @ (each - r), rise, **F64)
