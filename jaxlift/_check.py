@@ -17,7 +17,7 @@ from jaxlift._arguments import check_model, checked_pair, summed
 from jaxlift._core import table, versions
 from jaxlift._core.differences import difference, where
 from jaxlift._core.interpreter import Interpreter, MissingRule
-from jaxlift._core.values import Node, Pending, Value, Varying, is_varying, postorder
+from jaxlift._core.values import Fraction, Node, Pending, Value, Varying, is_varying, postorder
 from jaxlift._core.versions import JaxprEqn
 from jaxlift._independence import check_independence
 from jaxlift._lift import evaluate_jointly
@@ -359,7 +359,12 @@ class _Probes:
         def variation() -> Array:
             return through(value.variation, value.variation)
 
+        def fraction() -> Fraction | None:
+            of = value.fraction  # a product may ask for the divisor in the place of the value
+            return None if of is None else Fraction(of.scale, self.probed(of.divisor, is_output))
+
         if value.is_discrete:
             return replace(value, make_carrier=carrier)
         own_variation = variation if value.make_variation is not None else None
-        return replace(value, value=carrier(), make_variation=own_variation)
+        own_fraction = fraction if value.make_fraction is not None else None
+        return replace(value, value=carrier(), make_variation=own_variation, make_fraction=own_fraction)

@@ -21,5 +21,7 @@ The words of this library:
   and truth values, which have no derivative, a number beside it.
 - ends, sides: a value at the input and at the reference. *Alone*: without a reference, under a rule that needs none.
 - form: a pointwise function but for its constants, so that equal ones are traced once.
+- fraction: what a value is that was computed as a reciprocal, `c / S` with a constant `c`, so that products with it are
+  known to be quotients.
 - origin: what a value remembers of how it was made, so that a larger map can be recognised (softmax, a bias added).
 """

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,13 @@ from jax import Array
 from jaxlift._core import versions
 from jaxlift._core.differences import magnitude
 from jaxlift._core.versions import JaxprEqn, dtype
+
+
+class Fraction(NamedTuple):
+    """A value as `c / S`: a constant, None if it is 1, over a value that varies."""
+
+    scale: Any
+    divisor: Varying
 
 
 @dataclass(eq=False)
@@ -37,6 +44,8 @@ class Varying:
             multipliers in their place, when a rule first asks for it.
         origin: what larger maps are recognised by, such as that this is a sum of exponentials, or a shifted value.
         is_alone: whether there is no reference, because the rule doesn't compare with one.
+        make_fraction: finds out, when a product first asks, whether this is the reciprocal of another value: then the
+            product is a quotient.
     """
 
     value: Array
@@ -46,6 +55,7 @@ class Varying:
     make_carrier: Callable[[], Array] | None = field(default=None, repr=False)
     origin: Any = None
     is_alone: bool = False
+    make_fraction: Callable[[], Fraction | None] | None = field(default=None, repr=False)
 
     @classmethod
     def alone(cls, value: Array, fed_by: frozenset[str] = frozenset(), origin: Any = None) -> Varying:
@@ -63,6 +73,11 @@ class Varying:
     def carrier(self) -> Array:
         """The array whose derivative in the explained input is the multiplier: the value, or what stands in for it."""
         return self.value if self.make_carrier is None else self.make_carrier()
+
+    @cached_property
+    def fraction(self) -> Fraction | None:
+        """This value as `c / S`, if it was computed as a reciprocal."""
+        return None if self.make_fraction is None else self.make_fraction()
 
     @property
     def shape(self) -> tuple[int, ...]:

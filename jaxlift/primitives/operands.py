@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,7 +15,17 @@ from jaxlift._core import versions
 from jaxlift._core.custom_derivatives import with_multipliers
 from jaxlift._core.interpreter import Interpreter
 from jaxlift._core.table import Evaluation
-from jaxlift._core.values import Value, Varying, carrier_dtype, feeds, with_carrier
+from jaxlift._core.values import (
+    Fraction,
+    Node,
+    Pending,
+    Value,
+    Varying,
+    carrier_dtype,
+    feeds,
+    on_each_side,
+    with_carrier,
+)
 from jaxlift._core.versions import JaxprEqn, primitives
 from jaxlift.primitives.bilinear import product_of
 from jaxlift.primitives.linear import carrying
@@ -29,9 +40,14 @@ def several(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) 
     return EVALUATIONS.get(eqn.primitive, operandwise)(interpreter, eqn, operands)
 
 
-def operandwise(interpreter: Interpreter, eqn: JaxprEqn, values: Sequence[Value]) -> list[Value]:
+def operandwise(
+    interpreter: Interpreter, eqn: JaxprEqn, values: Sequence[Value], known: tuple[Array, Array] | None = None
+) -> list[Value]:
     """The evaluation that gives each operand a multiplier. The variation weighs with their sizes: `a_y = sum |m_i|
     a_i`.
+
+    Args:
+        known: the output at the input and at the reference, where the program computes it in another way.
     """
     operands = [interpreter.settle(value) for value in values]
     which = tuple(i for i, operand in enumerate(operands) if isinstance(operand, Varying))
@@ -47,13 +63,13 @@ def operandwise(interpreter: Interpreter, eqn: JaxprEqn, values: Sequence[Value]
         return [replaced[i] if i in replaced else next(constant) for i in range(len(operands))]
 
     def each(held: Any) -> list[Array]:
-        values, references, constants = held
+        values, references, constants, *_ = held
         return rule.elementwise(g, filled(values, constants), filled(references, constants))
 
     def forward(explained: Any, held: Any) -> Array:
         del explained
-        values, _, constants = held
-        out = versions.bind(eqn, filled(values, constants))[0]
+        values, _, constants, *value = held
+        [out] = value or versions.bind(eqn, filled(values, constants))
         return out.astype(carrier_dtype(out))
 
     def pull(cotangent: Array, explained: Any, held: Any) -> tuple[Array, ...]:
@@ -68,14 +84,16 @@ def operandwise(interpreter: Interpreter, eqn: JaxprEqn, values: Sequence[Value]
         return tuple(jnp.abs(m) * cotangent for m in each(held))
 
     held = (tuple(o.value for o in varying), tuple(o.reference for o in varying), constants)
-    reference = versions.bind(eqn, filled(held[1], constants))[0]
+    reference = versions.bind(eqn, filled(held[1], constants))[0] if known is None else known[1]
 
     def variation() -> Array:
         weighed = with_multipliers(weigh, pull_parts, tuple(o.variation for o in varying), held)
         return weighed.astype(reference.dtype)
 
     def carrier() -> Array:
-        return with_multipliers(forward, pull, tuple(o.carrier for o in varying), held)
+        return with_multipliers(
+            forward, pull, tuple(o.carrier for o in varying), held if known is None else (*held, known[0])
+        )
 
     def value() -> Array:
         return versions.bind(eqn, filled(held[0], constants))[0]
@@ -85,12 +103,53 @@ def operandwise(interpreter: Interpreter, eqn: JaxprEqn, values: Sequence[Value]
 
 
 def multiplication(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
-    """`x z - r s = z_mid (x - r) + x_mid (z - s)`; an entry's parts are taken along, weighed by the midpoints."""
+    """`x z - r s = z_mid (x - r) + x_mid (z - s)`; an entry's parts are taken along, weighed by the midpoints.
+
+    A product with a reciprocal is the quotient that it stands for, unless the rule has an answer of its own for
+    products.
+    """
     left, right = (operand for operand in operands if isinstance(operand, Varying))
     if left.is_discrete:
         return operandwise(interpreter, eqn, operands)
     statistic = _statistic(interpreter, eqn, left, right)
-    return [product_of(interpreter, eqn, left, right, lambda o: o.variation, feeds(operands), statistic=statistic)]
+    may_divide = statistic is None and _takes_quotients(interpreter, eqn, left, right)
+    fractions = (left.fraction, right.fraction) if may_divide else (None, None)
+    match fractions:
+        case (None, Fraction() as by):
+            return _quotient(interpreter, eqn, operands, left, by)
+        case (Fraction() as by, None):
+            return _quotient(interpreter, eqn, operands, right, by)
+    out = product_of(interpreter, eqn, left, right, lambda o: o.variation, feeds(operands), statistic=statistic)
+    match fractions:
+        case (Fraction() as one, Fraction() as other):
+            out.make_fraction = partial(_product_of_fractions, interpreter, eqn, one, other)
+    return [out]
+
+
+def _takes_quotients(interpreter: Interpreter, eqn: JaxprEqn, left: Varying, right: Varying) -> bool:
+    """Whether the rule that holds for a product leaves it to DeepLIFT, which compares with a reference."""
+    place = Place("bilinear", feeds([left, right]), interpreter.scope_of(eqn))
+    return interpreter.is_joint and "bilinear" not in interpreter.rule.at(place).families
+
+
+def _quotient(
+    interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value], of: Varying, by: Fraction
+) -> Sequence[Value]:
+    """A product of a value and of `c / S`, as the quotient of `c` times the value, and of `S`."""
+    [outputs] = on_each_side(eqn, operands)
+    if by.scale is not None:
+        of = interpreter.settle(Pending(Node(eqn, (None, by.scale), interpreter.scope_of(eqn)), of))
+    return operandwise(interpreter, eqn.replace(primitive=DIVISION), [of, by.divisor], outputs)
+
+
+def _product_of_fractions(interpreter: Interpreter, eqn: JaxprEqn, one: Fraction, other: Fraction) -> Fraction:
+    """`(c / S) (d / T) = c d / (S T)`, as of two norms by which a cosine divides."""
+    scales = [scale for scale in (one.scale, other.scale) if scale is not None]
+    scale = versions.bind(eqn, scales)[0] if len(scales) == 2 else (*scales, None)[0]
+    divisors = one.divisor, other.divisor
+    return Fraction(
+        scale, product_of(interpreter, eqn, *divisors, lambda o: o.variation, feeds(divisors), statistic=None)
+    )
 
 
 def division(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
@@ -116,6 +175,7 @@ def choosing(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value])
     return carrying(linear_in=lambda position: position > 0)(interpreter, eqn, operands)
 
 
+[DIVISION] = primitives("div")
 EVALUATIONS: dict[Any, Evaluation] = dict.fromkeys(primitives("add"), carrying())
 EVALUATIONS |= dict.fromkeys(primitives("sub"), carrying(negated=1))
 EVALUATIONS |= dict.fromkeys(primitives("select_n"), choosing)

@@ -35,6 +35,7 @@ from jaxlift._pointwise.function import CONVERSIONS, Form, PointwiseFunction, af
 from jaxlift.primitives.linear import Weighted, carrying, step
 from jaxlift.primitives.normalisation import Moved, inherited
 from jaxlift.primitives.operands import several
+from jaxlift.primitives.reciprocals import fraction_of, moved
 from jaxlift.rules.families import Place
 from jaxlift.rules.rule import Rule
 
@@ -80,7 +81,14 @@ def _waiting(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value])
 
 def _broadcast(operand: Varying, shape: tuple[int, ...]) -> Varying:
     """An operand at a larger shape, which remembers what it was."""
-    return replace(broadcast(operand, shape), origin=Moved(operand), is_alone=operand.is_alone)
+    return replace(
+        broadcast(operand, shape),
+        origin=Moved(operand),
+        is_alone=operand.is_alone,
+        make_fraction=moved(
+            operand, lambda divisor: _broadcast(divisor, shape), lambda scale: jnp.broadcast_to(scale, shape)
+        ),
+    )
 
 
 def conversion(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
@@ -128,9 +136,12 @@ def _base(operand: Value) -> Varying | None:
 def settle(interpreter: Interpreter, pending: Pending) -> Settled:
     """Apply the rule to a pointwise function: from here on it is a value like any other."""
     if pending.settled is None:
-        pending.settled = _settle(interpreter, pending)
-        if isinstance(pending.settled, Varying) and "normalisation" in interpreter.rule.families:
-            pending.settled.origin = inherited(pending)
+        pending.settled = settled = _settle(interpreter, pending)
+        if isinstance(settled, Varying):
+            if interpreter.is_joint and not settled.is_discrete:
+                settled.make_fraction = partial(fraction_of, interpreter, pending)
+            if "normalisation" in interpreter.rule.families:
+                settled.origin = inherited(pending)
     return pending.settled
 
 

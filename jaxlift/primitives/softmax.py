@@ -43,6 +43,7 @@ from jaxlift.primitives.linear import Weighted, carrying
 from jaxlift.primitives.normalisation import Moved, Shifted, statistic_of_sum
 from jaxlift.primitives.pointwise import FAMILIES as POINTWISE
 from jaxlift.primitives.pointwise import pointwise
+from jaxlift.primitives.reciprocals import moved as moved_fraction
 from jaxlift.rules.families import Place, Softmax
 
 EXP = frozenset(primitives("exp"))
@@ -284,7 +285,7 @@ def moving(along: Callable[[JaxprEqn, Sequence[int | None]], Sequence[int | None
     """The evaluation of a primitive that puts the axes of a sum elsewhere."""
 
     def rule(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
-        [out] = carrying()(interpreter, eqn, operands)
+        [out] = move(interpreter, eqn, operands)
         assert isinstance(out, Varying)
         operand = interpreter.settle(operands[0])
         assert isinstance(operand, Varying)
@@ -295,8 +296,12 @@ def moving(along: Callable[[JaxprEqn, Sequence[int | None]], Sequence[int | None
             out.origin = operand.origin.moved(operand, lambda y: versions.bind(eqn, [y])[0])
         else:
             out.origin = Moved(operand)
+        out.make_fraction = moved_fraction(
+            operand, lambda divisor: move(interpreter, eqn, [divisor])[0], lambda scale: versions.bind(eqn, [scale])[0]
+        )
         return [out]
 
+    move = carrying()
     return rule
 
 

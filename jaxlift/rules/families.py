@@ -108,8 +108,9 @@ class Elementwise:
     """An elementwise function `g` of several operands.
 
     Attributes:
-        name: the primitive's, such as ``"div"`` or ``"max"``.
-        equation: the equation of the program.
+        name: the primitive's, such as ``"div"`` or ``"max"``. A product with a reciprocal or an inverse root is a
+            ``"div"`` too, unless the rule has a `bilinear` of its own.
+        equation: the equation of the program; of such a product, that of the division.
         varying: the positions of the operands that depend on the explained input.
     """
 

@@ -122,12 +122,14 @@ class Rule:
 
     @derivative_at_the_input
     def elementwise(self, g: Elementwise, values: Sequence[Any], references: Sequence[Any]) -> list[Array]:
-        """The multiplier of each operand that varies: its Shapley value, divided by its own difference.
+        """The multiplier of each operand that varies: its Shapley value, divided by its own difference; for `"div"`,
+        what `quotient` derives.
 
         The Shapley value is the mean of what the operand's change does over the states of the others; so their sum is
-        the difference of `g`.
+        the difference of `g`. Of quotients, which may explode at the points in between, no such point is visited.
+        Products with reciprocals and inverse roots are quotients, too.
         """
-        return SHAPLEY_VALUES.get(g.name, shapley_values)(g, values, references)
+        return IN_CLOSED_FORM.get(g.name, shapley_values)(g, values, references)
 
     # Linear and bilinear maps.
 
@@ -235,17 +237,39 @@ def choice(g: Elementwise, values: Sequence[Any], references: Sequence[Any]) -> 
 
 
 def quotient(g: Elementwise, values: Sequence[Any], references: Sequence[Any]) -> list[Array]:
-    """The Shapley values of `x / z`: with `1/z - 1/s = -(z - s) / (z s)`, and no difference in need of care,
+    r"""The multipliers of a quotient `q = a / S`, by which the divisor has its mean value while the quotient changes.
 
-    x / z - r / s = (1/z + 1/s) / 2 (x - r) - (x + r) / (2 z s) (z - s)
+    As a product with `1 / S`, a quotient explodes where `S` is small on one side (normalised by a norm, with zeros for
+    a reference): the Shapley value visits `a / S_ref`, which is a point that the program never visits, with values that
+    nothing bounds. But `a = q S` is a product, too, of values that it does visit. With means over input and reference,
+
+    .. math:: \Delta a = q_{mid} \Delta S + S_{mid} \Delta q
+        \qquad \Rightarrow \qquad \Delta q = \frac{\Delta a - q_{mid} \Delta S}{S_{mid}}
+
+    exactly. So the multipliers are `1 / S_mid` and `-q_mid / S_mid`, which at the reference are the derivatives. Where
+    `S` has one sign on both sides, `|dS| <= 2 |S_mid|` and `|S_mid| >= |S| / 2`: what the divisor contributes is at
+    most `2 |q_mid|`, and what the numerator does `2 |a - r| / |S|`. No difference is divided by.
+
+    Where `S` changes its sign, its mean may be 0, between two values that aren't. There the Shapley value is taken,
+    with `1/S - 1/S_ref = -(S - S_ref) / (S S_ref)`,
+
+    .. math:: \Delta q = \frac12 \Big(\frac1S + \frac1{S_{ref}}\Big) \Delta a - \frac{a_{mid}}{S S_{ref}} \Delta S
     """
     if not is_inexact(g.equation.outvars[0]):  # quotients of integers are cut off
         return shapley_values(g, values, references)
     (x, z), (r, s) = values, references
-    return [(1 / z + 1 / s) / 2, -midpoint(x, r) / z / s]
+    same_sign = jnp.real(jnp.sign(z) * jnp.conj(jnp.sign(s))) > 0
+    # In the derivatives of the scores, what is not chosen must be finite, too.
+    apart, apart_ref = where(same_sign, 1, z), where(same_sign, 1, s)
+    middle = where(same_sign, midpoint(z, s), 1)
+    q = midpoint(x / z, r / s)
+    return [
+        where(same_sign, 1 / middle, (1 / apart + 1 / apart_ref) / 2),
+        where(same_sign, -q / middle, -midpoint(x, r) / apart / apart_ref),
+    ]
 
 
-SHAPLEY_VALUES = {"select_n": choice, "div": quotient}
+IN_CLOSED_FORM = {"select_n": choice, "div": quotient}
 
 
 NAMED: dict[str, Rule] = {}

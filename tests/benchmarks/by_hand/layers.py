@@ -129,25 +129,26 @@ def residual(inner: Layer) -> Layer:
 
 
 def layer_norm(x: Array, r: Array) -> tuple[Array, Array, Pull]:
-    """`c s` of the centred values `c` and `s = rsqrt(mean(c^2) + epsilon)`: a product takes each factor's midpoint, and
+    """`y = c / s` of the centred values `c` and `s = sqrt(v + epsilon)` with `v = mean(c^2)`: exactly,
 
-    (s - s_ref) / (v - v_ref) = -(s s_ref)^2 / (s + s_ref)
+    y - y_ref = (c - c_ref - y_mid (s - s_ref)) / s_mid    and    s - s_ref = (v - v_ref) / (2 s_mid)
     """
 
-    def parts(h: Array) -> tuple[Array, Array]:
+    def parts(h: Array) -> tuple[Array, Array, Array]:
         centred = h - h.mean(-1, keepdims=True)
-        return centred, lax.rsqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+        root = jnp.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+        return centred, root, centred / root
 
-    (c, s), (c_ref, s_ref) = parts(x), parts(r)
+    (c, s, y), (c_ref, s_ref, y_ref) = parts(x), parts(r)
 
     def pull(cotangent: Array) -> Array:
-        centre, scale = midpoint(c, c_ref), midpoint(s, s_ref)
-        of_scale = (cotangent * centre).sum(-1, keepdims=True)
-        of_variance = of_scale * of_pairs(lambda s, t: -((s * t) ** 2) / (s + t), (s, s_ref))
-        of_centred = cotangent * scale + of_variance * 2 * centre / x.shape[-1]
+        scale = 1 / midpoint(s, s_ref)
+        of_root = (cotangent * of_pairs(jnp.add, (y, y_ref))).sum(-1, keepdims=True) * scale / -2
+        slope = of_root * scale / 2 / x.shape[-1]  # of the mean square, twice
+        of_centred = cotangent * scale + slope * of_pairs(jnp.add, (c, c_ref))
         return of_centred - of_centred.mean(-1, keepdims=True)
 
-    return c * s, c_ref * s_ref, pull
+    return y, y_ref, pull
 
 
 def attention(w: Weights) -> Layer:
