@@ -64,10 +64,14 @@ class Varying:
 
     @cached_property
     def variation(self) -> Array:
+        """`a`, of the dtype of the difference: multipliers, of which it may be made, have the wider dtype of both ends
+        of a conversion.
+        """
+        d = self.carrier.dtype
         # Complex numbers have no sign: whatever they are made of, their differences have no parts.
         if self.make_variation is None or jnp.iscomplexobj(self.value):
-            return magnitude(self.carrier, self.reference.astype(self.carrier.dtype))
-        return self.make_variation()
+            return magnitude(self.carrier, self.reference.astype(d))
+        return self.make_variation().astype(d)
 
     @cached_property
     def carrier(self) -> Array:

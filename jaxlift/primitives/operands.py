@@ -87,8 +87,7 @@ def operandwise(
     reference = versions.bind(eqn, filled(held[1], constants))[0] if known is None else known[1]
 
     def variation() -> Array:
-        weighed = with_multipliers(weigh, pull_parts, tuple(o.variation for o in varying), held)
-        return weighed.astype(reference.dtype)
+        return with_multipliers(weigh, pull_parts, tuple(o.variation for o in varying), held)
 
     def carrier() -> Array:
         return with_multipliers(

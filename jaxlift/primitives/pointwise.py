@@ -185,7 +185,7 @@ def _affine(f: PointwiseFunction, of: Varying) -> Varying:
     value, reference = f(of.value), f(of.reference)
 
     def variation() -> Array:
-        return (jnp.abs(f.derivative(of.reference)) * of.variation).astype(reference.dtype)
+        return jnp.abs(f.derivative(of.reference)) * of.variation
 
     return Varying(value, reference, None if jnp.iscomplexobj(of.value) else variation, of.fed_by)
 
@@ -296,8 +296,7 @@ def _operation_by_parts(rule: Rule, form: Form) -> Callable[[Any, Any], tuple[Ar
     def forward(explained: Any, held: Any) -> tuple[Array, Array]:
         (x, a), (r, constants, *_) = explained, held
         f = form.with_constants(constants)
-        y = f(x)
-        return y, rule.variation(f, x, r, a).astype(y.dtype)
+        return f(x), rule.variation(f, x, r, a)
 
     def pull(cotangents: tuple[Array, Array], explained: Any, held: Any) -> tuple[Array, Array]:
         (x, a), (r, constants, *values), (of_value, of_variation) = explained, held, cotangents
