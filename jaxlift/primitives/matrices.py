@@ -133,6 +133,9 @@ def decomposition(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Va
 
     (the least change that satisfies the secant equation: Broyden 1965, Mathematics of Computation 19). What they change
     is of third order in the difference, and what doesn't differ contributes nothing.
+
+    Where eigenvalues of the midpoint meet `G` is infinite, and where they nearly do it is so large that its rounding
+    would be all of the sum. There `G` is left out: all of the change is shared along the difference.
     """
     a = interpreter.settle(operands[0])
     assert isinstance(a, Varying)
@@ -147,8 +150,11 @@ def decomposition(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Va
         (x,), (r, y_ref) = explained, held
         y, d = versions.bind(eqn, [x]), x - r
         [derivative] = jax.vjp(lambda a: tuple(versions.bind(eqn, [a])), midpoint(x, r))[1](cotangents)
-        derivative = where(jnp.isfinite(derivative), derivative, 0)  # it isn't where eigenvalues meet
-        change = sum(product(ct, a - b) for ct, a, b in zip(cotangents, y, y_ref, strict=True))
+        changes = [(ct, a - b) for ct, a, b in zip(cotangents, y, y_ref, strict=True)]
+        change = sum(product(*pair) for pair in changes)
+        bound = 1e3 * sum(product(*map(jnp.abs, pair)) for pair in changes)
+        is_small = product(jnp.abs(derivative), jnp.abs(d)) <= bound  # not if it is NaN
+        derivative = where(is_small[..., None, None], derivative, 0)
         size = product(d, d.conj())
         missing = (change - product(derivative, d)) / where(size == 0, 1, size)
         return (derivative + missing[..., None, None] * d.conj(),)
