@@ -71,8 +71,9 @@ class LinearMap:
         return self.apply(x, self.weights)
 
     def transpose(self, x: Array, cotangent: Array) -> Array:
-        """`L^T cotangent`, of the shape of `x`."""
-        return jax.linear_transpose(self, jax.ShapeDtypeStruct(x.shape, x.dtype))(cotangent)[0]
+        """`L^T cotangent`, of the shape of `x`. Of a cotangent with more digits than the output those are cut off."""
+        of = jax.ShapeDtypeStruct(x.shape, x.dtype)
+        return jax.linear_transpose(self, of)(cotangent.astype(jax.eval_shape(self, of).dtype))[0]
 
     def with_weights(self, weights: Array) -> LinearMap:
         """The same map with other weights."""
@@ -100,7 +101,8 @@ class BilinearMap:
 
     def transpose(self, values: Sequence[Array], cotangent: Array) -> tuple[Array, Array]:
         """The derivative's transpose at two values: the cotangents of both."""
-        return jax.vjp(self.apply, *values)[1](cotangent)
+        y, pull = jax.vjp(self.apply, *values)
+        return pull(cotangent.astype(y.dtype))
 
 
 @dataclass(frozen=True, eq=False)
