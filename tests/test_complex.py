@@ -311,7 +311,9 @@ def test_sums_hold_in_float32(name):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * (i % 3 > 0)) for i, n in enumerate(PROGRAMS)]
+    "name",
+    # Of the complex sign JAX 0.10 and 0.12 have different derivatives.
+    [pytest.param(n, marks=[pytest.mark.slow] * (i % 3 > 0)) for i, n in enumerate(PROGRAMS) if n != "sign"],
 )
 def test_derivatives(name):
     """They are the multipliers where input and reference are the same; and the gradient rule's, to the last bit."""
