@@ -254,7 +254,7 @@ class Observer(Interpreter):
     @property
     def plain(self) -> Interpreter:
         """The interpreter that evaluates one operation, and all of a loop's body."""
-        return Interpreter(self.rule, self.missing, self.scope, self.where, self.with_effects)
+        return Interpreter(self.rule, self.missing, self.scope, self.within, self.with_effects)
 
     def afresh(self) -> Interpreter:
         return self.plain
@@ -290,7 +290,7 @@ class Observer(Interpreter):
         self, eqn: JaxprEqn, inputs: Sequence[Value], evaluate: Callable[[JaxprEqn, Sequence[Value]], Sequence[Value]]
     ) -> list[Value]:
         """The outputs of an equation, with probes around it."""
-        record = _Probes(self, eqn.primitive.name, versions.location(eqn, self.where))
+        record = _Probes(self, eqn.primitive.name, versions.location(eqn, self.within))
         copies = [record.copied(value) if is_varying(value) else value for value in inputs]
         outputs = evaluate(eqn, copies)
         return [record.passed(self.plain.settle(out)) if is_varying(out) else out for out in outputs]
@@ -301,7 +301,7 @@ class Observer(Interpreter):
         if value.settled is None:
             eqns = [node.eqn for node in postorder([value.node], _operands) if isinstance(node, Node)]
             operation = " ".join(dict.fromkeys(eqn.primitive.name for eqn in eqns))
-            record = _Probes(self, operation, versions.location(eqns[-1], self.where))
+            record = _Probes(self, operation, versions.location(eqns[-1], self.within))
             value.settled = record.passed(self.plain.settle(record.copied(value)))
         return value.settled
 

@@ -312,7 +312,7 @@ def test_sums_hold_in_float32(name):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     "name",
-    # Of the complex sign JAX 0.10 and 0.12 have different derivatives.
+    # The complex sign turns and doesn't stretch: no one complex multiplier is its derivative. (JAX 0.10 takes 0.)
     [pytest.param(n, marks=[pytest.mark.slow] * (i % 3 > 0)) for i, n in enumerate(PROGRAMS) if n != "sign"],
 )
 def test_derivatives(name):

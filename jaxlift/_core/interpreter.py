@@ -48,7 +48,7 @@ class Interpreter:
         rule: how a change passes each family of maps: a `jaxlift.Rule`.
         missing: what happens where a primitive has no rule.
         scope: the name scopes around the jaxpr, joined by ``/``.
-        where: the line of the user's code that the jaxpr comes from, for errors within library functions.
+        within: the equations that hold the jaxpr, outermost first: an error may have to name the line of one of these.
         with_effects: whether equations that only have effects, such as printing, are evaluated.
         known: the outputs of equations that were evaluated before, for common-subexpression elimination: `exp(x) /
             exp(x).sum()` is a softmax, and `where(x @ w > 0, (x @ w) ** 2, 0)` a function of one value.
@@ -59,7 +59,7 @@ class Interpreter:
     rule: Any
     missing: MissingRule = "raise"
     scope: str = ""
-    where: str = ""
+    within: tuple[JaxprEqn, ...] = field(default=(), compare=False, repr=False)
     with_effects: bool = True
     known: dict[Any, tuple[Any, Sequence[Value]]] = field(default_factory=dict, compare=False, repr=False)
     calls: Counter[Any] = field(default_factory=Counter, compare=False, repr=False)
@@ -103,7 +103,7 @@ class Interpreter:
         if not self.is_joint:
             return self._outputs_alone(eqn, inputs)
         try:
-            return table.evaluation_of(eqn, self.where)(self, eqn, inputs)
+            return table.evaluation_of(eqn, self.within)(self, eqn, inputs)
         except table.MissingRuleError as error:
             if self.missing == "raise" or not error.has_derivative:
                 raise
@@ -161,7 +161,7 @@ class Interpreter:
 
     def inside(self, eqn: JaxprEqn) -> Interpreter:
         """The interpreter for the jaxpr that an equation holds."""
-        return replace(self, scope=self.scope_of(eqn), where=versions.location(eqn, self.where))
+        return replace(self, scope=self.scope_of(eqn), within=(*self.within, eqn))
 
     def afresh(self) -> Interpreter:
         """The same, for a jaxpr that is traced by itself, as the bodies of loops are."""
@@ -179,7 +179,7 @@ class Interpreter:
         return table.settler()(self, value) if isinstance(value, Pending) else value
 
     def missing_rule(self, eqn: JaxprEqn, reason: str, *, has_derivative: bool = True) -> table.MissingRuleError:
-        return table.missing_rule(eqn, self.where, reason, has_derivative=has_derivative)
+        return table.missing_rule(eqn, self.within, reason, has_derivative=has_derivative)
 
     def refusal(self, eqn: JaxprEqn, reason: str) -> Callable[[], NoReturn]:
         """For what is refused only if something asks for it."""

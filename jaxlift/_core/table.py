@@ -132,7 +132,7 @@ def evaluation_or_none(primitive: Primitive) -> Evaluation | None:
     return entry and entry.evaluate
 
 
-def evaluation_of(eqn: JaxprEqn, where: str) -> Evaluation:
+def evaluation_of(eqn: JaxprEqn, within: Sequence[JaxprEqn]) -> Evaluation:
     """What is done with an equation.
 
     Raises:
@@ -142,13 +142,15 @@ def evaluation_of(eqn: JaxprEqn, where: str) -> Evaluation:
     if evaluate is None and versions.implementation(eqn):
         return _of_implementations[0]
     if evaluate is None:
-        raise missing_rule(eqn, where, "has no rule")
+        raise missing_rule(eqn, within, "has no rule")
     return evaluate
 
 
-def missing_rule(eqn: JaxprEqn, where: str, reason: str, *, has_derivative: bool = True) -> MissingRuleError:
+def missing_rule(
+    eqn: JaxprEqn, within: Sequence[JaxprEqn], reason: str, *, has_derivative: bool = True
+) -> MissingRuleError:
     """The error that tells the user which operation can't be explained, where it is, and what to do."""
-    place = versions.location(eqn, where) or "an unknown line"
+    place = versions.location(eqn, within) or "an unknown line"
     error = MissingRuleError(
         f"the primitive `{eqn.primitive.name}` {reason}, so contributions would not sum to the difference of the "
         f"outputs. It was called from {place}. Write that line with other operations; or explain what comes after it, "

@@ -156,30 +156,44 @@ def name_of_traced(jaxpr: Jaxpr) -> str:
 
 def is_of_jax(jaxpr: Jaxpr) -> bool:
     """Whether the function that a jaxpr was traced from stands in JAX itself."""
-    return f" at {Path(jax.__file__).parent}" in name_of_traced(jaxpr)
+    return f" at {JAX}" in name_of_traced(jaxpr)
 
 
-def location(eqn: JaxprEqn, where: str = "") -> str:
-    """File, line and function of the user's code that an equation comes from; "" where JAX kept none.
+def location(eqn: JaxprEqn, within: Sequence[JaxprEqn] = ()) -> str:
+    """File, line and function of the code that an equation comes from; "" where JAX kept none.
 
-    What another library wrote is named after the line that called it; if JAX kept that of a call alone in which the
-    equation is, it is `where`.
+    Where that is another library's, the line of the user's code comes first that called it.
+
+    Args:
+        within: the equations that hold it, outermost first. JAX may have kept the line of one of these alone.
     """
-    summary = jax.extend.source_info_util.summarize(eqn.source_info)
-    if summary in ("", "unknown"):
-        return where
-    if not _is_installed(summary):
-        return summary
+    outwards = [eqn, *reversed(within)]
+    lines = [line for each in outwards if (line := _line(each))]
+    if not lines or not _is_installed(lines[0]):
+        return lines[0] if lines else ""
+    called = next((line for each in outwards if (line := _users_line(each))), "")
+    return f"{called}, in {lines[0]}" if called else lines[0]
+
+
+def _line(eqn: JaxprEqn) -> str:
+    """The innermost line outside of JAX."""
+    line = jax.extend.source_info_util.summarize(eqn.source_info)
+    return "" if line == "unknown" else line
+
+
+def _users_line(eqn: JaxprEqn) -> str:
+    """The innermost line that is of no package."""
+    if not _is_installed(line := _line(eqn)):
+        return line
     traceback = eqn.source_info.traceback
-    for frame in traceback.frames if traceback else ():
-        if not _is_installed(frame.file_name):
-            where = f"{frame.file_name}:{frame.line_num} ({frame.function_name})"
-            break
-    called = where.split(", in ")[0]
-    return f"{called}, in {summary}" if called and not _is_installed(called) else summary
+    own = [frame for frame in (traceback.frames if traceback else ()) if not _is_installed(frame.file_name)]
+    return f"{own[0].file_name}:{own[0].line_num} ({own[0].function_name})" if own else ""
 
 
 def _is_installed(path: str) -> bool:
     """Whether a file belongs to a package, this one included, and not to what the user writes."""
-    here = str(Path(__file__).parents[1])
-    return path.startswith(here) or any(f"{folder}-packages" in Path(path).parts for folder in ("site", "dist"))
+    return path.startswith(HERE) or not PACKAGES.isdisjoint(Path(path).parts)
+
+
+JAX, HERE = str(Path(jax.__file__).parent), str(Path(__file__).parents[1])
+PACKAGES = frozenset(("site-packages", "dist-packages"))

@@ -44,7 +44,8 @@ def implemented(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Valu
     try:
         return evaluated(interpreter, eqn, fun, operands)
     except (TypeError, ValueError) as error:  # as of NumPy, which takes no tracers
-        raise interpreter.missing_rule(eqn, f"has no rule, and its implementation can't be traced: {error}") from error
+        reason = f"has no rule, and its implementation can't be traced ({type(error).__name__})"
+        raise interpreter.missing_rule(eqn, reason) from error
 
 
 def evaluated(

@@ -97,8 +97,7 @@ def operandwise(
     def value() -> Array:
         return versions.bind(eqn, filled(held[0], constants))[0]
 
-    is_real = not jnp.iscomplexobj(reference)
-    return [with_carrier(value, reference, carrier, feeds(varying), variation if is_real else None)]
+    return [with_carrier(value, reference, carrier, feeds(varying), variation)]
 
 
 def multiplication(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
@@ -144,7 +143,7 @@ def _quotient(
 def _product_of_fractions(interpreter: Interpreter, eqn: JaxprEqn, one: Fraction, other: Fraction) -> Fraction:
     """`(c / S) (d / T) = c d / (S T)`, as of two norms by which a cosine divides."""
     scales = [scale for scale in (one.scale, other.scale) if scale is not None]
-    scale = versions.bind(eqn, scales)[0] if len(scales) == 2 else (*scales, None)[0]
+    scale = versions.bind(eqn, scales)[0] if len(scales) == 2 else next(iter(scales), None)
     divisors = one.divisor, other.divisor
     return Fraction(
         scale, product_of(interpreter, eqn, *divisors, lambda o: o.variation, feeds(divisors), statistic=None)

@@ -187,7 +187,7 @@ def _affine(f: PointwiseFunction, of: Varying) -> Varying:
     def variation() -> Array:
         return jnp.abs(f.derivative(of.reference)) * of.variation
 
-    return Varying(value, reference, None if jnp.iscomplexobj(of.value) else variation, of.fed_by)
+    return Varying(value, reference, variation, of.fed_by)
 
 
 def _nonlinearity(interpreter: Interpreter, f: PointwiseFunction, of: Varying, scope: str) -> Varying:

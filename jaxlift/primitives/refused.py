@@ -16,13 +16,13 @@ from jaxlift._core.versions import JaxprEqn, primitives
 
 
 def refused(reason: str, *, has_derivative: bool = True) -> Evaluation:
-    """The rule that says why there is none."""
+    """The evaluation that says why there is no rule."""
 
-    def rule(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> NoReturn:
+    def evaluate(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> NoReturn:
         del operands
         raise interpreter.missing_rule(eqn, f"has no rule: {reason}", has_derivative=has_derivative)
 
-    return rule
+    return evaluate
 
 
 FACTORS = refused("its factors have no exact equation between differences")

@@ -284,7 +284,9 @@ def summation(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]
 def moving(along: Callable[[JaxprEqn, Sequence[int | None]], Sequence[int | None] | None]) -> Evaluation:
     """The evaluation of a primitive that puts the axes of a sum elsewhere."""
 
-    def rule(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
+    move = carrying()
+
+    def evaluate(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
         [out] = move(interpreter, eqn, operands)
         assert isinstance(out, Varying)
         operand = interpreter.settle(operands[0])
@@ -301,8 +303,7 @@ def moving(along: Callable[[JaxprEqn, Sequence[int | None]], Sequence[int | None
         )
         return [out]
 
-    move = carrying()
-    return rule
+    return evaluate
 
 
 def after_broadcast(eqn: JaxprEqn, along: Sequence[int | None]) -> Sequence[int | None]:

@@ -184,17 +184,16 @@ def markdown(results: dict[str, Any]) -> str:
     for cell in results["cells"]:
         by = cell["competitors"]
         own = by["rescale"]
+        if "median" not in own:
+            continue
         times = [
             f"{by[name]['median'] / own['median']:.2f}"
             if by[name]["state"] in (*RIGHT, "no DeepLIFT") and "median" in by[name]
             else by[name]["state"]
             for name in others
-            if "median" in own
         ]
-        if times:
-            where = f"{cell['network']}, {cell['n']} x {cell['r']}"
-            row = [where, f"{own['median']:.3g} s", *times, own["device"]]
-            lines.append("| " + " | ".join(row) + " |")
+        row = [f"{cell['network']}, {cell['n']} x {cell['r']}", f"{own['median']:.3g} s", *times, own["device"]]
+        lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines)
 
 
