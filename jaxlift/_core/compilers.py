@@ -26,7 +26,8 @@ def waiting_for(cotangent: T, residuals: Any) -> tuple[T, Any]:
 
     For all of XLA: multipliers need residuals alone, so without it those of all layers are computed as soon as the
     forward pass is, N * R of each, and kept until their cotangents come. (tests/test_cost.py, which bounds the memory.)
-    On an H100 it takes a third of BPNet's temporary memory away, and costs 3 to 6% of the time.
+    On an H100 it takes a third of BPNet's temporary memory away, and costs 3 to 6% of the time. On CPUs it saves in
+    loops: ten of a hundred references at a time take 17 to 23% more memory without it.
     """
     return lax.optimization_barrier((cotangent, residuals))
 

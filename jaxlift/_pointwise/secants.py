@@ -1,12 +1,12 @@
 """Secants `(f(x) - f(r)) / (x - r)`, to rounding wherever `x` and `r` are: by what is known of `f`.
 
 All take the mean of secants over equal differences, the pairs of which RevealCancel is made, times a factor. The factor
-comes before the division, so that a multiplier is not computed before its cotangent is there; and the division comes
-last, because XLA keeps the result of one where it is used twice, and works out all else twice.
+comes before the division, so that a multiplier is not computed before its cotangent is there; and little comes after
+the division, because XLA keeps the result of one where it is used twice, and works out all else twice.
 
 Where `x` and `r` are near, their difference is noise, and XLA, which works out cheap things wherever they are used, may
-have two results for it in one program. So no small difference stands above another, and no choice between formulas is
-made twice.
+have two results for it in one program. So no small difference stands above another, and no choice between formulas that
+depends on noise is made twice.
 """
 
 from __future__ import annotations
@@ -64,9 +64,10 @@ def by_theorem(theorem: Theorem, ends: Ends, times: Factor) -> Array:
 
         tanh(d) / d = 1 / (1 + z / (3 + z / (5 + z / (7 + ...)))) = (105 + 10 z) / (105 + 45 z + z^2) + O(1e-5 z^4)
 
-    Where that is more than the last bit, the ends are far enough apart for the quotient. (By how little the pairs'
-    differences differ is of no matter here: the first stands for all.) Equal infinities, whose difference is not a
-    number, are not far apart: `z` is 0 there, and so is the weight.
+    Where that is more than the last bit, the ends are far enough apart for the quotient. So their difference is not
+    noise where the choice is made, and it may stand twice. (A choice between two quotients costs 16% of the LSTM's time
+    on CPUs.) By how little the pairs' differences differ is of no matter here: the first stands for all. Equal
+    infinities, whose difference is not a number, are not far apart: `z` is 0 there, and so is the weight.
     """
     x, r = ends[0]
     run = x.at - r.at
