@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlift._core import table, versions
+from jaxlift._core.repeats import with_calls
 from jaxlift._core.values import (
     Pending,
     Settled,
@@ -86,6 +87,8 @@ class Interpreter:
             return values[atom]
 
         eqns = needed(jaxpr, jaxpr.outvars, effects=self.with_effects)
+        if self.is_joint:
+            eqns = with_calls(jaxpr, eqns, by_scope=not self.rule.is_everywhere)
         self.calls.update(eqn.params["jaxpr"] for eqn in eqns if eqn.primitive in JIT)
         for eqn in eqns:
             inputs = [read(atom) for atom in eqn.invars]

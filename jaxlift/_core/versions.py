@@ -27,6 +27,7 @@ __all__ = [
     "implementation",
     "inner_jaxpr",
     "is_of_jax",
+    "is_product",
     "jaxprs_of",
     "location",
     "name_of_function",
@@ -56,10 +57,12 @@ PRODUCTS = frozenset(primitives("dot_general", "conv_general_dilated"))
 
 def has_product(jaxpr: Any) -> bool:
     """Whether a jaxpr multiplies matrices or convolves, itself or in what it calls."""
-    return any(
-        eqn.primitive in PRODUCTS or any(map(has_product, jax.extend.core.jaxprs_in_params(eqn.params)))
-        for eqn in opened(jaxpr)[0].eqns
-    )
+    return any(map(is_product, opened(jaxpr)[0].eqns))
+
+
+def is_product(eqn: JaxprEqn) -> bool:
+    """Whether an equation multiplies matrices or convolves, itself or in what it calls."""
+    return eqn.primitive in PRODUCTS or any(map(has_product, jax.extend.core.jaxprs_in_params(eqn.params)))
 
 
 def inner_jaxpr(eqn: JaxprEqn) -> tuple[Jaxpr, Sequence[Any]]:

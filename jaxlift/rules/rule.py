@@ -69,6 +69,11 @@ class Rule:
         return self
 
     @property
+    def is_everywhere(self) -> bool:
+        """Whether it is the same rule at all places of the program."""
+        return type(self).at is Rule.at
+
+    @property
     def families(self) -> frozenset[str]:
         """The families that the rule answers in another way than by JAX's derivative, at one point."""
         return _families_of(type(self))

@@ -1,0 +1,170 @@
+"""Layers that repeat, found again: what a Python loop over equal blocks wrote out is made calls of one function.
+
+JAX traces each block of such a loop anew. As calls of one function they are lifted once (primitives/calls.py), and
+JAX differentiates, batches and lowers them once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, groupby, pairwise
+from typing import Any, NamedTuple
+
+import jax
+import jax.core
+import numpy as np
+
+from jaxlift._core import versions
+from jaxlift._core.values import is_hashable
+from jaxlift._core.versions import Jaxpr, JaxprEqn, Var
+
+# What the first block is given is often unlike what the others are, and then it is lifted for itself.
+FEWEST = 3
+
+
+def with_calls(jaxpr: Jaxpr, eqns: Sequence[JaxprEqn], *, by_scope: bool) -> list[JaxprEqn]:
+    """A jaxpr's equations, in which equal blocks that follow each other, and multiply matrices or convolve, are calls.
+
+    Args:
+        eqns: those of the jaxpr's equations that are needed.
+        by_scope: whether blocks in different name scopes differ.
+    """
+    products = [i for i, eqn in enumerate(eqns) if versions.is_product(eqn)]
+    if len(products) < FEWEST:
+        return list(eqns)
+    kinds = _kinds(eqns, by_scope)
+    last_use = {var: i for i, eqn in enumerate(eqns) for var in versions.variables(eqn.invars)}
+    last_use |= dict.fromkeys(versions.variables(jaxpr.outvars), len(eqns))
+    found: list[JaxprEqn] = []
+    done = 0
+    for run in _runs(kinds, products):
+        begin, calls, end = _split(jaxpr, eqns, run, last_use)
+        found += [*eqns[done:begin], *calls]
+        done = end
+    return [*found, *eqns[done:]]
+
+
+class _Run(NamedTuple):
+    """Equations `first, ..., last - 1`, each of the kind of that which stands `period` before it; but for the first
+    `period`.
+    """
+
+    first: int
+    last: int
+    period: int
+
+
+def _kinds(eqns: Sequence[JaxprEqn], by_scope: bool) -> list[int]:
+    """A number for each equation, equal for those that do the same to operands of the same types."""
+    known: dict[Any, int] = {}
+    keys = ((_signature(eqn), str(eqn.source_info.name_stack) if by_scope else "") for eqn in eqns)
+    return [known.setdefault(key if is_hashable(key) else object(), len(known)) for key in keys]
+
+
+def _signature(eqn: JaxprEqn) -> Any:
+    params: Any = tuple(eqn.params.items())
+    if "call_jaxpr" in eqn.params and versions.is_of_jax(inner := versions.inner_jaxpr(eqn)[0]):
+        # JAX traces such functions at each call, but the derivatives of its own depend on nothing else.
+        params = versions.name_of_traced(inner), tuple(map(_signature, inner.eqns))
+    types = tuple(map(_type, (*eqn.invars, *eqn.outvars)))
+    return (id(eqn) if eqn.effects else eqn.primitive), params, types
+
+
+def _type(atom: Any) -> Any:
+    """The type of a variable; of a literal the number, too."""
+    if isinstance(atom, versions.Literal):
+        return str(versions.dtype(atom)), repr(np.asarray(atom.val).tolist())
+    return atom.aval
+
+
+def _runs(kinds: Sequence[int], products: Sequence[int]) -> list[_Run]:
+    """The longest runs of equal blocks that don't overlap, in order. A block has a product, so its length is the
+    distance between two of a kind.
+    """
+    places: dict[int, list[int]] = {}
+    for i in products:
+        places.setdefault(kinds[i], []).append(i)
+    runs = []
+    for period in {later - place for of_kind in places.values() for place, later in pairwise(of_kind)} - {1}:
+        differs = [i for i in range(period, len(kinds)) if kinds[i] != kinds[i - period]]
+        for before, after in pairwise([period - 1, *differs, len(kinds)]):
+            if after - before > (FEWEST - 1) * period:
+                runs.append(_Run(before + 1 - period, after, period))
+    chosen: list[_Run] = []
+    for run in sorted(runs, key=lambda run: (run.first - run.last, run.period)):
+        if all(run.last <= other.first or other.last <= run.first for other in chosen):
+            chosen.append(run)
+    return sorted(chosen)
+
+
+class _Block(NamedTuple):
+    """A block of equations.
+
+    Attributes:
+        operands: the variables that it takes from elsewhere, in the order of their first use.
+        reads: where each operand of each equation comes from: a literal (None), the block's own operands by number, or
+            the values made in the block by (equation, output).
+        results: the values made in it that are used after it, by (equation, output).
+    """
+
+    eqns: Sequence[JaxprEqn]
+    operands: Sequence[Var]
+    reads: Sequence[Any]
+    results: frozenset[tuple[int, int]]
+
+
+def _block(eqns: Sequence[JaxprEqn], first: int, last: int, last_use: Mapping[Var, int]) -> _Block:
+    """The block of the equations `first, ..., last - 1`."""
+    own = eqns[first:last]
+    made = {var: (i, k) for i, eqn in enumerate(own) for k, var in enumerate(eqn.outvars)}
+    operands: dict[Var, int] = {}
+
+    def source(atom: Any) -> Any:
+        if isinstance(atom, versions.Literal):
+            return None
+        return made[atom] if atom in made else operands.setdefault(atom, len(operands))
+
+    reads = [source(atom) for eqn in own for atom in eqn.invars]
+    results = frozenset(place for var, place in made.items() if last_use.get(var, 0) >= last)
+    return _Block(own, list(operands), reads, results)
+
+
+def _calls(jaxpr: Jaxpr, blocks: Sequence[_Block]) -> list[JaxprEqn]:
+    """Blocks that read alike as calls of the first."""
+    first = blocks[0]
+    results = sorted(frozenset().union(*(block.results for block in blocks)))
+
+    def results_of(block: _Block) -> list[Var]:
+        return [block.eqns[i].outvars[k] for i, k in results]
+
+    body = jaxpr.replace(eqns=list(first.eqns), constvars=[], invars=first.operands, outvars=results_of(first))
+
+    def block(*operands: Any) -> list[Any]:
+        return jax.core.eval_jaxpr(body, (), *operands)  # keeps the lines of the user's code
+
+    [call] = jax.make_jaxpr(jax.jit(block))(*(var.aval for var in first.operands)).eqns
+    return [call.replace(invars=list(each.operands), outvars=results_of(each)) for each in blocks]
+
+
+def _split(
+    jaxpr: Jaxpr, eqns: Sequence[JaxprEqn], run: _Run, last_use: Mapping[Var, int]
+) -> tuple[int, list[JaxprEqn], int]:
+    """A run as calls of what it repeats: where these begin, the calls, and where they end."""
+    first, last, period = run
+    # How many of the run's values are used after each of its equations: blocks begin where the least goes on.
+    change = [0] * (last + 1 - first)
+    for i in range(first, last):
+        for var in eqns[i].outvars:
+            if (use := last_use.get(var, 0)) > i:
+                change[i + 1 - first] += 1
+                change[min(use + 1, last) - first] -= 1
+    used_after = list(accumulate(change))
+    whole = (last - first) // period
+    begin = first + min(range(period), key=lambda at: (used_after[at + period], (last - first - at) // period < whole))
+    blocks = [_block(eqns, i, i + period, last_use) for i in range(begin, last - period + 1, period)]
+    alike = [list(group) for _, group in groupby(enumerate(blocks), key=lambda each: each[1].reads)]
+    longest = max(alike, key=len)
+    begin += longest[0][0] * period
+    if len(longest) < FEWEST:
+        return begin, [], begin
+    return begin, _calls(jaxpr, [block for _, block in longest]), begin + len(longest) * period
