@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import inf
 from typing import Any, NamedTuple, TypeGuard
 
 import jax
@@ -46,6 +47,7 @@ class Varying:
         is_alone: whether there is no reference, because the rule doesn't compare with one.
         make_fraction: finds out, when a product first asks, whether this is the reciprocal of another value: then the
             product is a quotient.
+        find_low: finds out, when a quotient first asks, what the value is known not to lie below.
     """
 
     value: Array
@@ -56,6 +58,7 @@ class Varying:
     origin: Any = None
     is_alone: bool = False
     make_fraction: Callable[[], Fraction | None] | None = field(default=None, repr=False)
+    find_low: Callable[[], float] | None = field(default=None, repr=False)
 
     @classmethod
     def alone(cls, value: Array, fed_by: frozenset[str] = frozenset(), origin: Any = None) -> Varying:
@@ -82,6 +85,11 @@ class Varying:
     def fraction(self) -> Fraction | None:
         """This value as `c / S`, if it was computed as a reciprocal."""
         return None if self.make_fraction is None else self.make_fraction()
+
+    @cached_property
+    def low(self) -> float:
+        """What the value is known not to lie below on either side; minus infinity if nothing is known."""
+        return -inf if self.find_low is None else self.find_low()
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -21,10 +21,13 @@ from jaxlift._pointwise.facts import ARGUMENT, CONSTANT, Facts, of_literal, of_s
 from jaxlift._pointwise.secants import (
     THEOREMS,
     Ends,
+    Identity,
     Sample,
     Theorem,
+    by_identity,
     by_quotient_or_derivatives,
     by_theorem,
+    identity_of,
     of_parabola,
     of_two_rays,
 )
@@ -113,10 +116,11 @@ class PointwiseFunction:
         Args:
             with_rounding: whether to give the rounding error of `f(x)`, which a secant needs at one of its ends.
         """
-        if self.theorem:
+        if self.theorem or self.identity:
             known = (self(x),)
         elif self.is_two_rays or self.is_parabola:
-            known = self(x), _or_zero(self.derivative(x))
+            slope = self.derivative(x)
+            known = self(x), slope if self.is_total else _or_zero(slope)
         elif with_rounding:
             y, slope, rounding = self._value_slope_and_rounding(x)
             known = y, _or_zero(slope), _or_zero(self._curvature(x)), _or_zero(rounding)
@@ -167,6 +171,8 @@ class PointwiseFunction:
         """The mean of secants over equal differences, times a factor."""
         if self.theorem:
             return by_theorem(self.theorem, ends, times)
+        if self.identity:
+            return by_identity(self.identity, ends, times)
         if self.is_two_rays:
             return of_two_rays(ends, times)
         if self.is_parabola:
@@ -196,6 +202,17 @@ class PointwiseFunction:
         """The addition theorem of the function, if it has one."""
         [(eqn, operands), *more] = self.steps
         return THEOREMS.get(eqn.primitive.name) if self.is_real and operands == (0,) and not more else None
+
+    @property
+    def identity(self) -> Identity | None:
+        """How secants follow from values, if that is known."""
+        [(eqn, operands), *more] = self.steps
+        return identity_of(eqn.primitive.name, eqn.params) if self.is_real and operands == (0,) and not more else None
+
+    @property
+    def has_secants_of_values(self) -> bool:
+        """Whether secants are made of values of the function."""
+        return self.theorem is not None or (self.identity is not None and self.identity.of_values)
 
     @property
     def is_two_rays(self) -> bool:

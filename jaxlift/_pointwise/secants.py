@@ -11,7 +11,7 @@ depends on noise is made twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -41,6 +41,9 @@ class Sample(NamedTuple):
 Ends = Sequence[tuple[Sample, Sample]]
 """At the input and at the reference, or at what stands for them."""
 Factor = Array | float
+
+
+LARGEST_POWER = 8
 
 
 class Theorem(NamedTuple):
@@ -76,6 +79,57 @@ def by_theorem(theorem: Theorem, ends: Ends, times: Factor) -> Array:
     far, z = square >= bound, where(square < bound, square, 0)
     weight, rise = _mean(theorem.weight(x.value, r.value) for x, r in ends), _mean(x.value - r.value for x, r in ends)
     return where(far, rise, weight * (10 * z + 105)) * times / where(far, run, (z + 45) * z + 105)
+
+
+def _of_power(n: int, x: Array, r: Array) -> Array:
+    """`(x^n - r^n) / (x - r) = x^(n - 1) + x^(n - 2) r + ... + r^(n - 1)`."""
+    total, power = jnp.ones_like(x), r
+    for k in range(1, n):
+        total, power = total * x + power, (power * r if k < n - 1 else power)
+    return total
+
+
+class Identity(NamedTuple):
+    """A secant as a fraction, in which no values are subtracted.
+
+    Attributes:
+        fraction: its numerator and its divisor, which is None if it is 1.
+        of_values: whether these are made of values of `f`.
+    """
+
+    fraction: Callable[[Sample, Sample], tuple[Any, Any]]
+    of_values: bool = True
+
+
+IDENTITIES = {
+    "sqrt": Identity(lambda x, r: (1, x.value + r.value)),
+    "rsqrt": Identity(lambda x, r: (-((x.value * r.value) ** 2), x.value + r.value)),
+    "cbrt": Identity(lambda x, r: (1, (x.value + r.value) * x.value + r.value**2)),
+    "square": Identity(lambda x, r: (x.at + r.at, None), of_values=False),
+}
+
+
+def identity_of(name: str, params: Mapping[str, Any]) -> Identity | None:
+    """The identity of a primitive, if it has one.
+
+    Roots have `x - r = y^2 - y_ref^2 = (y - y_ref) (y + y_ref)`, inverse powers `y - y_ref = -(1/y - 1/y_ref) y y_ref`.
+    """
+    n = params["y"] if name == "integer_pow" else 0
+    if 1 < n <= LARGEST_POWER:
+        return Identity(lambda x, r: (_of_power(n, x.at, r.at), None), of_values=False)
+    if -LARGEST_POWER <= n < 0:
+        return Identity(lambda x, r: (-_of_power(-n, x.at, r.at) * x.value * r.value, None))
+    return IDENTITIES.get(name)
+
+
+def by_identity(identity: Identity, ends: Ends, times: Factor) -> Array:
+    """Secants that an identity gives. Where it divides by 0, as of roots at 0, the secant counts as 0."""
+
+    def secant(x: Sample, r: Sample) -> Array:
+        above, below = identity.fraction(x, r)
+        return above * times if below is None else above * times / where(below == 0, jnp.inf, below)
+
+    return _mean(secant(x, r) for x, r in ends)
 
 
 def of_two_rays(ends: Ends, times: Factor) -> Array:

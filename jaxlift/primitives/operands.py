@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -56,20 +57,20 @@ def operandwise(
     rule = interpreter.rule.at(Place("elementwise", feeds(varying), interpreter.scope_of(eqn)))
     if not interpreter.is_joint and "elementwise" not in rule.families:
         return interpreter.differentiated(eqn, operands)
-    g = Elementwise(eqn.primitive.name, eqn, which)
+    g = Elementwise(eqn.primitive.name, eqn, which, tuple(operand.low for operand in varying))
 
     def filled(varied: Sequence[Array], constants: Sequence[Array]) -> list[Array]:
         constant, replaced = iter(constants), dict(zip(which, varied, strict=True))
         return [replaced[i] if i in replaced else next(constant) for i in range(len(operands))]
 
     def each(held: Any) -> list[Array]:
-        values, references, constants, *_ = held
-        return rule.elementwise(g, filled(values, constants), filled(references, constants))
+        values, references, constants, outputs = held
+        here = replace(g, outputs=outputs)
+        return rule.elementwise(here, filled(values, constants), filled(references, constants))
 
     def forward(explained: Any, held: Any) -> Array:
         del explained
-        values, _, constants, *value = held
-        [out] = value or versions.bind(eqn, filled(values, constants))
+        *_, (out, _) = held
         return out.astype(carrier_dtype(out))
 
     def pull(cotangent: Array, explained: Any, held: Any) -> tuple[Array, ...]:
@@ -83,21 +84,17 @@ def operandwise(
         del parts
         return tuple(jnp.abs(m) * cotangent for m in each(held))
 
-    held = (tuple(o.value for o in varying), tuple(o.reference for o in varying), constants)
-    reference = versions.bind(eqn, filled(held[1], constants))[0] if known is None else known[1]
+    [outputs] = on_each_side(eqn, operands) if known is None else [known]
+    held = (tuple(o.value for o in varying), tuple(o.reference for o in varying), constants, outputs)
 
     def variation() -> Array:
         return with_multipliers(weigh, pull_parts, tuple(o.variation for o in varying), held)
 
     def carrier() -> Array:
-        return with_multipliers(
-            forward, pull, tuple(o.carrier for o in varying), held if known is None else (*held, known[0])
-        )
+        return with_multipliers(forward, pull, tuple(o.carrier for o in varying), held)
 
-    def value() -> Array:
-        return versions.bind(eqn, filled(held[0], constants))[0]
-
-    return [with_carrier(value, reference, carrier, feeds(varying), variation)]
+    value, reference = outputs
+    return [with_carrier(lambda: value, reference, carrier, feeds(varying), variation)]
 
 
 def multiplication(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:

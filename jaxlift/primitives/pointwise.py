@@ -88,6 +88,7 @@ def _broadcast(operand: Varying, shape: tuple[int, ...]) -> Varying:
         make_fraction=moved(
             operand, lambda divisor: _broadcast(divisor, shape), lambda scale: jnp.broadcast_to(scale, shape)
         ),
+        find_low=operand.find_low,
     )
 
 
@@ -140,6 +141,7 @@ def settle(interpreter: Interpreter, pending: Pending) -> Settled:
         if isinstance(settled, Varying):
             if interpreter.is_joint and not settled.is_discrete:
                 settled.make_fraction = partial(fraction_of, interpreter, pending)
+                settled.find_low = lambda: PointwiseFunction.of(pending.node).facts.low
             if "normalisation" in interpreter.rule.families:
                 settled.origin = inherited(pending)
     return pending.settled
@@ -214,8 +216,8 @@ def _answers(rule: Rule) -> bool:
 
 
 def _kept(f: PointwiseFunction, y: Array) -> tuple[Array, ...]:
-    """A value of `f`, if multipliers are made of it: by an addition theorem they are."""
-    return (y,) if f.theorem else ()
+    """A value of `f`, if multipliers are made of it."""
+    return (y,) if f.has_secants_of_values else ()
 
 
 def _whole(rule: Rule, f: PointwiseFunction, of: Varying, reference: Array) -> tuple[Array, Callable[[], Array]]:

@@ -114,11 +114,15 @@ class Elementwise:
             ``"div"`` too, unless the rule has a `bilinear` of its own.
         equation: the equation of the program; of such a product, that of the division.
         varying: the positions of the operands that depend on the explained input.
+        lows: what each of these is known not to lie below, on either side.
+        outputs: the values of `g` at the input and at the reference.
     """
 
     name: str
     equation: JaxprEqn = field(repr=False)
     varying: tuple[int, ...]
+    lows: tuple[float, ...]
+    outputs: tuple[Any, Any] = field(default=(None, None), repr=False)
 
     def __call__(self, *operands: Any) -> Array:
         return versions.bind(self.equation, operands)[0]
