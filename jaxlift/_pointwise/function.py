@@ -17,6 +17,7 @@ from jaxlift._core.compilers import once
 from jaxlift._core.differences import where
 from jaxlift._core.values import Node, is_hashable, key_of, postorder
 from jaxlift._core.versions import JaxprEqn, primitives
+from jaxlift._pointwise.chain import by_steps, pull_of
 from jaxlift._pointwise.facts import ARGUMENT, CONSTANT, Facts, of_literal, of_step, rounds_away
 from jaxlift._pointwise.secants import (
     THEOREMS,
@@ -39,6 +40,9 @@ ROUNDED = frozenset(primitives("add", "sub", "mul", "div", "sqrt", "square", "in
 
 # What XLA writes out as polynomials of 40 to 80 operations, each of which it takes to be cheap.
 WRITTEN_OUT = frozenset(primitives("erfc", "erf_inv", "lgamma", "digamma", "bessel_i0e", "bessel_i1e"))
+
+# Those in which a function's steps may be explained one by one.
+WITH_MANY_DIGITS = {jnp.dtype(name) for name in ("float32", "float64")}
 
 CONVERSIONS = frozenset(primitives("convert_element_type", "reduce_precision"))
 CUSTOM_VJP = frozenset(primitives("custom_vjp_call"))
@@ -85,17 +89,23 @@ class PointwiseFunction:
     ) -> PointwiseFunction:
         """The same function with other constants, of which nothing that is known of it depends."""
         other = replace(self, constants=tuple(constants), known=tuple(known))
-        vars(other).update({name: vars(self)[name] for name in ("facts", "equations") if name in vars(self)})
+        vars(other).update(
+            {name: vars(self)[name] for name in ("facts", "equations", "has_secants_of_steps") if name in vars(self)}
+        )
         return other
 
     def __call__(self, x: Array) -> Array:
         for argument, value in self.known:
             if x is argument:
                 return value
+        return self._registers(x)[-1]
+
+    def _registers(self, x: Array) -> list[Any]:
+        """The argument, what doesn't depend on it, and the results of the steps."""
         registers = [x, *self.literals, *self.constants]
         for eqn, operands in self.steps:
             registers += _step(eqn, [registers[i] for i in operands])
-        return registers[-1]
+        return registers
 
     def derivative(self, x: Array) -> Array:
         """`f'(x)`, the one that JAX takes: custom derivatives are the user's, and so is the choice at a kink."""
@@ -118,6 +128,9 @@ class PointwiseFunction:
         """
         if self.theorem or self.identity:
             known = (self(x),)
+        elif self.has_secants_of_steps:
+            registers = self._registers(x)
+            return Sample(x, registers[-1], registers=registers)
         elif self.is_two_rays or self.is_parabola:
             slope = self.derivative(x)
             known = self(x), slope if self.is_total else _or_zero(slope)
@@ -173,6 +186,8 @@ class PointwiseFunction:
             return by_theorem(self.theorem, ends, times)
         if self.identity:
             return by_identity(self.identity, ends, times)
+        if self.has_secants_of_steps:
+            return by_steps(self.steps, ends, times)
         if self.is_two_rays:
             return of_two_rays(ends, times)
         if self.is_parabola:
@@ -213,6 +228,14 @@ class PointwiseFunction:
     def has_secants_of_values(self) -> bool:
         """Whether secants are made of values of the function."""
         return self.theorem is not None or (self.identity is not None and self.identity.of_values)
+
+    @cached_property
+    def has_secants_of_steps(self) -> bool:
+        """Whether the secants of all steps are known, and finite wherever the argument is."""
+        if self.is_two_rays or self.is_parabola or not self.is_total or not self.is_real:
+            return False
+        dtypes = {versions.dtype(atom) for eqn, _ in self.steps for atom in (*eqn.invars, *eqn.outvars)}
+        return dtypes <= WITH_MANY_DIGITS and len(dtypes) == 1 and all(pull_of(eqn) for eqn, _ in self.steps)
 
     @property
     def is_two_rays(self) -> bool:

@@ -23,7 +23,7 @@ from jaxlift._core.differences import difference, where
 
 class Sample(NamedTuple):
     """What a secant may need to know about `f` at one end: `x`, `f(x)`, `f'(x)`, `f''(x)`, and the rounding error of
-    `f(x)`, unless the other end's will do.
+    `f(x)`, unless the other end's will do; or what each step of `f` has read and made.
     """
 
     at: Array
@@ -31,9 +31,12 @@ class Sample(NamedTuple):
     slope: Any = None
     curvature: Any = None
     rounding: Any = None
+    registers: Any = None
 
     def if_(self, condition: Array | bool, other: Sample) -> Sample:
         """This where the condition holds, and elsewhere the other, as much of it as there is of this."""
+        if condition is True:
+            return self
         both = zip(self, other, strict=True)
         return Sample._make(None if mine is None else where(condition, mine, its) for mine, its in both)
 
@@ -77,7 +80,7 @@ def by_theorem(theorem: Theorem, ends: Ends, times: Factor) -> Array:
     square = (theorem.c * run) ** 2
     bound = (5e4 * float(jnp.finfo(run.dtype).eps)) ** (1 / 4)
     far, z = square >= bound, where(square < bound, square, 0)
-    weight, rise = _mean(theorem.weight(x.value, r.value) for x, r in ends), _mean(x.value - r.value for x, r in ends)
+    weight, rise = mean(theorem.weight(x.value, r.value) for x, r in ends), mean(x.value - r.value for x, r in ends)
     return where(far, rise, weight * (10 * z + 105)) * times / where(far, run, (z + 45) * z + 105)
 
 
@@ -129,7 +132,7 @@ def by_identity(identity: Identity, ends: Ends, times: Factor) -> Array:
         above, below = identity.fraction(x, r)
         return above * times if below is None else above * times / where(below == 0, jnp.inf, below)
 
-    return _mean(secant(x, r) for x, r in ends)
+    return mean(secant(x, r) for x, r in ends)
 
 
 def of_two_rays(ends: Ends, times: Factor) -> Array:
@@ -149,12 +152,12 @@ def of_two_rays(ends: Ends, times: Factor) -> Array:
         where(s, x.slope * run, sign * x.value + sign_ref * r.value)
         for s, (sign, sign_ref), (x, r) in zip(same, signs, ends, strict=True)
     ]
-    return _mean(rises) * times / run
+    return mean(rises) * times / run
 
 
 def of_parabola(ends: Ends, times: Factor) -> Array:
     """Secants of squares and the like: the derivative at the midpoint, which is the mean of those at the ends."""
-    return _mean((x.slope + r.slope) / 2 for x, r in ends) * times
+    return mean((x.slope + r.slope) / 2 for x, r in ends) * times
 
 
 def by_quotient_or_derivatives(ends: Ends, times: Factor) -> Array:
@@ -182,8 +185,8 @@ def by_quotient_or_derivatives(ends: Ends, times: Factor) -> Array:
         return known[0] + known[-1]
 
     runs = [difference(x.at, r.at) for x, r in ends]
-    run, mean_rise = _mean(runs), _mean(difference(x.value, r.value) for x, r in ends)
-    mean_slope, mean_noise = (_mean(of(x, r) for x, r in ends) for of in (slope, noise))
+    run, mean_rise = mean(runs), mean(difference(x.value, r.value) for x, r in ends)
+    mean_slope, mean_noise = (mean(of(x, r) for x, r in ends) for of in (slope, noise))
     smooth = mean_noise >= jnp.abs(mean_rise - mean_slope * run)
     if len(runs) > 1:
         smooth |= jnp.abs(runs[0] - runs[1]) > jnp.abs(run)
@@ -192,6 +195,7 @@ def by_quotient_or_derivatives(ends: Ends, times: Factor) -> Array:
     return where(smooth, mean_slope * times, mean_rise * times / where(run == 0, 1, run))
 
 
-def _mean(each: Iterable[Array]) -> Array:
+def mean(each: Iterable[Any]) -> Any:
+    """The mean of some arrays."""
     terms = list(each)
     return reduce(jnp.add, terms) / len(terms) if len(terms) > 1 else terms[0]
