@@ -354,6 +354,8 @@ def _bounds(eqn: JaxprEqn, operands: Sequence[Facts]) -> tuple[float, float]:
         case name, [of] if name in INCREASING:
             with np.errstate(all="ignore"):
                 low, high = (float(INCREASING[name][0](bound)) for bound in (of.low, of.high))
+            if name == "sqrt":
+                low = 0.0 if math.isnan(low) else low  # of what is negative there is none
             return min(low, 1e300), high
         case (("copy" | "broadcast_in_dim"), [of]):
             return of.low, of.high

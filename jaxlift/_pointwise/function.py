@@ -202,7 +202,14 @@ class PointwiseFunction:
     @cached_property
     def facts(self) -> Facts:
         """What is known of the function before it is evaluated."""
-        registers = [ARGUMENT, *map(of_literal, self.literals), *[CONSTANT] * len(self.constants)]
+        return self._facts_of(ARGUMENT)
+
+    def low(self, above: float) -> float:
+        """What the function is known not to lie below, of arguments that don't lie below a number."""
+        return self._facts_of(replace(ARGUMENT, low=above)).low
+
+    def _facts_of(self, argument: Facts) -> Facts:
+        registers = [argument, *map(of_literal, self.literals), *[CONSTANT] * len(self.constants)]
         for eqn, operands in self.steps:
             registers += of_step(eqn, [registers[i] for i in operands])
         return registers[-1]

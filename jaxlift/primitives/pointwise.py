@@ -141,7 +141,7 @@ def settle(interpreter: Interpreter, pending: Pending) -> Settled:
         if isinstance(settled, Varying):
             if interpreter.is_joint and not settled.is_discrete:
                 settled.make_fraction = partial(fraction_of, interpreter, pending)
-                settled.find_low = lambda: PointwiseFunction.of(pending.node).facts.low
+                settled.find_low = lambda: PointwiseFunction.of(pending.node).low(pending.of.low)
             if "normalisation" in interpreter.rule.families:
                 settled.origin = inherited(pending)
     return pending.settled

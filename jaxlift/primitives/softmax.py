@@ -26,6 +26,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from typing import Any
 
 import jax.numpy as jnp
@@ -273,11 +274,14 @@ def summation(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]
     """The evaluation of `reduce_sum`, which remembers what it is a sum of."""
     [out] = carrying()(interpreter, eqn, operands)
     assert isinstance(out, Varying)
-    if (of := exponential(operands[0])) is not None:
+    if (each := exponential(operands[0])) is not None:
         axes = eqn.params["axes"]
-        out.origin = Total(of, axes, tuple(k for k in range(len(of.of.shape)) if k not in axes))
+        out.origin = Total(each, axes, tuple(k for k in range(len(each.of.shape)) if k not in axes))
     elif "normalisation" in interpreter.rule.families:
         out.origin = statistic_of_sum(operands[0])
+    of = interpreter.settle(operands[0])
+    assert isinstance(of, Varying)
+    out.find_low = lambda: 0.0 if of.low >= 0 else -inf
     return [out]
 
 
@@ -301,6 +305,7 @@ def moving(along: Callable[[JaxprEqn, Sequence[int | None]], Sequence[int | None
         out.make_fraction = moved_fraction(
             operand, lambda divisor: move(interpreter, eqn, [divisor])[0], lambda scale: versions.bind(eqn, [scale])[0]
         )
+        out.find_low = operand.find_low
         return [out]
 
     return evaluate
