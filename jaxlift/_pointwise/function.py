@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
+from math import inf
 from typing import Any
 
 import jax
@@ -206,7 +207,8 @@ class PointwiseFunction:
 
     def low(self, above: float) -> float:
         """What the function is known not to lie below, of arguments that don't lie below a number."""
-        return self._facts_of(replace(ARGUMENT, low=above)).low
+        of_all = above == -inf
+        return self._facts_of(ARGUMENT if of_all else replace(ARGUMENT, low=above, growth=None)).low
 
     def _facts_of(self, argument: Facts) -> Facts:
         registers = [argument, *map(of_literal, self.literals), *[CONSTANT] * len(self.constants)]
