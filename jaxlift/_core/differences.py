@@ -22,9 +22,9 @@ def where(condition: Any, x: Any, y: Any) -> Array:
 
 def large(dtype: Any) -> float:
     """The number that stands for infinity where the data masks: its exponential is infinite, and that of its negative
-    is 0; beside it no logit counts, but its inverse is a number, too. It is 2^80 in float32, 2^10 in float16.
+    is 0; beside it no logit counts, but the inverse of its square is a number, too. It is 2^48, in float16 2^10.
     """
-    return 2.0 ** (5 * jnp.finfo(dtype).maxexp // 8)
+    return 2.0 ** min(48, 5 * jnp.finfo(dtype).maxexp // 8)
 
 
 def difference(x: Array, r: Array) -> Array:

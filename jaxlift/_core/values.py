@@ -45,6 +45,8 @@ class Varying:
             multipliers in their place, when a rule first asks for it.
         origin: what larger maps are recognised by, such as that this is a sum of exponentials, or a shifted value.
         is_alone: whether there is no reference, because the rule doesn't compare with one.
+        is_masked: whether large numbers stand in it for infinite ones, which the data puts there. Beside differences as
+            large, parts would be rounding.
         make_fraction: finds out, when a product first asks, whether this is the reciprocal of another value: then the
             product is a quotient.
     """
@@ -56,6 +58,7 @@ class Varying:
     make_carrier: Callable[[], Array] | None = field(default=None, repr=False)
     origin: Any = None
     is_alone: bool = False
+    is_masked: bool = False
     make_fraction: Callable[[], Fraction | None] | None = field(default=None, repr=False)
 
     @classmethod

@@ -30,14 +30,16 @@ from jaxlift._core.versions import JaxprEqn, primitives
 from jaxlift._pointwise.function import CUSTOM
 
 SELECTION = frozenset(primitives("select_n"))
-# Where these are finite they are the same of large numbers as of infinite ones; where they aren't, as large.
-CARRYING = SELECTION | frozenset(
-    primitives(
-        *("add", "sub", "mul", "div", "neg", "max", "min", "reduce_max", "reduce_min", "convert_element_type", "copy"),
-        *("broadcast_in_dim", "reshape", "squeeze", "transpose", "rev", "slice", "concatenate", "split", "pad"),
-        *("gather", "dynamic_slice", "stop_gradient", "optimization_barrier"),
-    )
-)
+# Where these are finite they are the same of large numbers as of infinite ones; where they aren't, as large. Choices
+# between several values that vary would visit points in between that are as large though neither end is.
+CHOOSING = SELECTION | frozenset(primitives("max", "min"))
+# fmt: off
+CARRYING = CHOOSING | frozenset(primitives(
+    "add", "sub", "mul", "div", "neg", "convert_element_type", "copy", "stop_gradient", "optimization_barrier",
+    "reduce_max", "reduce_min", "reduce_window_max", "reduce_window_min", "cummax", "cummin", "broadcast_in_dim",
+    "reshape", "squeeze", "transpose", "rev", "slice", "concatenate", "split", "pad", "gather", "dynamic_slice",
+))
+# fmt: on
 SATURATING = frozenset(primitives("exp", "exp2", "expm1", "logistic", "tanh", "erf", "erfc"))
 CALLS = CUSTOM | frozenset(primitives("jit", "closed_call", "call", "remat"))
 
@@ -45,12 +47,12 @@ CALLS = CUSTOM | frozenset(primitives("jit", "closed_call", "call", "remat"))
 def masked_outputs(interpreter: Interpreter, eqn: JaxprEqn, inputs: Sequence[Value]) -> Sequence[Value] | None:
     """The outputs of an equation that masks a value, or has a masked one for an operand; None of others."""
     primitive = eqn.primitive
-    masks = primitive in SELECTION and is_varying(inputs[0]) and any(_bounded(case) is not case for case in inputs)
+    masks = primitive in SELECTION and is_varying(inputs[0]) and any(map(_is_infinite, inputs))
     if not masks and not any(isinstance(value, Masked) for value in inputs):
         return None
     if primitive in CALLS:
         return interpreter.outputs_unmasked(eqn, inputs)  # the equations that it holds come here
-    if primitive in CARRYING:
+    if primitive in CARRYING and (masks or primitive not in CHOOSING or _chooses_alone(eqn, inputs)):
         finite = interpreter.outputs_unmasked(eqn, [_bounded(v) if masks else _finite(v) for v in inputs])
         infinite = interpreter.outputs_unmasked(eqn, [_infinite(value) for value in inputs])
         outputs = zip(eqn.outvars, finite, infinite, strict=True)
@@ -58,6 +60,13 @@ def masked_outputs(interpreter: Interpreter, eqn: JaxprEqn, inputs: Sequence[Val
     if primitive in SATURATING:
         inputs = [_saturated(interpreter, value) for value in inputs]
     return interpreter.outputs_unmasked(eqn, [_infinite(value) for value in inputs])
+
+
+def _chooses_alone(eqn: JaxprEqn, inputs: Sequence[Value]) -> bool:
+    """Whether a choice depends on no value but one that is masked."""
+    if eqn.primitive in SELECTION:
+        return not is_varying(inputs[0])
+    return sum(map(is_varying, inputs)) == 1
 
 
 def _finite(value: Value) -> Value:
@@ -68,12 +77,17 @@ def _infinite(value: Value) -> Value:
     return value.infinite if isinstance(value, Masked) else value
 
 
+def _is_infinite(value: Any) -> bool:
+    """Whether a value is a literal that is an infinite number."""
+    number = number_of(value)
+    return isinstance(number, float) and math.isinf(number)
+
+
 def _bounded(value: Any) -> Any:
     """A case of a selection with a large number for an infinite one."""
-    number = number_of(value)
-    if not isinstance(number, float) or not math.isinf(number):
+    if not _is_infinite(value):
         return _finite(value)
-    bound = np.asarray(math.copysign(large(value.dtype), number), value.dtype)
+    bound = np.asarray(math.copysign(large(value.dtype), number_of(value)), value.dtype)
     return np.broadcast_to(bound, value.shape)  # a literal still
 
 
@@ -93,13 +107,14 @@ def _saturated(interpreter: Interpreter, value: Value) -> Value:
     """A value for a function that is the same of large numbers as of infinite ones."""
 
     def is_alike(of: Array, value: Array) -> Array:
-        # It was scaled perhaps, by a temperature.
-        enough = large(value.dtype) ** 0.6
-        return jnp.isfinite(value) | (jnp.isinf(value) & (of * jnp.sign(value) >= enough))
+        # It was scaled perhaps, by a temperature. An exponential has to be 0, or infinite, of either.
+        enough = jnp.finfo(value.dtype).nmant - jnp.finfo(value.dtype).minexp + 1
+        return jnp.isfinite(value) | (jnp.isinf(value) & jnp.isfinite(of) & (of * jnp.sign(value) >= enough))
 
     if not isinstance(value, Masked):
         return value
-    return _explained_by(interpreter.settle(value.finite), interpreter.settle(value.infinite), is_alike)
+    explained = _explained_by(interpreter.settle(value.finite), interpreter.settle(value.infinite), is_alike)
+    return replace(explained, is_masked=True)
 
 
 def _explained_by(of: Varying, infinite: Varying, is_alike: Callable[[Array, Array], Array]) -> Varying:

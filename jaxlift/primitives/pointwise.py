@@ -213,7 +213,7 @@ def _nonlinearity(interpreter: Interpreter, f: PointwiseFunction, of: Varying, s
         )
         return Varying.alone(value, of.fed_by)
     # Differences of complex numbers have no positive and negative parts, and those that rounding makes have no use.
-    in_parts = rule.needs_variation and is_real and not f.is_rounding
+    in_parts = rule.needs_variation and is_real and not (f.is_rounding or of.is_masked)
     reference = f(of.reference)
     value, variation = (_by_parts if in_parts else _whole)(rule, f, of, reference)
     return Varying(value, reference, variation if is_real else None, of.fed_by)
