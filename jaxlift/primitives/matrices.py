@@ -160,7 +160,7 @@ def decomposition(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Va
         moved, eps = product(jnp.abs(derivative), jnp.abs(d)), float(jnp.finfo(x.dtype).eps)
         noise = eps * product(jnp.abs(derivative), jnp.abs(middle))
         is_exact = (moved <= eps**-0.25 * jnp.abs(change)) | (noise <= eps**0.5 * jnp.abs(change))
-        # Where all that it moves is rounding, as of equal sides that the compiler rounds in two ways, nothing is missing.
+        # Where all that it moves is rounding, as of equal sides that XLA rounds in two ways, nothing is missing.
         is_rounding = moved <= 64 * eps * sum(product(*map(jnp.abs, pair)) for pair in zip(cotangents, y, strict=True))
         is_small = (moved <= bound) & is_exact | is_rounding  # not if it is NaN
         derivative = where(is_small[..., None, None], derivative, 0)
