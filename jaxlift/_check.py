@@ -263,19 +263,19 @@ class Observer(Interpreter):
         del eqn
         return False  # each call has probes of its own
 
-    def outputs(self, eqn: JaxprEqn, inputs: Sequence[Value]) -> Sequence[Value]:
+    def outputs_unmasked(self, eqn: JaxprEqn, inputs: Sequence[Value]) -> Sequence[Value]:
         rule = table.evaluation_or_none(eqn.primitive)
         if not any(map(is_varying, inputs)) or rule in (inlined, custom_derivative):
-            return super().outputs(eqn, inputs)
+            return super().outputs_unmasked(eqn, inputs)
         if eqn.primitive in ELEMENTWISE:
             unsettled = [replace(value, settled=None) if isinstance(value, Pending) else value for value in inputs]
-            outputs = self.plain.outputs(eqn, unsettled)  # they may be settled there, where nobody sees it
+            outputs = self.plain.outputs_unmasked(eqn, unsettled)  # they may be settled there, where nobody sees it
             if all(isinstance(out, Pending) for out in outputs):
                 return outputs
         sees_what_they_are_made_of = rule in (logarithm, quotient, summation)
         if not (sees_what_they_are_made_of and any(map(self._is_part_of_a_larger_map, inputs))):
             inputs = [self.settle(value) for value in inputs]
-        return self._probed(eqn, inputs, self.plain.outputs)
+        return self._probed(eqn, inputs, self.plain.outputs_unmasked)
 
     def _is_part_of_a_larger_map(self, value: Value) -> bool:
         """Whether an operation would not be recognised if it were shown this value settled."""
@@ -291,7 +291,7 @@ class Observer(Interpreter):
     ) -> list[Value]:
         """The outputs of an equation, with probes around it."""
         record = _Probes(self, eqn.primitive.name, versions.location(eqn, self.within))
-        copies = [record.copied(value) if is_varying(value) else value for value in inputs]
+        copies = [record.copied(value) if isinstance(value, Varying | Pending) else value for value in inputs]
         outputs = evaluate(eqn, copies)
         return [record.passed(self.plain.settle(out)) if is_varying(out) else out for out in outputs]
 

@@ -150,3 +150,159 @@ def test_near_the_reference_in_float32(fun):
         # Far apart, what is left of a softmax is the difference of numbers that cancel.
         accuracy, scale = 1e-6 if d < 20 else 1e-4, float(np.abs(expected).max())
         np.testing.assert_allclose(each, expected.astype(float), rtol=0, atol=accuracy * scale + 1e-9, err_msg=str(d))
+
+
+# Masks that the data decides. A row of logits and what masks it; some entries are kept on one side only, some on both.
+LOGITS, LOGITS_REF = np.array([1.0, -0.5, 0.7, 2.0, -0.3]), np.array([0.3, 0.8, -0.2, 1.0, -0.9])
+PROJECTION = RNG.normal(size=(2, 4, 3))
+
+
+def keeps_others(a):
+    return jnp.roll(a, 1) > 0
+
+
+def top_two(a):
+    return a >= jnp.sort(a)[-2:-1]
+
+
+def attention(x, lowest):
+    scores = (x @ PROJECTION[0]) @ (x @ PROJECTION[1]).T / 2
+    return jax.nn.softmax(scores + jnp.where(x[:, 0] > 0, 0.0, lowest)[None, :]) @ x
+
+
+def layers(x, lowest):
+    """Two calls of one layer, which is lifted once."""
+    bias = jnp.where(x[:, 0] > 0, 0.0, lowest)[None, :]
+
+    @jax.jit
+    def layer(x, bias):
+        return jax.nn.softmax((x @ PROJECTION[0]) @ (x @ PROJECTION[1]).T + bias) @ x
+
+    return layer(layer(x, bias), bias)
+
+
+def of_rows(fun):
+    """A function of one row, of what is made of an array of shape (5, 4)."""
+    return lambda x, lowest: fun(x[:, 0], lowest)
+
+
+MASKED = {
+    "softmax": of_rows(lambda a, lowest: jax.nn.softmax(jnp.where(a > 0, a, lowest))),
+    "added": of_rows(lambda a, lowest: jax.nn.softmax(a + jnp.where(a > 0, 0.0, lowest))),
+    "by hand": of_rows(lambda a, lowest: by_hand(jnp.where(a > 0, a, lowest))),
+    "by hand with max": of_rows(lambda a, lowest: by_hand_with_max(jnp.where(a > 0, a, lowest))),
+    "checkpointed": of_rows(lambda a, lowest: jax.checkpoint(jax.nn.softmax)(jnp.where(a > 0, a, lowest))),
+    "temperature": of_rows(lambda a, lowest: jax.nn.softmax(jnp.where(a > 0, a, lowest) / 8)),
+    "other keeps": of_rows(lambda a, lowest: jax.nn.softmax(jnp.where(keeps_others(a), a, lowest))),
+    "two masks": of_rows(
+        lambda a, lowest: jax.nn.softmax(jnp.where(a < 1.5, jnp.where(keeps_others(a), a, lowest), lowest))
+    ),
+    "top two": of_rows(lambda a, lowest: jax.nn.softmax(jnp.where(top_two(a), a, lowest))),
+    "where": of_rows(lambda a, lowest: jax.nn.softmax(jnp.where(a > 0, a, lowest), where=a > 0)),
+    "logsumexp": of_rows(lambda a, lowest: jax.nn.logsumexp(jnp.where(a > 0, a, lowest))),
+    "of a label": of_rows(lambda a, lowest: jax.nn.log_softmax(jnp.where(a > 0, a, lowest))[3]),
+    "maximum": of_rows(lambda a, lowest: jnp.where(keeps_others(a), a, lowest).max()),
+    "attention": attention,
+    "layers": layers,
+}
+IMPOSSIBLE = {
+    "square": lambda a: (jnp.where(keeps_others(a), a, -jnp.inf) ** -2).sum(),
+    "relu": lambda a: jax.nn.relu(jnp.where(keeps_others(a), a, -jnp.inf)).sum(),
+    "is finite": lambda a: jnp.isfinite(jnp.where(keeps_others(a), a, -jnp.inf)).sum() * a[0],
+    "choice of masked": lambda a: jnp.where(keeps_others(a), jnp.where(keeps_others(a), a, -jnp.inf), 0.0).sum(),
+    "loop": lambda a: jax.lax.scan(
+        lambda c, each: (c + jnp.exp(each), None), jnp.zeros_like(a[0]), jnp.where(keeps_others(a), a, -jnp.inf)
+    )[0],
+}
+
+
+def masked_pair(dtype):
+    rng = np.random.default_rng(8)
+    x, r = rng.normal(size=(2, 5, 4))
+    x[:, 0], r[:, 0] = LOGITS, LOGITS_REF
+    return x.astype(dtype), r.astype(dtype)
+
+
+def explained(fun, rule="rescale"):
+    @jax.jit
+    def run(x, r):
+        (y, y_ref), pullback = jaxlift.vjp(lambda x: fun(x).astype(x.dtype), x, r, rule=rule)
+        weights = jnp.asarray(np.random.default_rng(5).normal(size=y.shape), y.dtype)
+        return (weights * (y - y_ref)).sum(), pullback(weights) * (x - r)
+
+    return lambda x, r: jax.tree.map(lambda each: np.asarray(each, np.float64), run(x, r))
+
+
+@pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
+@pytest.mark.parametrize("name", ["softmax", "added", "by hand", "by hand with max"])
+def test_masks_of_the_data_by_the_formula(name, rule):
+    """What is kept on both sides has shares by logarithmic means, and what is kept on one side its own change."""
+    a, r = LOGITS, LOGITS_REF
+    p, q = (np.where(side > 0, np.exp(side), 0) / np.exp(side[side > 0]).sum() for side in (a, r))
+    both = (a > 0) & (r > 0)
+    m = np.where(both, log_mean(np.where(both, p, 1), np.where(both, q, 1)), 0)
+    each = np.where(both, m * (a - r), p - q)
+    weights = np.random.default_rng(5).normal(size=5)
+    expected = each * (weights - (weights * m).sum() / m.sum())
+    difference, found = explained(lambda a: MASKED[name](a[:, None], -np.inf), rule)(a, r)
+    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(difference, (weights * (p - q)).sum(), rtol=1e-12)
+
+
+@pytest.mark.parametrize(("rule", "dtype"), [("rescale", np.float32), ("revealcancel", np.float64)])
+@pytest.mark.parametrize("name", MASKED)
+def test_masks_of_the_data_are_the_limit_of_large_numbers(name, rule, dtype):
+    x, r = masked_pair(dtype)
+    difference, found = explained(lambda x: MASKED[name](x, -np.inf), rule)(x, r)
+    tolerance = 100 * np.finfo(dtype).eps * np.abs(found).sum()
+    np.testing.assert_allclose(found.sum(), difference, rtol=0, atol=tolerance)
+    x, r = masked_pair(np.float64)
+    _, limit = explained(lambda x: MASKED[name](x, -1e12), rule)(x, r)
+    np.testing.assert_allclose(found, limit, rtol=0, atol=max(tolerance, 1e-8))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16])
+def test_masks_of_the_data_in_half_precision(dtype):
+    x, r = masked_pair(dtype)
+    run = explained(lambda a: jax.nn.softmax(jnp.where(a > 0, a, -jnp.inf).astype(jnp.float32)))
+    difference, found = run(x[:, 0], r[:, 0])
+    assert found.sum() == pytest.approx(difference, abs=0.03)
+
+
+@pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+def test_where_a_difference_stays_infinite_no_sum_is_wrong(name, rule):
+    """It isn't known what such a difference does, and that is said; where none is infinite all is as usual."""
+    run = explained(IMPOSSIBLE[name], rule)
+    difference, found = run(LOGITS, LOGITS_REF)
+    assert np.isfinite(difference)
+    assert np.isnan(found).any()
+    same = LOGITS * np.array([1.1, 1.2, 0.7, 0.9, 1.3])
+    difference, found = run(LOGITS, same)
+    np.testing.assert_allclose(found.sum(), difference, rtol=1e-10)
+
+
+def test_logsumexp_of_different_entries_has_no_limit():
+    difference, found = explained(lambda a: MASKED["logsumexp"](a[:, None], -np.inf))(LOGITS, -LOGITS)
+    assert np.isfinite(difference)
+    assert np.isnan(found).any()
+
+
+def test_a_row_that_is_masked_altogether_stays_nan():
+    difference, found = explained(lambda a: MASKED["softmax"](a[:, None], -np.inf))(LOGITS, -np.abs(LOGITS_REF))
+    assert np.isnan(difference)
+    assert np.isnan(found).all()
+
+
+def test_masks_of_the_data_in_attribute():
+    """Each example with each reference, as by itself."""
+    weights = np.random.default_rng(5).normal(size=5)
+    rows = np.stack([LOGITS, LOGITS[::-1], np.roll(LOGITS, 2)])
+    references = np.stack([LOGITS_REF, np.roll(LOGITS_REF, 1)])
+    model = jax.vmap(lambda a: jax.nn.softmax(jnp.where(a > 0, a, -jnp.inf)) @ weights)
+    attr = jaxlift.attribute(model, pairing="shared")
+    found = jax.jit(lambda x, r: attr(x, reference=r))(rows, references)
+    one = explained(lambda a: MASKED["softmax"](a[:, None], -np.inf))
+    for row, scores in zip(rows, found, strict=True):
+        expected = np.mean([one(row, r)[1] for r in references], 0)
+        np.testing.assert_allclose(scores, expected, rtol=1e-9, atol=1e-12)

@@ -17,6 +17,8 @@ The words of this library:
   *explained* operands are those to which multipliers lead; the *held* ones are constants to them.
 - varying: depending on the explained input. *Pending*: varying, and so far an elementwise function of one varying
   value, to which no rule was applied yet. To *settle* it is to apply the rule in force.
+- masked: with infinite numbers where the data says, as logits before a softmax. What such a choice changes is explained
+  with a large number in the place of each, which *stands for* it.
 - carrier: the array whose derivative in the explained input is a value's multiplier: the value itself, or for integers
   and truth values, which have no derivative, a number beside it.
 - ends, sides: a value at the input and at the reference. *Alone*: without a reference, under a rule that needs none.

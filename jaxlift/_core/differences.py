@@ -20,6 +20,13 @@ def where(condition: Any, x: Any, y: Any) -> Array:
     return lax.select(*(each if each.shape == shape else jnp.broadcast_to(each, shape) for each in arrays))
 
 
+def large(dtype: Any) -> float:
+    """The number that stands for infinity where the data masks: its exponential is infinite, and that of its negative
+    is 0; beside it no logit counts, but the inverse of its square is a number, too. It is 2^48, in float16 2^10.
+    """
+    return 2.0 ** min(48, 5 * jnp.finfo(dtype).maxexp // 8)
+
+
 def difference(x: Array, r: Array) -> Array:
     """`x - r`, where equal infinities (the masked logits of attention) differ by 0."""
     return where(x == r, 0, x - r)

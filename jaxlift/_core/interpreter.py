@@ -18,6 +18,7 @@ import numpy as np
 from jaxlift._core import table, versions
 from jaxlift._core.repeats import with_calls
 from jaxlift._core.values import (
+    Masked,
     Pending,
     Settled,
     Value,
@@ -100,6 +101,11 @@ class Interpreter:
 
     def outputs(self, eqn: JaxprEqn, inputs: Sequence[Value]) -> Sequence[Value]:
         """The outputs of one equation."""
+        masked = table.masked_outputs(self, eqn, inputs) if self.is_joint else None
+        return self.outputs_unmasked(eqn, inputs) if masked is None else masked
+
+    def outputs_unmasked(self, eqn: JaxprEqn, inputs: Sequence[Value]) -> Sequence[Value]:
+        """The outputs of an equation as the table says, which knows of no masked values."""
         if not any(map(is_varying, inputs)):
             literal = literal_of(eqn, inputs)
             return versions.bind(eqn, inputs) if literal is None else [literal]
@@ -174,12 +180,12 @@ class Interpreter:
         return "/".join(filter(None, (self.scope, str(eqn.source_info.name_stack))))
 
     @overload
-    def settle(self, value: Varying | Pending) -> Varying: ...
+    def settle(self, value: Varying | Pending | Masked) -> Varying: ...
     @overload
     def settle(self, value: Value) -> Settled: ...
     def settle(self, value: Value) -> Settled:
-        """Apply the rule to a pending pointwise function; other values are returned as they are."""
-        return table.settler()(self, value) if isinstance(value, Pending) else value
+        """Apply the rule to a value that waits for it; others are returned as they are."""
+        return table.settler(type(value))(self, value) if isinstance(value, Pending | Masked) else value
 
     def missing_rule(self, eqn: JaxprEqn, reason: str, *, has_derivative: bool = True) -> table.MissingRuleError:
         return table.missing_rule(eqn, self.within, reason, has_derivative=has_derivative)

@@ -45,7 +45,8 @@ class Entry:
 _table: dict[Primitive | str, Entry] = {}
 _functions: dict[str, Entry] = {}
 _of_numbers: set[Primitive] = set()
-_settler: list[Callable[[Any, Any], Any]] = []
+_settlers: dict[type, Callable[[Any, Any], Any]] = {}
+_of_masks: list[Callable[[Any, JaxprEqn, Sequence[Value]], Sequence[Value] | None]] = []
 _of_implementations: list[Evaluation] = []
 
 
@@ -76,14 +77,24 @@ def keeps_numbers(primitive: Primitive) -> bool:
     return primitive in _of_numbers
 
 
-def settled_by(settle: Callable[[Any, Any], Any]) -> None:
-    """Say what applies the rule in force to a pending pointwise function."""
-    _settler[:] = [settle]
+def settled_by(settle: Callable[[Any, Any], Any], kind: type) -> None:
+    """Say what applies the rule in force to values of a kind that waits for it."""
+    _settlers[kind] = settle
 
 
-def settler() -> Callable[[Any, Any], Any]:
-    """What applies the rule in force to a pending pointwise function."""
-    return _settler[0]
+def settler(kind: type) -> Callable[[Any, Any], Any]:
+    """What applies the rule in force to values of a kind that waits for it."""
+    return _settlers[kind]
+
+
+def masked_by(evaluate: Callable[[Any, JaxprEqn, Sequence[Value]], Sequence[Value] | None]) -> None:
+    """Say what evaluates equations that mask a value, or have a masked one for an operand; of others it gives None."""
+    _of_masks[:] = [evaluate]
+
+
+def masked_outputs(interpreter: Any, eqn: JaxprEqn, inputs: Sequence[Value]) -> Sequence[Value] | None:
+    """The outputs of an equation that masks a value, or has a masked one for an operand; None of others."""
+    return _of_masks[0](interpreter, eqn, inputs)
 
 
 def implemented_by(evaluate: Evaluation) -> None:

@@ -2,7 +2,8 @@
 
 A value that doesn't depend on the explained input is a plain array. One that does is a `Varying`: its value, its
 reference and its variation. Until something that isn't elementwise asks for it, it may also be `Pending`: an
-elementwise function, of any number of primitives, of one `Varying`.
+elementwise function, of any number of primitives, of one `Varying`. And until something that isn't linear asks for it
+it may be `Masked`: with infinite numbers where the data says.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ class Varying:
             multipliers in their place, when a rule first asks for it.
         origin: what larger maps are recognised by, such as that this is a sum of exponentials, or a shifted value.
         is_alone: whether there is no reference, because the rule doesn't compare with one.
+        is_masked: whether large numbers stand in it for infinite ones, which the data puts there. Beside differences as
+            large, parts would be rounding.
         make_fraction: finds out, when a product first asks, whether this is the reciprocal of another value: then the
             product is a quotient.
         find_low: finds out, when a quotient first asks, what the value is known not to lie below.
@@ -57,6 +60,7 @@ class Varying:
     make_carrier: Callable[[], Array] | None = field(default=None, repr=False)
     origin: Any = None
     is_alone: bool = False
+    is_masked: bool = False
     make_fraction: Callable[[], Fraction | None] | None = field(default=None, repr=False)
     find_low: Callable[[], float] | None = field(default=None, repr=False)
 
@@ -148,13 +152,32 @@ class Pending:
         return self.of.shape
 
 
+@dataclass(eq=False)
+class Masked:
+    """A value in which the data puts infinite numbers, as a mask before a softmax does. What that changes may be
+    finite, though the difference-from-reference isn't.
+
+    Attributes:
+        finite: the value that would be here if the program put a large number in the place of each infinite one: its
+            multipliers are the limit of what they are for larger and larger numbers.
+        infinite: the value of the program.
+    """
+
+    finite: Varying | Pending
+    infinite: Varying | Pending
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.infinite.shape
+
+
 Settled = Array | Varying
-Value = Settled | Pending
+Value = Settled | Pending | Masked
 
 
-def is_varying(value: Any) -> TypeGuard[Varying | Pending]:
+def is_varying(value: Any) -> TypeGuard[Varying | Pending | Masked]:
     """Whether a value of the program depends on the explained input."""
-    return isinstance(value, Varying | Pending)
+    return isinstance(value, Varying | Pending | Masked)
 
 
 def is_pending_step(value: Any) -> bool:
@@ -332,6 +355,8 @@ def _children(item: Any) -> Sequence[Any]:
     match item:
         case Pending():
             return item.of, item.node
+        case Masked():
+            return item.finite, item.infinite
         case Node():
             return [operand for operand in item.operands if operand is not None]
     return ()
@@ -357,6 +382,9 @@ def _maker(item: Any, index: dict[int, int]) -> Callable[[list[Array], list[Any]
         case Pending():
             node, of = index[id(item.node)], index[id(item.of)]
             return lambda own, made: Pending(made[node], made[of])
+        case Masked():
+            finite, infinite = index[id(item.finite)], index[id(item.infinite)]
+            return lambda own, made: Masked(made[finite], made[infinite])
         case jax.Array():
             return lambda own, made: own[0]
     return lambda own, made: item  # a literal
@@ -371,8 +399,8 @@ def _key_of_item(item: Any, index: dict[int, int]) -> Any:
             dtypes = tuple(str(dtype(atom)) for atom in (*eqn.invars, *eqn.outvars))
             operands = tuple(None if operand is None else index[id(operand)] for operand in item.operands)
             return eqn.primitive, tuple(eqn.params.items()), dtypes, operands, scope
-        case Pending():
-            return index[id(item.node)], index[id(item.of)]
+        case Pending() | Masked():
+            return type(item), *(index[id(child)] for child in _children(item))
         case jax.Array():
             return None
     return key_of(item)

@@ -15,8 +15,8 @@ from jax.extend.core import jaxprs_in_params
 
 from jaxlift._core import versions
 from jaxlift._core.compilers import once
-from jaxlift._core.differences import where
-from jaxlift._core.values import Node, is_hashable, key_of, postorder
+from jaxlift._core.differences import large, where
+from jaxlift._core.values import Node, is_hashable, key_of, number_of, postorder
 from jaxlift._core.versions import JaxprEqn, primitives
 from jaxlift._pointwise.chain import by_steps, pull_of
 from jaxlift._pointwise.facts import ARGUMENT, CONSTANT, Facts, of_literal, of_step, rounds_away
@@ -256,8 +256,10 @@ class PointwiseFunction:
         """Whether the function saturates or is piecewise, as activations are, unlike `exp`, `log`, powers and
         reciprocals: whether a comparison, a maximum, a tanh and the like is part of it; or else whether it exists for
         every real number and grows no faster than a line without being one, as `x / (1 + exp(-x))`.
+
+        A mask is none: between two ends that aren't masked lies nothing but a difference as large as the mask.
         """
-        return self.facts.is_activation
+        return self.facts.is_activation and not any(map(_is_mask, self.literals))
 
     @property
     def dtype(self) -> Any:
@@ -323,6 +325,12 @@ class Form:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Form) and self.key == other.key
+
+
+def _is_mask(literal: Any) -> bool:
+    """Whether a literal is what stands for an infinite number."""
+    number = number_of(literal)
+    return isinstance(number, float) and abs(number) == large(literal.dtype)
 
 
 def _step(eqn: JaxprEqn, operands: list[Any]) -> Sequence[Array]:

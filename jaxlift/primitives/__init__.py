@@ -7,6 +7,7 @@ from jaxlift.primitives import (
     definitions,
     indexing,
     linear,
+    masks,
     matrices,
     operands,
     pointwise,
@@ -17,7 +18,7 @@ from jaxlift.primitives import (
 
 # fmt: off
 __all__ = [
-    "bilinear", "calls", "control", "definitions", "indexing", "linear", "matrices", "operands", "pointwise",
-    "reductions", "refused", "softmax",
+    "bilinear", "calls", "control", "definitions", "indexing", "linear", "masks", "matrices", "operands",
+    "pointwise", "reductions", "refused", "softmax",
 ]
 # fmt: on

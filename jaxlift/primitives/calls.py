@@ -15,7 +15,7 @@ import jax
 from jaxlift._core import versions
 from jaxlift._core.interpreter import Interpreter
 from jaxlift._core.table import evaluation_or_none, family, function_entry
-from jaxlift._core.values import Packing, Pending, Value, Varying, is_hashable, is_varying, pack
+from jaxlift._core.values import Masked, Packing, Pending, Value, Varying, is_hashable, is_varying, pack
 from jaxlift._core.versions import Jaxpr, JaxprEqn, primitives
 from jaxlift._pointwise.function import CUSTOM
 from jaxlift.primitives.linear import Weighted
@@ -94,7 +94,8 @@ def custom_derivative(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequenc
         return entry.evaluate(interpreter, eqn, operands)
     varying = [is_varying(operand) for operand in operands]
     becomes = any(varies and becomes_complex(eqn, i) for i, varies in enumerate(varying))
-    if _is_pointwise(jaxpr, varying) and not becomes:
+    masked = any(isinstance(operand, Masked) for operand in operands)
+    if _is_pointwise(jaxpr, varying) and not becomes and not masked:
         each = [eqn] if len(eqn.outvars) == 1 else [versions.one_output(eqn, k) for k in range(len(eqn.outvars))]
         return [pointwise(interpreter, one, operands)[0] for one in each]
     return inlined(interpreter, eqn, operands) if interpreter.is_joint else interpreter.differentiated(eqn, operands)

@@ -136,6 +136,9 @@ def decomposition(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Va
 
     Where eigenvalues of the midpoint meet `G` is infinite, and where they nearly do it is so large that its rounding
     would be all of the sum. There `G` is left out: all of the change is shared along the difference.
+
+    So it is where `G` gives and takes much more than the change, as of eigenvectors that turn among eigenvalues which
+    are equal but for little, so that the rounding of `A` alone, times `G`, is not little beside the change.
     """
     a = interpreter.settle(operands[0])
     assert isinstance(a, Varying)
@@ -149,14 +152,20 @@ def decomposition(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Va
     def pull(cotangents: Any, explained: Any, held: Any) -> tuple[Array]:
         (x,), (r, y_ref) = explained, held
         y, d = versions.bind(eqn, [x]), x - r
-        [derivative] = jax.vjp(lambda a: tuple(versions.bind(eqn, [a])), midpoint(x, r))[1](cotangents)
+        middle = midpoint(x, r)
+        [derivative] = jax.vjp(lambda a: tuple(versions.bind(eqn, [a])), middle)[1](cotangents)
         changes = [(ct, a - b) for ct, a, b in zip(cotangents, y, y_ref, strict=True)]
         change = sum(product(*pair) for pair in changes)
         bound = 1e3 * sum(product(*map(jnp.abs, pair)) for pair in changes)
-        is_small = product(jnp.abs(derivative), jnp.abs(d)) <= bound  # not if it is NaN
+        moved, eps = product(jnp.abs(derivative), jnp.abs(d)), float(jnp.finfo(x.dtype).eps)
+        noise = eps * product(jnp.abs(derivative), jnp.abs(middle))
+        is_exact = (moved <= eps**-0.25 * jnp.abs(change)) | (noise <= eps**0.5 * jnp.abs(change))
+        # Where all that it moves is rounding, as of equal sides that XLA rounds in two ways, nothing is missing.
+        is_rounding = moved <= 64 * eps * sum(product(*map(jnp.abs, pair)) for pair in zip(cotangents, y, strict=True))
+        is_small = (moved <= bound) & is_exact | is_rounding  # not if it is NaN
         derivative = where(is_small[..., None, None], derivative, 0)
         size = product(d, d.conj())
-        missing = (change - product(derivative, d)) / where(size == 0, 1, size)
+        missing = where(is_rounding, 0, change - product(derivative, d)) / where(size == 0, 1, size)
         return (derivative + missing[..., None, None] * d.conj(),)
 
     references = tuple(versions.bind(eqn, [a.reference]))

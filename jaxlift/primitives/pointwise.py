@@ -17,6 +17,7 @@ from jaxlift._core.custom_derivatives import operation
 from jaxlift._core.interpreter import Interpreter
 from jaxlift._core.table import family, settled_by
 from jaxlift._core.values import (
+    Masked,
     Node,
     Pending,
     Settled,
@@ -75,8 +76,7 @@ def _waiting(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value])
         return (several if len(varying) > 1 else _waiting)(interpreter, eqn, settled)
     if not bases:
         return versions.bind(eqn, operands)
-    nodes = [o.node if isinstance(o, Pending) else None if isinstance(o, Varying) else o for o in operands]
-    return [Pending(Node(eqn, tuple(nodes), interpreter.scope_of(eqn)), bases[0])]
+    return [Pending(Node(eqn, tuple(map(_node, operands)), interpreter.scope_of(eqn)), bases[0])]
 
 
 def _broadcast(operand: Varying, shape: tuple[int, ...]) -> Varying:
@@ -122,6 +122,17 @@ def bits(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> 
     if versions.shape(eqn.outvars[0]) != operands[0].shape:
         raise interpreter.missing_rule(eqn, "has no rule: it joins the bits of several numbers or takes them apart")
     return pointwise(interpreter, eqn, operands)
+
+
+def _node(operand: Value) -> Node | Array | None:
+    """An operand of a further step."""
+    match operand:
+        case Pending(node=node):
+            return node
+        case Varying():
+            return None
+    assert not isinstance(operand, Masked)  # the interpreter passes none on
+    return operand
 
 
 def _base(operand: Value) -> Varying | None:
@@ -204,7 +215,7 @@ def _nonlinearity(interpreter: Interpreter, f: PointwiseFunction, of: Varying, s
         )
         return Varying.alone(value, of.fed_by)
     # Differences of complex numbers have no positive and negative parts, and those that rounding makes have no use.
-    in_parts = rule.needs_variation and is_real and not f.is_rounding
+    in_parts = rule.needs_variation and is_real and not (f.is_rounding or of.is_masked)
     reference = f(of.reference)
     value, variation = (_by_parts if in_parts else _whole)(rule, f, of, reference)
     return Varying(value, reference, variation if is_real else None, of.fed_by)
@@ -333,4 +344,4 @@ family(pointwise, ELEMENTWISE, FAMILIES)
 family(pointwise, primitives("mul"), (*FAMILIES, "bilinear"))
 family(conversion, CONVERSIONS, FAMILIES)
 family(bits, primitives("bitcast_convert_type"), FAMILIES)
-settled_by(settle)
+settled_by(settle, Pending)

@@ -34,7 +34,7 @@ from jax import Array
 
 from jaxlift._core import versions
 from jaxlift._core.custom_derivatives import with_multipliers
-from jaxlift._core.differences import difference, where
+from jaxlift._core.differences import difference, large, where
 from jaxlift._core.interpreter import Interpreter
 from jaxlift._core.table import Evaluation, family
 from jaxlift._core.values import Node, Pending, Value, Varying, is_varying, on_each_side
@@ -206,6 +206,11 @@ def _exact(
         each = [_shares(*pair, (s, s_ref), apart) for pair in zip(parts, parts_ref, strict=True)]
         of_u, of_l = cotangents(cotangent, each[-1])
         varying, every = each[0]
+        if u.is_masked and numerator is None:
+            # Of what is masked on either side not even the limit has finite shares of `l`, unless something else is in
+            # both sums.
+            tiny = every.sum(of.axes, keepdims=True) < large(u.value.dtype) ** -0.5
+            of_l = where(tiny, jnp.nan, of_l)
         return of_u + of_l.sum(of.axes, keepdims=True) * varying / every.sum(of.axes, keepdims=True)
 
     held = ((u.value, u.reference), outputs[0], constants)
