@@ -12,6 +12,8 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
+from jaxlift._core import versions
+
 
 def summed(tree: Any) -> Array:
     """The sum over all arrays of a pytree."""
@@ -80,7 +82,12 @@ def checked_pair(x: Any, reference: Any) -> tuple[Any, Any]:
                 f"the reference{jax.tree_util.keystr(path)} must have the shape of the input: expected {value.shape}, "
                 f"got {ref.shape}. Broadcast it, as in jnp.broadcast_to(reference, x.shape)."
             )
-    return x, reference
+    return x, spread_as(x, reference)
+
+
+def spread_as(x: Any, reference: Any) -> Any:
+    """The reference, spread over devices as the input is."""
+    return jax.tree.map(versions.spread_as, x, reference)
 
 
 def checked_reference(x: Any, reference: Any) -> Any:
