@@ -234,6 +234,15 @@ def called(fun: Callable[..., Any], args: tuple[Any, ...], x: Any, is_one_argume
                 "lambda x: nnx.merge(graphdef, state, copy=True)(x)."
             ) from error
         shapes = ", ".join(str(leaf.shape) for leaf in jax.tree.leaves(x))
+        if "shard_map" in str(error):
+            raise ValueError(
+                f"the model fails on a batch of one example, of shape {shapes}, in jax.shard_map ({said}). Examples "
+                "are explained one by one, and one can't be divided among devices. If the model maps its batch over "
+                "devices, explain the function that it maps, and map the attribution: jax.shard_map(lambda x: "
+                "attr(x, reference=reference), mesh=mesh, in_specs=P(axis), out_specs=P(axis)). Or leave the map "
+                "away, and call a jitted attr with an input that is spread over devices. jaxlift.vjp explains a sum "
+                "over a whole batch as it is."
+            ) from error
         pytree = ""
         if is_one_argument and jax.tree.structure(x) != jax.tree.structure(0):
             pytree = (

@@ -1,7 +1,7 @@
-"""Arrays spread over devices where shardings are part of types (explicit axes of a mesh, the default in JAX 0.12).
+"""Arrays spread over devices: functions with `jax.shard_map` inside, and shardings that are part of types.
 
-Elementwise operations then need equal shardings, and what is made on the way must be spread as what it meets. The
-scores must be those of the same model on one device.
+These (explicit axes of a mesh) are the default in JAX 0.12. Elementwise operations then need equal shardings, and what
+is made on the way must be spread as what it meets. The scores must be those of the same model on one device.
 """
 
 from functools import partial
@@ -164,3 +164,93 @@ def test_multipliers_are_spread_as_the_input_is(rule, mesh):
         multipliers = jax.jit(lambda x: jaxlift.vjp(fun, x, PAIRED, rule=rule)[1](1.0))(x)
     assert multipliers.sharding.spec == P("data", "model")
     close(np.asarray(multipliers), jaxlift.vjp(fun, X, PAIRED, rule=rule)[1](1.0))
+
+
+def over_model(body, out=(None, "model")):
+    """A function whose units are spread over devices by `jax.shard_map`."""
+    mesh = jax.make_mesh((2,), ("model",), axis_types=(AxisType.Auto,))
+    return jax.shard_map(body, mesh=mesh, in_specs=(P(), P(None, "model")), out_specs=P(*out))
+
+
+def halves(h):
+    return h.reshape(len(h), 2, -1)
+
+
+def other_half(h):
+    return jnp.concatenate([h[:, h.shape[1] // 2 :], h[:, : h.shape[1] // 2]], 1)
+
+
+# What devices do together, each with the same on one device.
+COLLECTIVES = {
+    "psum": (
+        over_model(lambda x, w: jnp.tanh(lax.psum(jnp.tanh(x @ w), "model")), ()),
+        lambda x, w: jnp.tanh(halves(jnp.tanh(x @ w)).sum(1)),
+    ),
+    "pmean": (
+        over_model(lambda x, w: jnp.tanh(lax.pmean(jnp.tanh(x @ w), "model")), ()),
+        lambda x, w: jnp.tanh(halves(jnp.tanh(x @ w)).mean(1)),
+    ),
+    "pmax": (
+        over_model(lambda x, w: jnp.tanh(lax.pmax(x @ w, "model")), ()),
+        lambda x, w: jnp.tanh(halves(x @ w).max(1)),
+    ),
+    "pmin": (
+        over_model(lambda x, w: jnp.tanh(lax.pmin(x @ w, "model")), ()),
+        lambda x, w: jnp.tanh(halves(x @ w).min(1)),
+    ),
+    "all_gather": (
+        over_model(lambda x, w: (x @ w) * jnp.tanh(lax.all_gather(x @ w, "model", axis=1)).sum(1)),
+        lambda x, w: (halves(x @ w) * jnp.tanh(halves(x @ w)).sum(1, keepdims=True)).reshape(len(x), -1),
+    ),
+    "psum_scatter": (
+        over_model(lambda x, w: jnp.tanh(lax.psum_scatter(x @ w, "model", scatter_dimension=1, tiled=True))),
+        lambda x, w: jnp.tanh(halves(x @ w).sum(1)),
+    ),
+    "ppermute": (
+        over_model(lambda x, w: jnp.tanh(x @ w) * lax.ppermute(x @ w, "model", [(0, 1), (1, 0)])),
+        lambda x, w: jnp.tanh(x @ w) * other_half(x @ w),
+    ),
+    "all_to_all": (
+        over_model(lambda x, w: jnp.tanh(lax.all_to_all(x @ w, "model", 1, 1, tiled=True))),
+        lambda x, w: jnp.tanh(halves(x @ w).reshape(len(x), 2, 2, -1).swapaxes(1, 2).reshape(len(x), -1)),
+    ),
+}
+
+
+@RULES
+@pytest.mark.parametrize("name", COLLECTIVES)
+def test_collectives(name, rule):
+    """Multipliers of a layer whose units are spread over devices are those of the layer on one."""
+
+    def multipliers(fun, x, r):
+        def weighted(x):
+            y = fun(x, W)
+            return (y * jnp.arange(1.0, 1 + y.shape[1])[None]).sum()
+
+        return jaxlift.vjp(weighted, x, r, rule=rule)[1](1.0)
+
+    close(*jax.jit(lambda x, r: [multipliers(fun, x, r) for fun in COLLECTIVES[name]])(X, PAIRED))
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_a_map_over_the_batch(axis_type):
+    """`jaxlift.vjp` takes a batch as a whole. `jaxlift.attribute` takes examples one by one, and its error says how to
+    write that: the attribution is mapped.
+    """
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(axis_type,))
+    spread = partial(jax.shard_map, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
+
+    def alone(x):
+        return (jnp.tanh(x @ W) @ V).sum(1)
+
+    expected = jax.jit(lambda x: jaxlift.attribute(alone)(x, reference=R))(X)
+    attr = jaxlift.attribute(spread(alone))
+    with jax.set_mesh(mesh):
+        x, r = (jax.device_put(array, NamedSharding(mesh, P("data"))) for array in (X, PAIRED))
+        with pytest.raises(ValueError, match=r"map the attribution.*in_specs=P\(axis\)"):
+            attr(x, reference=R)
+        mapped = jax.jit(spread(lambda x: jaxlift.attribute(alone)(x, reference=R)))(x)
+        whole = jax.jit(lambda x, r: jaxlift.vjp(lambda x: spread(alone)(x).sum(), x, r)[1](1.0) * (x - r))(x, r)
+    close(np.asarray(mapped), expected)
+    paired = jax.jit(lambda x: jaxlift.attribute(alone, pairing="paired")(x, reference=PAIRED))(X)
+    close(np.asarray(whole), paired)

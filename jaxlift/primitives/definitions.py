@@ -111,6 +111,20 @@ def cumulative(combine: Callable[[Any, Any], Any]) -> Callable[..., Array]:
     return definition
 
 
+def over_devices(reduce: Callable[[Array, int], Array]) -> Callable[..., Array]:
+    """A reduction over the devices of a mesh's axes, of values that are gathered first: each device puts its own in the
+    place that it has among them, and they are added. (Of a sum it is known that it is the same on all devices.)
+    """
+
+    def definition(x: Array, *, axes: Any, axis_index_groups: Any, **_: Any) -> Array:
+        if axis_index_groups is not None:
+            raise NotImplementedError("it reduces over groups of devices")
+        is_own = lax.broadcasted_iota(jnp.int32, (lax.axis_size(axes), *x.shape), 0) == lax.axis_index(axes)
+        return reduce(lax.psum(jnp.where(is_own, jnp.expand_dims(x, 0), jnp.zeros_like(x)[None]), axes), 0)
+
+    return definition
+
+
 def add_exponentials(x: Array, z: Array) -> Array:
     """`log(exp(x) + exp(z))`, as the logarithm of a sum over an axis, which has a rule of its own."""
     both = jnp.stack([x, z])
@@ -283,6 +297,8 @@ family(defined_as(fold(jnp.multiply, 1)), primitives("reduce_prod"))
 family(defined_as(reduction), primitives("reduce"))
 family(defined_as(cumulative(jnp.multiply)), primitives("cumprod"))
 family(defined_as(cumulative(add_exponentials)), primitives("cumlogsumexp"))
+family(defined_as(over_devices(jnp.max)), primitives("pmax"))
+family(defined_as(over_devices(jnp.min)), primitives("pmin"))
 family(sort, primitives("sort"))
 family(top_k, primitives("top_k"))
 family(defined_as(any_of), primitives("reduce_or"))
