@@ -19,6 +19,7 @@ from jaxlift._core.values import Packing, Pending, Value, Varying, is_hashable, 
 from jaxlift._core.versions import Jaxpr, JaxprEqn, primitives
 from jaxlift._pointwise.function import CUSTOM
 from jaxlift.primitives.linear import Weighted
+from jaxlift.primitives.own_derivatives import by_steps_or_own_derivative
 from jaxlift.primitives.pointwise import ELEMENTWISE, becomes_complex, pointwise
 from jaxlift.primitives.softmax import Total
 
@@ -87,7 +88,7 @@ def _is_total(item: Any) -> bool:
 
 def custom_derivative(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
     """The evaluation of `custom_jvp` and `custom_vjp` functions: their own, if one was registered; or else they are one
-    primitive if they are pointwise, and a plain call if not.
+    primitive if they are pointwise, and a plain call if not, or if that can't be explained, what their derivative says.
     """
     jaxpr, _ = versions.inner_jaxpr(eqn)
     if (entry := function_entry(versions.name_of_traced(jaxpr))) is not None:
@@ -97,7 +98,10 @@ def custom_derivative(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequenc
     if _is_pointwise(jaxpr, varying) and not becomes:
         each = [eqn] if len(eqn.outvars) == 1 else [versions.one_output(eqn, k) for k in range(len(eqn.outvars))]
         return [pointwise(interpreter, one, operands)[0] for one in each]
-    return inlined(interpreter, eqn, operands) if interpreter.is_joint else interpreter.differentiated(eqn, operands)
+    return _by_steps(interpreter, eqn, operands) if interpreter.is_joint else interpreter.differentiated(eqn, operands)
+
+
+_by_steps = by_steps_or_own_derivative(inlined)
 
 
 def _is_pointwise(jaxpr: Jaxpr, varying: Sequence[bool]) -> bool:

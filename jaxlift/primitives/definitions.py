@@ -21,6 +21,7 @@ from jaxlift._core.interpreter import Interpreter
 from jaxlift._core.table import Evaluation, family, implemented_by
 from jaxlift._core.values import Settled, Value, Varying, both_sides, with_carrier
 from jaxlift._core.versions import JaxprEqn, primitives
+from jaxlift.primitives.own_derivatives import by_steps_or_own_derivative
 
 
 def defined_as(definition: Callable[..., Any]) -> Evaluation:
@@ -303,8 +304,8 @@ family(sort, primitives("sort"))
 family(top_k, primitives("top_k"))
 family(defined_as(any_of), primitives("reduce_or"))
 family(defined_as(all_of), primitives("reduce_and"))
-family(expanded, ["call_hi_primitive"])
+family(by_steps_or_own_derivative(expanded), ["call_hi_primitive"])
 family(defined_as(odd_number), primitives("reduce_xor"))
 family(defined_as(at_places(jnp.multiply)), primitives("scatter_mul"))
 family(defined_as(elimination), primitives("lu"))
-implemented_by(implemented)
+implemented_by(by_steps_or_own_derivative(implemented))
