@@ -139,3 +139,21 @@ def test_a_primitive_that_keeps_some_operands_from_being_differentiated(x64):
 
     multipliers, change = jax.jit(lambda x, r: (jaxlift.vjp(fun, x, r)[1](1.0), fun(x) - fun(r)))(X, R)
     np.testing.assert_allclose((multipliers * (X - R)).sum(), change, rtol=1e-9)
+
+
+@jax.custom_jvp
+def never_differentiated(x):
+    return x
+
+
+@never_differentiated.defjvp
+def _(primals, tangents):
+    raise RuntimeError("this can't be differentiated")
+
+
+def test_what_is_handed_on_is_not_differentiated(x64):
+    """As Equinox's `nondifferentiable`: differences pass it as they are."""
+    multipliers = jax.jit(lambda x, r: jaxlift.vjp(lambda x: (never_differentiated(x) * A[0]).sum(), x, r)[1](1.0))(
+        X, R
+    )
+    np.testing.assert_allclose(multipliers, A[0])

@@ -95,7 +95,8 @@ def custom_derivative(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequenc
         return entry.evaluate(interpreter, eqn, operands)
     varying = [is_varying(operand) for operand in operands]
     becomes = any(varies and becomes_complex(eqn, i) for i, varies in enumerate(varying))
-    if _is_pointwise(jaxpr, varying) and not becomes:
+    hands_on = not jaxpr.eqns  # with a derivative that may be an error, as of Equinox's `nondifferentiable`
+    if _is_pointwise(jaxpr, varying) and not becomes and not hands_on:
         each = [eqn] if len(eqn.outvars) == 1 else [versions.one_output(eqn, k) for k in range(len(eqn.outvars))]
         return [pointwise(interpreter, one, operands)[0] for one in each]
     return _by_steps(interpreter, eqn, operands) if interpreter.is_joint else interpreter.differentiated(eqn, operands)
