@@ -12,6 +12,8 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
+from jaxlift._core import versions
+
 
 def summed(tree: Any) -> Array:
     """The sum over all arrays of a pytree."""
@@ -80,7 +82,12 @@ def checked_pair(x: Any, reference: Any) -> tuple[Any, Any]:
                 f"the reference{jax.tree_util.keystr(path)} must have the shape of the input: expected {value.shape}, "
                 f"got {ref.shape}. Broadcast it, as in jnp.broadcast_to(reference, x.shape)."
             )
-    return x, reference
+    return x, spread_as(x, reference)
+
+
+def spread_as(x: Any, reference: Any) -> Any:
+    """The reference, spread over devices as the input is."""
+    return jax.tree.map(versions.spread_as, x, reference)
 
 
 def checked_reference(x: Any, reference: Any) -> Any:
@@ -227,6 +234,15 @@ def called(fun: Callable[..., Any], args: tuple[Any, ...], x: Any, is_one_argume
                 "lambda x: nnx.merge(graphdef, state, copy=True)(x)."
             ) from error
         shapes = ", ".join(str(leaf.shape) for leaf in jax.tree.leaves(x))
+        if "shard_map" in str(error):
+            raise ValueError(
+                f"the model fails on a batch of one example, of shape {shapes}, in jax.shard_map ({said}). Examples "
+                "are explained one by one, and one can't be divided among devices. If the model maps its batch over "
+                "devices, explain the function that it maps, and map the attribution: jax.shard_map(lambda x: "
+                "attr(x, reference=reference), mesh=mesh, in_specs=P(axis), out_specs=P(axis)). Or leave the map "
+                "away, and call a jitted attr with an input that is spread over devices. jaxlift.vjp explains a sum "
+                "over a whole batch as it is."
+            ) from error
         pytree = ""
         if is_one_argument and jax.tree.structure(x) != jax.tree.structure(0):
             pytree = (

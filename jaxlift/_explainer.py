@@ -21,11 +21,13 @@ from jaxlift._arguments import (
     is_eager,
     is_known,
     number_of_examples,
+    spread_as,
     summed,
 )
 from jaxlift._batching.loops import map_over, mean_over, shape_of_one
 from jaxlift._batching.partial_evaluation import Stages, staged
 from jaxlift._check import warn_of_cancellation
+from jaxlift._core import versions
 from jaxlift._independence import check_independence
 from jaxlift._layers import Names, above, below
 from jaxlift._options import Options, Pairing, check_keywords, missing_attribute
@@ -196,7 +198,7 @@ class Explainer:
         seen = tuple((jnp.shape(leaf)[1:], jnp.result_type(leaf)) for leaf in leaves)
         if seen in self.examined:
             return
-        first, last = (jax.tree.map(lambda leaf, i=i: jnp.asarray(leaf)[i], (x, rows)) for i in (0, -1))
+        first, last = (jax.tree.map(lambda leaf, i=i: versions.row(jnp.asarray(leaf), i), (x, rows)) for i in (0, -1))
         if leaves[0].shape[0] == 1:
             like = jax.tree.map(jnp.zeros_like, first[0])
             last = like if reference is None else reference, last[1]
@@ -243,6 +245,7 @@ class Explainer:
             fun, x, reference = rest, layer(x), None if reference is None else layer(reference)
         if reference is None:
             reference = jax.tree.map(jnp.zeros_like, x)
+        reference = spread_as(x, reference)
         (y, y_ref), pull = explain(fun, x, reference)
         weights = weights_of(y, options.target if aim is None else aim, options.normalize_target)
         finite = reduce(jnp.logical_and, (jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((x, reference))))
@@ -316,13 +319,12 @@ def _layer(fun: Callable[[Any], Array], names: Names, x: Any) -> tuple[Callable[
 def _warn_of_not_finite(x: Any) -> None:
     """Warn of examples that aren't finite. They have scores of NaN, and spoil no others."""
     finite = reduce(
-        jnp.logical_and, (jnp.isfinite(leaf).reshape(leaf.shape[0], -1).all(1) for leaf in jax.tree.leaves(x))
+        jnp.logical_and, (jnp.isfinite(leaf).all(tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(x))
     )
-    bad = [int(i) for i in jnp.flatnonzero(~finite)]
-    if bad:
+    if count := int((~finite).sum()):
         warnings.warn(
-            f"{len(bad)} of {len(finite)} examples have a NaN or an infinity, the first of them example {bad[0]}: "
-            "their scores are NaN.",
+            f"{count} of {len(finite)} examples have a NaN or an infinity, the first of them example "
+            f"{int(finite.argmin())}: their scores are NaN.",
             stacklevel=4,
         )
 

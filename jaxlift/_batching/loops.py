@@ -10,11 +10,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxlift._core import versions
 from jaxlift._core.compilers import with_channels_last
 
 
 def map_over(fun: Callable[[Any], Any], xs: Any, size: int | None) -> Any:
     """`fun` over the leading axis of `xs`, of which so many are taken at once; all, if None."""
+    first = jax.tree.leaves(xs)[0]
+    xs = jax.tree.map(lambda leaf: versions.spread_as(first, leaf, slice(1)), xs)  # as vmap wants it
     if size is None:
         return jax.vmap(fun)(xs)
     count, chunk, rest = _chunks(xs, size)
@@ -48,7 +51,7 @@ def sum_in_turn(fun: Callable[[Any], Any], xs: Any, like: Any) -> Any:
     Args:
         like: the shapes of the result, and the dtypes of what is summed.
     """
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, _wide(leaf.dtype)), like)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, _wide(leaf.dtype)), like)
     fun = with_channels_last(fun)
     total, _ = lax.scan(lambda total, x: (jax.tree.map(jnp.add, total, fun(x)), None), zeros, xs)
     return total
@@ -89,4 +92,4 @@ def _chunks(xs: Any, size: int) -> tuple[int, Callable[[Array], Any], Any]:
 
 def shape_of_one(xs: Any) -> Any:
     """The shapes and dtypes of one row."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), xs)
+    return jax.tree.map(versions.row_of, xs)

@@ -15,9 +15,8 @@ def where(condition: Any, x: Any, y: Any) -> Array:
     """`jnp.where` as one operation. JAX's is a call, and calls are taken through each `jax.vmap` one by one."""
     if condition is True:
         return x
-    shape, dtype = jnp.broadcast_shapes(*map(jnp.shape, (condition, x, y))), jnp.result_type(x, y)
-    arrays = condition, jnp.asarray(x, dtype), jnp.asarray(y, dtype)
-    return lax.select(*(each if each.shape == shape else jnp.broadcast_to(each, shape) for each in arrays))
+    dtype = jnp.result_type(x, y)
+    return lax.select(*jnp.broadcast_arrays(condition, jnp.asarray(x, dtype), jnp.asarray(y, dtype)))
 
 
 def large(dtype: Any) -> float:

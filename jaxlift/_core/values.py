@@ -280,13 +280,13 @@ def as_number(operand: Varying, dtype: Any = None) -> Varying:
     return Varying(carrier, operand.reference.astype(carrier.dtype), None, operand.fed_by)
 
 
-def broadcast(operand: Varying, shape: tuple[int, ...]) -> Varying:
+def broadcast(operand: Varying, output: versions.Var) -> Varying:
     """An operand at the shape of an elementwise primitive's output; primitives take scalars and axes of size 1 as they
     are.
     """
 
     def at_shape(array: Array) -> Array:
-        return jnp.broadcast_to(array, shape)
+        return versions.broadcast_to(array, output)
 
     return Varying(
         at_shape(operand.value),

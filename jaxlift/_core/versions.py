@@ -9,7 +9,9 @@ import jax
 import jax.core
 import jax.extend.core
 import jax.extend.source_info_util
+import jax.numpy
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, Var
+from jax.sharding import NamedSharding, PartitionSpec
 
 __all__ = [
     "JIT",
@@ -20,6 +22,7 @@ __all__ = [
     "Primitive",
     "Var",
     "bind",
+    "broadcast_to",
     "dtype",
     "expansion",
     "for_numbers",
@@ -35,8 +38,11 @@ __all__ = [
     "one_output",
     "opened",
     "primitives",
+    "row",
+    "row_of",
     "scan_lengths",
     "shape",
+    "spread_as",
     "variables",
 ]
 
@@ -91,7 +97,7 @@ def bind(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
 
 def one_output(eqn: JaxprEqn, output: int) -> JaxprEqn:
     """An equation with one output, which is one of several of another's."""
-    operands = [jax.ShapeDtypeStruct(shape(atom), dtype(atom)) for atom in eqn.invars]
+    operands = [atom.aval for atom in eqn.invars]
     [call] = jax.make_jaxpr(jax.jit(lambda *operands: bind(eqn, operands)[output]))(*operands).eqns
     return call.replace(source_info=eqn.source_info)
 
@@ -120,6 +126,43 @@ def implementation(eqn: JaxprEqn) -> Callable[..., Any] | None:
     impl = eqn.primitive.impl
     is_of_jax = isinstance(impl, partial) or (getattr(impl, "__module__", None) or "jax").split(".")[0] == "jax"
     return None if is_of_jax else partial(impl, **eqn.params)
+
+
+def broadcast_to(array: Any, like: Any) -> jax.Array:
+    """An array at the shape of a variable, and spread over devices as that is, where this is part of its type."""
+    return jax.numpy.broadcast_to(array, like.aval.shape, out_sharding=like.aval.sharding)
+
+
+def row_of(array: Any) -> jax.ShapeDtypeStruct:
+    """The type of one row of an array. Where shardings are part of types (`jax.sharding.AxisType.Explicit`) it has that
+    of the other axes.
+    """
+    aval = jax.typeof(array)
+    sharding = NamedSharding(aval.sharding.mesh, PartitionSpec(*aval.sharding.spec[1:]))
+    return jax.ShapeDtypeStruct(aval.shape[1:], aval.dtype, sharding=sharding)
+
+
+def row(array: jax.Array, i: int) -> jax.Array:
+    """One row of an array. Where rows are spread over devices, and this is part of their type, JAX must be told where
+    one of them goes: to all devices.
+    """
+    if jax.typeof(array).sharding.spec[0] is None:
+        return array[i]
+    return array.at[i].get(out_sharding=row_of(array).sharding)
+
+
+def spread_as(like: Any, array: Any, axes: slice = slice(None)) -> Any:
+    """An array, spread over devices as another is, where shardings are part of types: in some of the axes, if not all.
+
+    Elementwise operations need equal shardings, and what is a choice of JAX's elsewhere is an error then.
+    """
+    own, other = jax.typeof(array).sharding, jax.typeof(like).sharding
+    spec = list(own.spec)
+    spec[axes] = other.spec[axes]
+    if spec == list(own.spec):
+        return array
+    mesh = own.mesh if other.mesh.empty else other.mesh
+    return jax.sharding.reshard(array, NamedSharding(mesh, PartitionSpec(*spec)))
 
 
 def scan_lengths(eqn: JaxprEqn) -> tuple[int, int]:

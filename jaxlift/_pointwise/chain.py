@@ -146,10 +146,10 @@ def by_steps(steps: Sequence[tuple[JaxprEqn, Sequence[int]]], ends: Ends, times:
         for i, (eqn, operands) in reversed(list(enumerate(steps, first))):
             pull, ct = pull_of(eqn), cotangents.pop(i, None)
             assert pull is not None
-            sides = [Side([side.registers[k] for k in operands], side.registers[i]) for side in (x, r)]
+            at_x, at_r = (Side([side.registers[k] for k in operands], side.registers[i]) for side in (x, r))
             for position, k in enumerate(operands):
                 if ct is not None and k in varying:
-                    of_operand = pull(position, *sides, ct)
+                    of_operand = pull(position, at_x, at_r, ct)
                     cotangents[k] = cotangents[k] + of_operand if k in cotangents else of_operand
         return cotangents[0]
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxlift._arguments import check_count, checked_axis
+from jaxlift._arguments import check_count, checked_axis, spread_as
 from jaxlift._explainer import Explainer, Method
 from jaxlift._options import Options, takes
 
@@ -93,6 +93,7 @@ def occlusion(fun: Callable[..., Any], options: OcclusionOptions) -> Explainer:
             inside = jnp.ones((), bool)
             for covers, cell in zip(grids[i], cells, strict=True):
                 inside = inside[..., None] & jnp.expand_dims(jnp.asarray(covers)[cell], range(inside.ndim))
+            inside = spread_as(leaves[i], inside)
             occluded = jnp.where(inside, jax.tree.leaves(reference)[i], leaves[i])
             return y - fun(jax.tree.unflatten(structure, [*leaves[:i], occluded, *leaves[i + 1 :]]))
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxlift._arguments import check_count, check_key
+from jaxlift._arguments import check_count, check_key, spread_as
 from jaxlift._explainer import Explainer, Method
 from jaxlift._options import Options, takes
 
@@ -82,7 +82,8 @@ def shapley(fun: Callable[..., Any], options: ShapleyOptions) -> Explainer:
 
         def value(present: Array) -> Array:
             """The output with some features in."""
-            return fun(jax.tree.map(lambda g, x, r: jnp.where(present[g], x, r), group_of, x, reference))
+            taken = spread_as(x, jax.tree.map(lambda g: present[g], group_of))
+            return fun(jax.tree.map(jnp.where, taken, x, reference))
 
         def shared(of_groups: Array) -> Any:
             share = of_groups / jnp.asarray(sizes, of_groups.dtype)

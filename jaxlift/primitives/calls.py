@@ -19,6 +19,7 @@ from jaxlift._core.values import Masked, Packing, Pending, Value, Varying, is_ha
 from jaxlift._core.versions import Jaxpr, JaxprEqn, primitives
 from jaxlift._pointwise.function import CUSTOM
 from jaxlift.primitives.linear import Weighted
+from jaxlift.primitives.own_derivatives import by_steps_or_own_derivative
 from jaxlift.primitives.pointwise import ELEMENTWISE, becomes_complex, pointwise
 from jaxlift.primitives.softmax import Total
 
@@ -87,7 +88,7 @@ def _is_total(item: Any) -> bool:
 
 def custom_derivative(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
     """The evaluation of `custom_jvp` and `custom_vjp` functions: their own, if one was registered; or else they are one
-    primitive if they are pointwise, and a plain call if not.
+    primitive if they are pointwise, and a plain call if not, or if that can't be explained, what their derivative says.
     """
     jaxpr, _ = versions.inner_jaxpr(eqn)
     if (entry := function_entry(versions.name_of_traced(jaxpr))) is not None:
@@ -95,10 +96,14 @@ def custom_derivative(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequenc
     varying = [is_varying(operand) for operand in operands]
     becomes = any(varies and becomes_complex(eqn, i) for i, varies in enumerate(varying))
     masked = any(isinstance(operand, Masked) for operand in operands)
-    if _is_pointwise(jaxpr, varying) and not becomes and not masked:
+    hands_on = not jaxpr.eqns  # with a derivative that may be an error, as of Equinox's `nondifferentiable`
+    if _is_pointwise(jaxpr, varying) and not (becomes or masked or hands_on):
         each = [eqn] if len(eqn.outvars) == 1 else [versions.one_output(eqn, k) for k in range(len(eqn.outvars))]
         return [pointwise(interpreter, one, operands)[0] for one in each]
-    return inlined(interpreter, eqn, operands) if interpreter.is_joint else interpreter.differentiated(eqn, operands)
+    return _by_steps(interpreter, eqn, operands) if interpreter.is_joint else interpreter.differentiated(eqn, operands)
+
+
+_by_steps = by_steps_or_own_derivative(inlined)
 
 
 def _is_pointwise(jaxpr: Jaxpr, varying: Sequence[bool]) -> bool:

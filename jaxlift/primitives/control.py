@@ -124,7 +124,7 @@ def scan(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> 
         )
 
     kinds = [kind_of(value) for value in initial]
-    slices = [jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in x_arrays]
+    slices = list(map(versions.row_of, x_arrays))
     while True:
         start = taken_apart(interpreter, kinds, initial)
         jax.eval_shape(partial(body, kinds), start, slices)

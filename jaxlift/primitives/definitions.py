@@ -21,6 +21,7 @@ from jaxlift._core.interpreter import Interpreter
 from jaxlift._core.table import Evaluation, family, implemented_by
 from jaxlift._core.values import Settled, Value, Varying, both_sides, with_carrier
 from jaxlift._core.versions import JaxprEqn, primitives
+from jaxlift.primitives.own_derivatives import by_steps_or_own_derivative
 
 
 def defined_as(definition: Callable[..., Any]) -> Evaluation:
@@ -55,7 +56,7 @@ def evaluated(
     settled = [interpreter.settle(operand) for operand in operands]
     sides = [jnp.asarray(value) for value in both_sides(settled)[0]]
     try:
-        closed = jax.make_jaxpr(fun)(*(jax.ShapeDtypeStruct(side.shape, side.dtype) for side in sides))
+        closed = jax.make_jaxpr(fun)(*sides)
     except NotImplementedError as error:
         raise interpreter.missing_rule(eqn, f"has no rule: {error}") from None
     return interpreter.inside(eqn).evaluate(closed.jaxpr, closed.consts, settled)
@@ -107,6 +108,20 @@ def cumulative(combine: Callable[[Any, Any], Any]) -> Callable[..., Array]:
 
     def definition(x: Array, *, axis: int, reverse: bool, **_: Any) -> Array:
         return lax.associative_scan(combine, x, reverse=reverse, axis=axis)
+
+    return definition
+
+
+def over_devices(reduce: Callable[[Array, int], Array]) -> Callable[..., Array]:
+    """A reduction over the devices of a mesh's axes, of values that are gathered first: each device puts its own in the
+    place that it has among them, and they are added. (Of a sum it is known that it is the same on all devices.)
+    """
+
+    def definition(x: Array, *, axes: Any, axis_index_groups: Any, **_: Any) -> Array:
+        if axis_index_groups is not None:
+            raise NotImplementedError("it reduces over groups of devices")
+        is_own = lax.broadcasted_iota(jnp.int32, (lax.axis_size(axes), *x.shape), 0) == lax.axis_index(axes)
+        return reduce(lax.psum(jnp.where(is_own, jnp.expand_dims(x, 0), jnp.zeros_like(x)[None]), axes), 0)
 
     return definition
 
@@ -283,12 +298,14 @@ family(defined_as(fold(jnp.multiply, 1)), primitives("reduce_prod"))
 family(defined_as(reduction), primitives("reduce"))
 family(defined_as(cumulative(jnp.multiply)), primitives("cumprod"))
 family(defined_as(cumulative(add_exponentials)), primitives("cumlogsumexp"))
+family(defined_as(over_devices(jnp.max)), primitives("pmax"))
+family(defined_as(over_devices(jnp.min)), primitives("pmin"))
 family(sort, primitives("sort"))
 family(top_k, primitives("top_k"))
 family(defined_as(any_of), primitives("reduce_or"))
 family(defined_as(all_of), primitives("reduce_and"))
-family(expanded, ["call_hi_primitive"])
+family(by_steps_or_own_derivative(expanded), ["call_hi_primitive"])
 family(defined_as(odd_number), primitives("reduce_xor"))
 family(defined_as(at_places(jnp.multiply)), primitives("scatter_mul"))
 family(defined_as(elimination), primitives("lu"))
-implemented_by(implemented)
+implemented_by(by_steps_or_own_derivative(implemented))

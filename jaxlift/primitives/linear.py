@@ -223,4 +223,5 @@ family(
     ),
 )
 family(carrying(linear_in=lambda position: position == 3), primitives("tridiagonal_solve"))
+family(carrying(), ["reshard", "mesh_cast"])
 family(carrying(), ["psum_invariant", "all_gather_invariant", "reduce_scatter", "pvary", "pcast"])

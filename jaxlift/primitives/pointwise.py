@@ -63,9 +63,10 @@ def becomes_complex(eqn: JaxprEqn, position: int) -> bool:
 
 def _waiting(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
     """An elementwise step as the last of a larger function."""
-    shape = versions.shape(eqn.outvars[0])
+    [out] = eqn.outvars
+    shape = versions.shape(out)
     operands = [
-        _broadcast(interpreter.settle(o), shape) if is_varying(o) and o.shape != shape else o  # sizes of 1, and scalars
+        _broadcast(interpreter.settle(o), out) if is_varying(o) and o.shape != shape else o  # sizes of 1, and scalars
         for o in operands
     ]
     bases = [base for operand in operands if (base := _base(operand)) is not None]
@@ -79,14 +80,14 @@ def _waiting(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value])
     return [Pending(Node(eqn, tuple(map(_node, operands)), interpreter.scope_of(eqn)), bases[0])]
 
 
-def _broadcast(operand: Varying, shape: tuple[int, ...]) -> Varying:
+def _broadcast(operand: Varying, output: versions.Var) -> Varying:
     """An operand at a larger shape, which remembers what it was."""
     return replace(
-        broadcast(operand, shape),
+        broadcast(operand, output),
         origin=Moved(operand),
         is_alone=operand.is_alone,
         make_fraction=moved(
-            operand, lambda divisor: _broadcast(divisor, shape), lambda scale: jnp.broadcast_to(scale, shape)
+            operand, lambda divisor: _broadcast(divisor, output), lambda scale: versions.broadcast_to(scale, output)
         ),
         find_low=operand.find_low,
     )

@@ -69,9 +69,10 @@ def fraction_of(interpreter: Interpreter, pending: Pending) -> Fraction | None:
         elif eqn.primitive is MUL and scale is None:
             scale = constant
         else:
-            of = jnp.ones(pending.shape, versions.dtype(eqn.outvars[0])) if scale is None else scale
+            of = jnp.ones_like(pending.of.reference, versions.dtype(eqn.outvars[0])) if scale is None else scale
             [scale] = versions.bind(eqn, [of if _varies(operand) else operand for operand in step.operands])
-    return Fraction(None if scale is None else jnp.broadcast_to(scale, pending.shape), interpreter.settle(divisor))
+    scale = None if scale is None else versions.broadcast_to(scale, pending.node.eqn.outvars[0])
+    return Fraction(scale, interpreter.settle(divisor))
 
 
 def _varies(operand: Any) -> TypeGuard[Node | None]:

@@ -48,7 +48,6 @@ family(
     primitives("while"),
 )
 family(refused("the largest values are found only approximately; use lax.top_k"), primitives("approx_top_k"))
-family(refused("a maximum over devices has no rule; gather the values first"), primitives("pmax", "pmin"))
 family(refused("it moves values in pieces whose sizes vary"), primitives("ragged_all_to_all"))
 family(refused("values in mutable references can't be followed"), primitives("get", "swap", "addupdate"))
 family(refused("it makes values of no others"), primitives("iota", "empty2", "axis_index", "create_token", "after_all"))

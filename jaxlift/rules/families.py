@@ -72,8 +72,7 @@ class LinearMap:
 
     def transpose(self, x: Array, cotangent: Array) -> Array:
         """`L^T cotangent`, of the shape of `x`. Of a cotangent with more digits than the output those are cut off."""
-        of = jax.ShapeDtypeStruct(x.shape, x.dtype)
-        return jax.linear_transpose(self, of)(cotangent.astype(jax.eval_shape(self, of).dtype))[0]
+        return jax.linear_transpose(self, x)(cotangent.astype(jax.eval_shape(self, x).dtype))[0]
 
     def with_weights(self, weights: Array) -> LinearMap:
         """The same map with other weights."""
@@ -137,7 +136,7 @@ class Elementwise:
 
         y, pull = jax.vjp(of_chosen, *(operands[i] for i in chosen))
         found = dict(zip(chosen, pull(jnp.ones_like(y)), strict=True))
-        return [found.get(i, jnp.zeros(y.shape, y.dtype)) for i in self.varying]
+        return [found.get(i, jnp.zeros_like(y)) for i in self.varying]
 
 
 @dataclass(frozen=True, eq=False)
