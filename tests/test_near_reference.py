@@ -27,6 +27,12 @@ FUNCTIONS = {
     "sigmoid by hand": lambda x: 1 / (1 + jnp.exp(-x)),
     "shifted relu": lambda x: jax.nn.relu(x - 0.25),
     "softplus + 5": lambda x: jax.nn.softplus(x) + 5,
+    # Of steps whose secants are known.
+    "hard swish by hand": lambda x: x * jnp.minimum(jnp.maximum(x + 3.1, 0), 6) / 6,
+    "modulus in tanh": lambda x: jnp.tanh(jnp.abs(x) - jnp.maximum(x, 0.5 * x + 1)),
+    "rational": lambda x: x / (2 + lax.square(x)) + 0.5 * x,
+    "roots": lambda x: x * lax.rsqrt(1 + x * x) + jnp.sqrt(x**4 + 1) + lax.cbrt(x**2 + 1),
+    "erf": lambda x: lax.erf(x) * (1 + jax.nn.sigmoid(x)),
 }
 # In float32 these lose their tails, derivative included: `1 + tanh(x)` and `1 + erf(x)` are 1 - 1 there. No rule can
 # know better; multipliers are still within 5e-6.
@@ -100,6 +106,45 @@ def test_contributions_are_complete_to_rounding(name, grid):
     conditioned = [np.abs(y) + np.abs(x * slope), np.abs(y_ref) + np.abs(r * slope_ref)]
     scale = sum(conditioned) + (np.abs(x) + np.abs(r) if name in LOST_TAILS else 0)
     assert (np.abs(m * (x - r) - (y - y_ref)) <= 1e-6 * scale + 1e-37).all()
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_multipliers_of_equal_ends_are_derivatives(name, grid):
+    r = np.unique(grid[1])
+    r = r[np.abs(r) < 50]
+    m = np.asarray(compiled(FUNCTIONS[name], r, r, "rescale"))
+    np.testing.assert_allclose(m, jax.jit(jax.vmap(jax.grad(FUNCTIONS[name])))(r), rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("f", "secant"),
+    {
+        "sqrt": (jnp.sqrt, lambda x, r: 1 / (x**0.5 + r**0.5)),
+        "rsqrt": (lax.rsqrt, lambda x, r: (x**-0.5 - r**-0.5) / (x - r)),
+        "cbrt": (lax.cbrt, lambda x, r: (np.cbrt(x) - np.cbrt(r)) / (x - r)),
+        "square": (lax.square, lambda x, r: x + r),
+        "reciprocal": (lambda x: x**-1, lambda x, r: -1 / (x * r)),
+        **{
+            f"to the {n}": (lambda x, n=n: x**n, lambda x, r, n=n: (x**n - r**n) / (x - r))
+            for n in (3, 4, 5, 8, 9, -2, -3, -8, -9)
+        },
+    }.values(),
+)
+def test_roots_and_powers(f, secant):
+    x = np.array([1.5, 2.0, 0.01, 3.0, 1.001], np.float32)
+    r = np.array([0.3, 2.5, 0.02, 1e-3, 1.0], np.float32)
+    exact = secant(x.astype(np.longdouble), r.astype(np.longdouble))
+    np.testing.assert_allclose(compiled(f, x, r, "rescale"), exact, rtol=3e-5)
+    at = np.array([1.5, 0.01], np.float32)
+    np.testing.assert_allclose(compiled(f, at, at, "rescale"), jax.vmap(jax.grad(f))(at), rtol=1e-5)
+
+
+def test_roots_of_zero():
+    """Where there is no derivative, what doesn't differ has a multiplier of 0."""
+    zero, one = np.zeros(1, np.float32), np.ones(1, np.float32)
+    for f in (jnp.sqrt, lax.cbrt):
+        assert compiled(f, zero, zero, "rescale") == 0
+        assert compiled(f, one, zero, "rescale") == compiled(f, zero, one, "rescale") == 1
 
 
 def test_the_derivative_at_a_kink_is_jaxs():

@@ -291,6 +291,38 @@ def test_divisors_that_change_their_sign(name):
 
 
 @pytest.mark.parametrize("name", ["div by maximum", "rsqrt", "one over", "pow"])
+def seen_lows(f, x, r):
+    """What the divisors of a function are known not to lie below."""
+    lows = []
+
+    class Seeing(jaxlift.Rule):
+        def elementwise(self, g, values, references):
+            if g.name == "div":
+                lows.append(g.lows[-1])
+            return super().elementwise(g, values, references)
+
+    (y, _), pullback = jaxlift.vjp(f, x, r, rule=Seeing())
+    pullback(jnp.ones_like(y))
+    return lows
+
+
+@pytest.mark.parametrize(
+    ("f", "low"),
+    {
+        "norm": (lambda x: x / jnp.linalg.norm(x), 0),
+        "layer norm": (lambda x: (x - x.mean()) * lax.rsqrt(x.var() + 0.25), 0),
+        "moved": (lambda x: x[:, None] * lax.rsqrt((x**2).sum(keepdims=True).reshape(1, 1).T + 1), 1),
+        "scaled roots": (lambda x: x / (jnp.sqrt(x**2).mean() + 0.5), 0.5),
+        "sums of exponentials": (lambda x: x / (1 + jnp.exp(x).sum()), 1),
+        "of either sign": (lambda x: x / (x.sum() + 7), -np.inf),
+        "a root's product": (lambda x: x / (x.mean() * jnp.sqrt((x**2).sum())), -np.inf),
+    }.values(),
+)
+def test_divisors_that_are_known_not_to_be_negative(f, low):
+    x, r = jnp.array([1.0, 2.0, -3.0]), jnp.array([0.5, 0.1, 0.2])
+    assert seen_lows(f, x, r) == [pytest.approx(low)]
+
+
 @pytest.mark.usefixtures("x64")
 def test_near_the_reference(name):
     """Float32 multipliers tend to the derivative, and no digits are lost on the way."""

@@ -1,4 +1,4 @@
-"""Jitted layers that a model calls again and again are lifted once, and explained as if they stood in each place."""
+"""Layers that repeat, jitted or not, are lifted once, and explained as if they stood in each place."""
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +7,7 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 import jaxlift
+from jaxlift._core import repeats
 
 RNG = np.random.default_rng(5)
 CALLS = 3
@@ -112,6 +113,57 @@ def in_a_loop(call):
     return model
 
 
+def from_afar(call):
+    """Each block but the first takes what came before the last one, too."""
+
+    def model(ws, h):
+        before = h
+        for w in ws:
+            h, before = call(w, h) + 0.5 * before, h
+        return h.sum()
+
+    return model
+
+
+def unlike(call):
+    """Blocks of equal steps that take their operands from elsewhere: the second begins with the first one's input."""
+
+    def model(ws, h):
+        a = call(ws[0], h)
+        b = call(ws[1], h)
+        c = call(ws[2], b)
+        d = call(ws[0], c)
+        return (a + d).sum()
+
+    return model
+
+
+def with_numbers(call):
+    def model(ws, h):
+        for i, w in enumerate([*ws, *ws]):
+            h = (1.0 if i < 3 else 2.0) * call(w, h)
+        return h.sum()
+
+    return model
+
+
+def in_blocks(call):
+    """Blocks of blocks."""
+
+    def model(ws, h):
+        for _ in range(3):
+            for w in ws:
+                h = call(w, h)
+            h = jnp.sin(h)
+        return h.sum()
+
+    return model
+
+
+def jitted(call):
+    return jax.jit(chain(call))
+
+
 MODELS = {
     "residual": (chain, residual),
     "ends in an activation": (chain, ends_in_an_activation),
@@ -121,6 +173,11 @@ MODELS = {
     "returns truth": (gated, returns_truth),
     "in scopes": (in_scopes, residual),
     "in a loop": (in_a_loop, residual),
+    "from afar": (from_afar, residual),
+    "unlike": (unlike, residual),
+    "with numbers": (with_numbers, residual),
+    "in blocks": (in_blocks, ends_in_an_activation),
+    "jitted": (jitted, residual),
 }
 RULES = {
     "rescale": "rescale",
@@ -142,10 +199,11 @@ PAIRS = [
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(("name", "rule"), PAIRS)
-def test_as_if_it_stood_in_each_place(name, rule):
+def test_as_if_it_stood_in_each_place(name, rule, monkeypatch):
     model, block = MODELS[name]
     results = []
-    for call in (block, jax.jit(block)):
+    for call, fewest in ((block, 1000), (block, 3), (jax.jit(block), 3)):
+        monkeypatch.setattr(repeats, "FEWEST", fewest)
 
         @jax.jit
         def explained(x, r, call=call):
@@ -155,8 +213,9 @@ def test_as_if_it_stood_in_each_place(name, rule):
         y, y_ref, m = explained(X, REFERENCE)
         results.append((y, y_ref, m))
         np.testing.assert_allclose((m * (X - REFERENCE)).sum(), y - y_ref, rtol=1e-12)
-    for inlined, lifted in zip(*results, strict=True):
-        np.testing.assert_allclose(lifted, inlined, rtol=1e-12)
+    for inlined, repeated, called in zip(*results, strict=True):
+        np.testing.assert_allclose(repeated, inlined, rtol=1e-12)
+        np.testing.assert_allclose(called, inlined, rtol=1e-12)
 
 
 def size(jaxpr, seen):
@@ -182,11 +241,12 @@ def batched(call):
 
 @pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
 @pytest.mark.parametrize("block", [residual, ends_in_an_activation])
-def test_is_lifted_once(rule, block):
+@pytest.mark.parametrize("called", [jax.jit, lambda block: block], ids=["jitted", "written out"])
+def test_is_lifted_once(rule, block, called):
     """What a further call adds to the program is the call, forward and backward, and not the layer."""
 
     def equations(calls):
-        attr = jaxlift.attribute(batched(jax.jit(block)), argnums=1, rule=rule)
+        attr = jaxlift.attribute(batched(called(block)), argnums=1, rule=rule)
         ws = jnp.ones((4, 4)), *[jnp.asarray(W[0], jnp.float32)] * calls
         return size(jax.make_jaxpr(batch(attr, ws))(jnp.ones((3, 4)), jnp.zeros((5, 4))).jaxpr, {})
 
@@ -197,7 +257,7 @@ def test_is_lifted_once(rule, block):
 
 @pytest.mark.parametrize("options", [{}, {"reference_batch_size": 2}, {"batch_size": 2}])
 @pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
-def test_computes_no_more(rule, options):
+def test_computes_no_more(rule, options, monkeypatch):
     """Not in batches either, where what examples or references need alone is computed before the loop."""
 
     def flops(call):
@@ -205,7 +265,11 @@ def test_computes_no_more(rule, options):
         lowered = jax.jit(batch(attr, jnp.asarray(W, jnp.float32))).lower(jnp.ones((4, 4)), jnp.zeros((6, 4)))
         return lowered.compile().cost_analysis()["flops"]
 
-    assert flops(jax.jit(residual)) <= 1.001 * flops(residual)
+    repeated, called = flops(residual), flops(jax.jit(residual))
+    monkeypatch.setattr(repeats, "FEWEST", 1000)
+    inlined = flops(residual)
+    assert repeated <= 1.001 * inlined
+    assert called <= 1.001 * inlined
 
 
 @pytest.mark.usefixtures("x64")
@@ -223,3 +287,34 @@ def test_check_sees_each_call():
     report = jaxlift.check(lambda x: chain(jax.jit(residual))(W, x), X, REFERENCE)
     assert report.error < 10
     assert sum(line.operation == "tanh" for line in report.lines) == CALLS
+
+
+def test_what_repeats_is_found():
+    """However often, whatever stands before and after, and where blocks begin."""
+
+    def model(h):
+        h = jnp.cos(h) * h
+        for w in np.asarray(RNG.normal(size=(6, 4, 4)), np.float32):
+            h = h + jnp.tanh((h - h.mean()) @ w)
+        for w in np.asarray(RNG.normal(size=(4, 4, 4)), np.float32):
+            h = jax.nn.relu(h @ w)
+        return h.sum()
+
+    jaxpr = jax.make_jaxpr(model)(jnp.ones(4)).jaxpr
+    eqns = repeats.with_calls(jaxpr, jaxpr.eqns, by_scope=False)
+    calls = [eqn for eqn in eqns if eqn.primitive.name == "jit" and repeats.versions.is_product(eqn)]
+    bodies = {id(eqn.params["jaxpr"]): eqn.params["jaxpr"] for eqn in calls}
+    assert [sum(eqn.params["jaxpr"] is body for eqn in calls) for body in bodies.values()] == [6, 4]
+    assert [len(eqn.outvars) for eqn in calls] == [1] * 10  # what goes from block to block
+
+
+def test_effects_stay_in_their_places(capfd):
+    def model(h):
+        for i in range(4):
+            h = jnp.tanh(h @ jnp.eye(2))
+            jax.debug.print("layer {i}", i=i, ordered=True)
+        return h.sum()
+
+    jaxlift.vjp(model, jnp.ones(2), jnp.zeros(2))
+    jax.effects_barrier()
+    assert [line for line in capfd.readouterr().out.split("\n") if line] == [f"layer {i}" for i in range(4)]

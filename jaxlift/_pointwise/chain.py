@@ -68,9 +68,9 @@ def _of_minimum(i: int, x: Side, r: Side, ct: Any) -> Any:
 
 
 def _of_modulus(i: int, x: Side, r: Side, ct: Any) -> Any:
-    r"""`|u| - |u_ref| = (u^2 - u_ref^2) / (|u| + |u_ref|)`."""
+    r"""`|u| - |u_ref| = (u^2 - u_ref^2) / (|u| + |u_ref|)`; of 0, JAX's derivative."""
     size = x.result + r.result
-    return ct * (x.operands[i] + r.operands[i]) / where(size == 0, 1, size)
+    return ct * where(size == 0, 1, x.operands[i] + r.operands[i]) / where(size == 0, 1, size)
 
 
 def _of_erf(i: int, x: Side, r: Side, ct: Any, has_tail: bool = False) -> Any:
