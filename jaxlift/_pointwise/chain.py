@@ -17,6 +17,7 @@ the differences has all digits. What a step itself rounds is not explained, so t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import pi, sqrt
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from jax import Array
 
 from jaxlift._core.differences import midpoint, where
 from jaxlift._core.versions import JaxprEqn
-from jaxlift._pointwise.secants import THEOREMS, Ends, Factor, Sample, by_identity, by_theorem, identity_of, mean
+from jaxlift._pointwise.secants import THEOREMS, Ends, Factor, Identity, Sample, fraction_by_theorem, identity_of, mean
 
 
 class Side(NamedTuple):
@@ -35,8 +36,30 @@ class Side(NamedTuple):
     result: Array
 
 
-# The cotangent of an operand, by position, for that of the result.
-Pull = Callable[[int, Side, Side, Any], Any]
+class Ratio(NamedTuple):
+    """A cotangent as a fraction, whose divisor is None if it is 1. It is divided once, at the end."""
+
+    above: Any
+    below: Any = None
+
+    def plus(self, other: Ratio) -> Ratio:
+        if self.below is other.below:
+            return Ratio(self.above + other.above, self.below)
+        return Ratio(_times(self.above, other.below) + _times(other.above, self.below), _times(self.below, other.below))
+
+    def divided(self) -> Any:
+        return self.above if self.below is None else self.above / self.below
+
+
+def _times(a: Any, b: Any) -> Any:
+    """A product, where None is 1."""
+    return a if b is None else b if a is None else a * b
+
+
+Pulled = tuple[Any, Sequence[Callable[[], Any]]]
+"""The divisor of the operands' cotangents, and for each of them what computes what stands above it."""
+Pull = Callable[[Side, Side, Any], Pulled]
+"""Takes both sides of a step and the cotangent of its result."""
 
 
 def _mid(i: int, x: Side, r: Side) -> Any:
@@ -45,35 +68,39 @@ def _mid(i: int, x: Side, r: Side) -> Any:
     return value if value is reference else midpoint(value, reference)
 
 
-def _of_quotient(i: int, x: Side, r: Side, ct: Any) -> Any:
-    of_numerator = ct / _mid(1, x, r)
-    return of_numerator if i == 0 else -of_numerator * midpoint(x.result, r.result)
+def _linear(*signs: int) -> Pull:
+    return lambda x, r, ct: (None, [(lambda: ct) if sign > 0 else (lambda: -ct) for sign in signs])
 
 
-def _of_maximum(i: int, x: Side, r: Side, ct: Any) -> Any:
-    """The part of the way from `r` to `x` on which this operand is the larger: where one wins at `x` and the other at
-    `r`, the lines between their ends cross in proportion to the leads `l`, and
+def _product(x: Side, r: Side, ct: Any) -> Pulled:
+    return None, [lambda: ct * _mid(1, x, r), lambda: ct * _mid(0, x, r)]
+
+
+def _quotient(x: Side, r: Side, ct: Any) -> Pulled:
+    return _mid(1, x, r), [lambda: ct, lambda: -ct * midpoint(x.result, r.result)]
+
+
+def _maximum(x: Side, r: Side, ct: Any, sign: int = 1) -> Pulled:
+    """The part `t` of the way from `r` to `x` on which the first operand is the larger: where one wins at `x` and the
+    other at `r`, the lines between their ends cross in proportion to the leads `l`, and
 
         d max(u, v) = t du + (1 - t) dv        t = ([l(x)]+ + [l(r)]+) / (|l(x)| + |l(r)|)
     """
-    lead, lead_ref = (side.operands[i] - side.operands[1 - i] for side in (x, r))
+    lead, lead_ref = (sign * (side.operands[0] - side.operands[1]) for side in (x, r))
     size = jnp.abs(lead) + jnp.abs(lead_ref)
     won = jnp.maximum(lead, 0) + jnp.maximum(lead_ref, 0)
-    return ct * where(size == 0, 0.5, won / where(size == 0, 1, size))
+    part = where(size == 0, 0.5, won / where(size == 0, 1, size))
+    return None, [lambda: ct * part, lambda: ct * (1 - part)]
 
 
-def _of_minimum(i: int, x: Side, r: Side, ct: Any) -> Any:
-    """As of the negated maximum of negated operands: who is the larger there is the smaller here."""
-    return _of_maximum(1 - i, x, r, ct)
-
-
-def _of_modulus(i: int, x: Side, r: Side, ct: Any) -> Any:
+def _modulus(x: Side, r: Side, ct: Any) -> Pulled:
     r"""`|u| - |u_ref| = (u^2 - u_ref^2) / (|u| + |u_ref|)`; of 0, JAX's derivative."""
     size = x.result + r.result
-    return ct * where(size == 0, 1, x.operands[i] + r.operands[i]) / where(size == 0, 1, size)
+    slope = where(size == 0, 1, x.operands[0] + r.operands[0]) / where(size == 0, 1, size)
+    return None, [lambda: ct * slope]
 
 
-def _of_erf(i: int, x: Side, r: Side, ct: Any, has_tail: bool = False) -> Any:
+def _erf(x: Side, r: Side, ct: Any, sign: int = 1) -> Pulled:
     """The quotient, or where the ends are near the mean of the polynomial that has the derivative and its first two
     derivatives at both ends,
 
@@ -84,35 +111,35 @@ def _of_erf(i: int, x: Side, r: Side, ct: Any, has_tail: bool = False) -> Any:
     """
 
     def derivatives(u: Array) -> tuple[Array, Array, Array]:
-        slope = 2 / sqrt(pi) * jnp.exp(-(u * u))
+        slope = sign * 2 / sqrt(pi) * jnp.exp(-(u * u))
         return slope, -2 * u * slope, (4 * u * u - 2) * slope
 
-    u, u_ref = x.operands[i], r.operands[i]
+    [u], [u_ref] = x.operands, r.operands
     run = u - u_ref
-    reach = jnp.abs(run) * (1 + jnp.maximum(jnp.minimum(u, u_ref), 0)) if has_tail else jnp.abs(run)
+    reach = jnp.abs(run) if sign > 0 else jnp.abs(run) * (1 + jnp.maximum(jnp.minimum(u, u_ref), 0))
     far = reach >= (100 * float(jnp.finfo(run.dtype).eps)) ** (1 / 6)
     (f1, f2, f3), (f1_ref, f2_ref, f3_ref) = derivatives(u), derivatives(u_ref)
     near = (f1 + f1_ref) / 2 - (f2 - f2_ref) * run / 10 + (f3 + f3_ref) * run * run / 120
-    return ct * where(far, (x.result - r.result) / where(far, run, 1), near)
+    return where(far, run, 1), [lambda: ct * where(far, x.result - r.result, near)]
 
 
-def _of_erfc(i: int, x: Side, r: Side, ct: Any) -> Any:
-    """`erfc = 1 - erf`."""
-    return -_of_erf(i, x._replace(result=-x.result), r._replace(result=-r.result), ct, has_tail=True)
+def _function(identity: Identity, x: Side, r: Side, ct: Any) -> Pulled:
+    above, below = identity.fraction(*(Sample(side.operands[0], side.result) for side in (x, r)))
+    return below, [lambda: above * ct]
 
 
 PULLS: dict[str, Pull] = {
-    "add": lambda i, x, r, ct: ct,
-    "sub": lambda i, x, r, ct: -ct if i else ct,
-    "neg": lambda i, x, r, ct: -ct,
-    "copy": lambda i, x, r, ct: ct,
-    "mul": lambda i, x, r, ct: ct * _mid(1 - i, x, r),
-    "div": _of_quotient,
-    "max": _of_maximum,
-    "min": _of_minimum,
-    "abs": _of_modulus,
-    "erf": _of_erf,
-    "erfc": _of_erfc,
+    "add": _linear(1, 1),
+    "sub": _linear(1, -1),
+    "neg": _linear(-1),
+    "copy": _linear(1),
+    "mul": _product,
+    "div": _quotient,
+    "max": _maximum,
+    "min": partial(_maximum, sign=-1),
+    "abs": _modulus,
+    "erf": _erf,
+    "erfc": partial(_erf, sign=-1),
 }
 
 
@@ -120,41 +147,46 @@ def pull_of(eqn: JaxprEqn) -> Pull | None:
     """The secants of a primitive, if they are known."""
     name = eqn.primitive.name
     theorem, identity = THEOREMS.get(name), identity_of(name, eqn.params)
-
-    def samples(i: int, x: Side, r: Side) -> Ends:
-        return [(Sample(x.operands[i], x.result), Sample(r.operands[i], r.result))]
-
     if theorem is not None:
-        return lambda i, x, r, ct: by_theorem(theorem, samples(i, x, r), ct)
-    if identity is not None:
-        return lambda i, x, r, ct: by_identity(identity, samples(i, x, r), ct)
-    return PULLS.get(name)
+        identity = Identity(lambda x, r: fraction_by_theorem(theorem, [(x, r)]))
+    return PULLS.get(name) if identity is None else partial(_function, identity)
 
 
 def by_steps(steps: Sequence[tuple[JaxprEqn, Sequence[int]]], ends: Ends, times: Factor) -> Any:
     """The mean of secants over equal differences, of samples with all registers: the argument, what doesn't vary, and
     the steps' results.
     """
-
-    def secant(x: Sample, r: Sample) -> Any:
-        first = len(x.registers) - len(steps)
-        varying = {0}
-        for i, (_, operands) in enumerate(steps, first):
-            if not varying.isdisjoint(operands):
-                varying.add(i)
-        cotangents: dict[int, Any] = {len(x.registers) - 1: times}
-        for i, (eqn, operands) in reversed(list(enumerate(steps, first))):
-            pull, ct = pull_of(eqn), cotangents.pop(i, None)
-            assert pull is not None
-            at_x, at_r = (Side([side.registers[k] for k in operands], side.registers[i]) for side in (x, r))
-            for position, k in enumerate(operands):
-                if ct is not None and k in varying:
-                    of_operand = pull(position, at_x, at_r, ct)
-                    cotangents[k] = cotangents[k] + of_operand if k in cotangents else of_operand
-        return cotangents[0]
-
-    near = mean(secant(x, r) for x, r in ends)
+    secants = [_secant(steps, x, r, times) for x, r in ends]
     run = mean(x.at - r.at for x, r in ends)
-    far = (jnp.abs(run) >= 1) | ~jnp.isfinite(near)  # the scale of activations; and where steps overflow
     rise = mean(x.value - r.value for x, r in ends) * times
-    return where(far, rise / where(run == 0, 1, run), near)
+    far = jnp.abs(run) >= 1  # the scale of activations
+    for part in (part for secant in secants for part in secant if part is not None):
+        far |= ~jnp.isfinite(part)  # and where steps overflow
+    run = where(run == 0, 1, run)
+    if len(secants) == 1:
+        [(above, below)] = secants
+        return where(far, rise, above) / where(far, run, 1 if below is None else below)
+    return where(far, rise / run, mean(secant.divided() for secant in secants))
+
+
+def _secant(steps: Sequence[tuple[JaxprEqn, Sequence[int]]], x: Sample, r: Sample, times: Factor) -> Ratio:
+    """A secant times a factor, by one pass back through the steps."""
+    first = len(x.registers) - len(steps)
+    varying = {0}
+    for i, (_, operands) in enumerate(steps, first):
+        if not varying.isdisjoint(operands):
+            varying.add(i)
+    cotangents = {len(x.registers) - 1: Ratio(times)}
+    for i, (eqn, operands) in reversed(list(enumerate(steps, first))):
+        pull, ct = pull_of(eqn), cotangents.pop(i, None)
+        if ct is None:
+            continue
+        assert pull is not None
+        at_x, at_r = (Side([side.registers[k] for k in operands], side.registers[i]) for side in (x, r))
+        below, aboves = pull(at_x, at_r, ct.above)
+        below = _times(ct.below, below)
+        for k, above in zip(operands, aboves, strict=True):
+            if k in varying:
+                of_operand = Ratio(above(), below)
+                cotangents[k] = cotangents[k].plus(of_operand) if k in cotangents else of_operand
+    return cotangents[0]

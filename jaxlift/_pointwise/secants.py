@@ -63,7 +63,14 @@ THEOREMS = {
 
 
 def by_theorem(theorem: Theorem, ends: Ends, times: Factor) -> Array:
-    """Secants of functions with an addition theorem: arithmetic, and nothing of `f` is evaluated for pairs.
+    """Secants that an addition theorem gives."""
+    above, below = fraction_by_theorem(theorem, ends)
+    return above * times / below
+
+
+def fraction_by_theorem(theorem: Theorem, ends: Ends) -> tuple[Array, Array]:
+    """Secants as a fraction, of functions with an addition theorem: arithmetic, and nothing of `f` is evaluated for
+    pairs.
 
     Where the ends are near, no values are subtracted. With `d = c (x - r)` the secant is `weight * tanh(d) / d`, and by
     Lambert's continued fraction, with `z = d^2`,
@@ -81,7 +88,7 @@ def by_theorem(theorem: Theorem, ends: Ends, times: Factor) -> Array:
     bound = (5e4 * float(jnp.finfo(run.dtype).eps)) ** (1 / 4)
     far, z = square >= bound, where(square < bound, square, 0)
     weight, rise = mean(theorem.weight(x.value, r.value) for x, r in ends), mean(x.value - r.value for x, r in ends)
-    return where(far, rise, weight * (10 * z + 105)) * times / where(far, run, (z + 45) * z + 105)
+    return where(far, rise, weight * (10 * z + 105)), where(far, run, (z + 45) * z + 105)
 
 
 def _of_power(n: int, x: Array, r: Array) -> Array:
