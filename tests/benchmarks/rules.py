@@ -180,6 +180,17 @@ def on_digits(net: Net) -> Case:
     return Case(margin, x, chosen, {"zeros": jnp.zeros_like(x), "another": other}, players)
 
 
+def untrained() -> Case:
+    """Random weights and embeddings, and each of their numbers a player: many terms of either sign in each sum."""
+    w = weights(jax.random.key(0))
+    x, other = 0.5 * jax.random.normal(jax.random.key(1), (2, EXAMPLES, TOKENS, WIDTH))
+
+    def output(x: Array, _: Any) -> Array:
+        return jnp.tanh(stream(w, x))[:8].sum()
+
+    return Case(output, x, jnp.zeros(EXAMPLES), {"another": other}, np.arange(TOKENS * WIDTH).reshape(TOKENS, WIDTH))
+
+
 def minilm() -> list[Case]:
     """A case for each pair of sentences, whose similarity is explained by the words of the first."""
     sys.path.append(str(Path(__file__).parents[2] / "examples"))
@@ -235,9 +246,20 @@ def by_rule(rule: Any, f: Callable[[Array], Array], x: Array, r: Array) -> Array
     return jaxlift.vjp(f, x, r, rule=rule)[1](jnp.ones(())) * (x - r)
 
 
+def only_in(*primitives: str) -> jaxlift.Rule:
+    """RevealCancel in functions that are made of certain primitives, Rescale elsewhere."""
+
+    def chosen(place: jaxlift.Place) -> bool:
+        f = place.function
+        return f is not None and any(eqn.primitive.name in primitives for eqn in f.equations)
+
+    return jaxlift.PerLayer(where=[(chosen, "revealcancel")])
+
+
 METHODS = {"integrated gradients": integrated_gradients} | {
     rule: partial(by_rule, rule) for rule in ("rescale", "revealcancel")
 }
+ABLATION = {"only in GELUs": only_in("erf", "erfc"), "only in tanh": only_in("tanh")}
 
 
 def measured(cases: list[Case], reference: str, orders: int) -> dict[str, list[float]]:
@@ -274,7 +296,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=NETS, default=list(NETS), metavar="NAME")
     parser.add_argument("--minilm", action="store_true", help="also MiniLM")
+    parser.add_argument("--ablation", action="store_true", help="only a network of random weights; more rules")
     options = parser.parse_args()
+    if options.ablation:
+        METHODS.update({f"revealcancel {name}": partial(by_rule, rule) for name, rule in ABLATION.items()})
     print(f"jaxlift of {Path(jaxlift.__file__).parent.parent}: cancellation, distance to Shapley, correlation with it")
     print("", "network", "reference", "standard error", *METHODS, "", sep=" | ", flush=True)
     print("|---" * (3 + len(METHODS)) + "|")
@@ -283,10 +308,12 @@ def main() -> None:
     }
     if options.minilm:
         makers["MiniLM"] = minilm
+    if options.ablation:
+        makers = {"untrained": lambda: [untrained()]}
     for name, make in makers.items():
         cases = make()
-        for reference in ("zeros", "another"):
-            figures = measured(cases, reference, ORDERS if name != "MiniLM" else ORDERS // 4)
+        for reference in cases[0].references:
+            figures = measured(cases, reference, ORDERS if name in NETS else ORDERS // 4)
             cells = [f"{figures['standard error'][0]:.2f}"]
             cells += ["{:.1f}, {:.2f}, {:.2f}".format(*figures[method]) for method in METHODS]
             print("", name, reference, *cells, "", sep=" | ", flush=True)
