@@ -535,8 +535,9 @@ def rounds_away(eqn: JaxprEqn) -> bool:
 
     Conversions to float64, float32, bfloat16 and float16 are the identity but for rounding, as all that is computed in
     these dtypes is. As steps they would have secants, and these are noise: a number's rounding over its difference from
-    the reference, which may be as small. In bfloat16 that alone puts single contributions off by 4% (median), and by
-    1.9 times their size at worst, where they are off by 1% and 0.12 without; and the sum is no nearer for it.
+    the reference, which may be as small. Contributions of three convolutions in bfloat16 with float32 statistics are
+    off by 4% with such secants (relative L2, median of 64 examples; the worst, 190%), and by 1% without (12%); their
+    sum by 1.1% of the difference with and without.
     """
     digits = jnp.finfo(versions.dtype(eqn.invars[0])) if _is_between_floats(eqn) else None
     match eqn.primitive.name:
