@@ -259,7 +259,7 @@ def only_in(*primitives: str) -> jaxlift.Rule:
 METHODS = {"integrated gradients": integrated_gradients} | {
     rule: partial(by_rule, rule) for rule in ("rescale", "revealcancel")
 }
-ABLATION = {"only in GELUs": only_in("erf", "erfc"), "only in tanh": only_in("tanh")}
+ABLATION = {"only in GELUs": ("erf", "erfc"), "only in tanh": ("tanh",)}
 
 
 def measured(cases: list[Case], reference: str, orders: int) -> dict[str, list[float]]:
@@ -299,7 +299,7 @@ def main() -> None:
     parser.add_argument("--ablation", action="store_true", help="only a network of random weights; more rules")
     options = parser.parse_args()
     if options.ablation:
-        METHODS.update({f"revealcancel {name}": partial(by_rule, rule) for name, rule in ABLATION.items()})
+        METHODS.update({f"revealcancel {name}": partial(by_rule, only_in(*own)) for name, own in ABLATION.items()})
     print(f"jaxlift of {Path(jaxlift.__file__).parent.parent}: cancellation, distance to Shapley, correlation with it")
     print("", "network", "reference", "standard error", *METHODS, "", sep=" | ", flush=True)
     print("|---" * (3 + len(METHODS)) + "|")
