@@ -102,3 +102,17 @@ def test_without_jit(rule):
     y, y_ref, m = run(x, r)
     contributions = np.asarray(m * (x - r))
     np.testing.assert_allclose(contributions.sum(), float(y - y_ref), atol=2**-6 * np.abs(contributions).sum())
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
+def test_a_conversion_is_the_identity(rule, dtype):
+    """However near the reference is: the secants of what is rounded away are 0 there, or many times 1."""
+    weights = jnp.asarray(V[0])
+
+    @jax.jit
+    def multipliers(x, r):
+        return jaxlift.vjp(lambda x: x.astype(dtype).astype(x.dtype) @ weights, x, r, rule=rule)[1](jnp.ones(()))
+
+    found = multipliers(jnp.ones(4) + jnp.array([0.0, 1e-9, 1e-5, 3e-3]), jnp.ones(4))
+    np.testing.assert_array_equal(found, weights.astype(dtype).astype(weights.dtype))  # cotangents are rounded, too

@@ -360,8 +360,8 @@ def secant_of_relu(y_ref, d, a):
 
 @pytest.mark.parametrize("name", ["div", "reciprocal", "root", "scaled"])
 @pytest.mark.usefixtures("x64")
-def test_the_variation(name):
-    """`a_q = (a_a + |q_mid| a_S) / |S_mid|`, where the means weigh and get nothing for it."""
+def test_the_variation_starts_anew(name):
+    """`a_q = |D_q|`, which a sum takes along with the parts of what it adds: `relu(a / S + a)`."""
     c, bias = np.array([2.0, -1.0, 0.5, -3.0]), 9.0
     fun = {
         "div": lambda a, s: a / s,
@@ -370,7 +370,7 @@ def test_the_variation(name):
         "scaled": lambda a, s: (c / s) * a,
     }[name]
     x, r = RNG.normal(size=(2, 5))
-    found, _ = pairs(lambda v: jax.nn.relu(fun(U @ v, T @ v + bias)) @ WEIGHTS, x, r, rule="revealcancel")
+    found, _ = pairs(lambda v: jax.nn.relu(fun(U @ v, T @ v + bias) + U @ v) @ WEIGHTS, x, r, rule="revealcancel")
     d, scale = x - r, c if name == "scaled" else np.ones(4)
     a, a_ref, u, u_ref = scale * (U @ x), scale * (U @ r), T @ x + bias, T @ r + bias
     assert (u > 0).all()
@@ -379,11 +379,13 @@ def test_the_variation(name):
     secant = (s - s_ref) / (u - u_ref)
     of_a, of_s = of_quotient(a, a_ref, s, s_ref, 1.0)
     of_a, of_u = of_a * scale, of_s * secant
-    variation = np.abs(of_a) * (np.abs(U) @ np.abs(d)) + np.abs(of_u) * (np.abs(T) @ np.abs(d))
-    m_plus, m_minus = secant_of_relu(a_ref / s_ref, a / s - a_ref / s_ref, variation)
+    d_q = a / s - a_ref / s_ref
+    variation = np.abs(d_q) + np.abs(U) @ np.abs(d)
+    m_plus, m_minus = secant_of_relu(a_ref / s_ref + U @ r, d_q + U @ d, variation)
     ct, ct_variation = WEIGHTS * (m_plus + m_minus) / 2, WEIGHTS * (m_plus - m_minus) / 2
-    expected = U.T @ (of_a * ct) + T.T @ (of_u * ct)
-    expected += np.sign(d) * (np.abs(U).T @ (np.abs(of_a) * ct_variation) + np.abs(T).T @ (np.abs(of_u) * ct_variation))
+    of_q = ct + np.sign(d_q) * ct_variation
+    expected = U.T @ (of_a * of_q) + T.T @ (of_u * of_q)
+    expected += U.T @ ct + np.sign(d) * (np.abs(U).T @ ct_variation)
     np.testing.assert_allclose(found, expected, **F64)
 
 

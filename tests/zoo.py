@@ -283,7 +283,6 @@ DISCRETE = {
     "copysign": lambda x: jnp.copysign(dense(x), flip(x)) @ B,
     "ldexp": lambda x: jnp.ldexp(dense(x), whole(x)[:5]) @ B,
     "frexp": lambda x: jnp.frexp(dense(x))[0] @ B,
-    "half precision": lambda x: dense(x).astype(jnp.bfloat16).astype(float) @ B,
     "8-bit floats": lambda x: dense(x).astype(jnp.float8_e4m3fn).astype(float) @ B,
     "reduced precision": lambda x: jnp.tanh(lax.reduce_precision(dense(x), 5, 3)) @ B,
     "set at a place": lambda x: x.at[jnp.argmax(x)].set(0) @ W @ B,

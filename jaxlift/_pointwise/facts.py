@@ -532,12 +532,20 @@ def _is_between_floats(eqn: JaxprEqn) -> bool:
 
 
 def rounds_away(eqn: JaxprEqn) -> bool:
-    """Whether an equation takes numbers to fewer digits: a function of them, with steps, and no error of another's."""
+    """Whether an equation quantises numbers, to 8 bits or to a precision that it names: a function of them, with steps,
+    and no error of another's.
+
+    Conversions to float64, float32, bfloat16 and float16 are the identity but for rounding, as all that is computed in
+    these dtypes is. As steps they would have secants, and these are noise: a number's rounding over its difference from
+    the reference, which may be as small. Contributions of three convolutions in bfloat16 with float32 statistics are
+    off by 4% with such secants (relative L2, median of 64 examples; the worst, 190%), and by 1% without (12%); their
+    sum by 1.1% of the difference with and without.
+    """
+    digits = jnp.finfo(versions.dtype(eqn.invars[0])) if _is_between_floats(eqn) else None
     match eqn.primitive.name:
-        case "convert_element_type" if _is_between_floats(eqn):
-            before, after = (jnp.finfo(versions.dtype(atom)) for atom in (eqn.invars[0], eqn.outvars[0]))
-            return after.nmant < before.nmant or after.nexp < before.nexp
-        case "reduce_precision":
-            digits = jnp.finfo(versions.dtype(eqn.invars[0]))
+        case "convert_element_type" if digits is not None:
+            after = jnp.finfo(versions.dtype(eqn.outvars[0]))
+            return after.bits < 16 and (after.nmant < digits.nmant or after.nexp < digits.nexp)
+        case "reduce_precision" if digits is not None:
             return eqn.params["mantissa_bits"] < digits.nmant or eqn.params["exponent_bits"] < digits.nexp
     return False

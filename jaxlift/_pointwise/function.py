@@ -282,7 +282,7 @@ class PointwiseFunction:
 
     @property
     def is_rounding(self) -> bool:
-        """Whether the function does nothing but take numbers to fewer digits, and perhaps back."""
+        """Whether the function does nothing but quantise numbers, and perhaps take them back."""
         equations = [eqn for eqn, _ in self.steps]
         return all(eqn.primitive in CONVERSIONS for eqn in equations) and any(map(rounds_away, equations))
 

@@ -47,6 +47,11 @@ def operandwise(
     """The evaluation that gives each operand a multiplier. The variation weighs with their sizes: `a_y = sum |m_i|
     a_i`.
 
+    That of a quotient starts anew, as after softmax. In a normalised value the parts of the divisor, and of the mean
+    that is taken off, are those of all entries together: positive and negative ones many times larger than their sum.
+    RevealCancel in a function that saturates, given such parts, shares its change among the terms of the sum by their
+    sizes, whatever their signs.
+
     Args:
         known: the output at the input and at the reference, where the program computes it in another way.
     """
@@ -94,7 +99,8 @@ def operandwise(
         return with_multipliers(forward, pull, tuple(o.carrier for o in varying), held)
 
     value, reference = outputs
-    return [with_carrier(lambda: value, reference, carrier, feeds(varying), variation)]
+    starts_anew = eqn.primitive is DIVISION
+    return [with_carrier(lambda: value, reference, carrier, feeds(varying), None if starts_anew else variation)]
 
 
 def multiplication(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:

@@ -96,8 +96,8 @@ def _broadcast(operand: Varying, output: versions.Var) -> Varying:
 def conversion(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
     """Numbers of another kind.
 
-    Those of fewer digits are a value of their own: what comes after is no function of the digits that are lost. There
-    and back is one function, for on the way cotangents would lose digits, too.
+    Quantised ones are a value of their own: what comes after is no function of the digits that are lost. There and back
+    is one function, for on the way cotangents would lose digits, too.
 
     So are complex ones made of real ones.
     """
@@ -109,7 +109,7 @@ def conversion(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value
 
 
 def _lacks_digits(value: Value) -> bool:
-    """Whether a value was taken to fewer digits by the last that was done to it, and perhaps back."""
+    """Whether a value was quantised by the last that was done to it, and perhaps taken back."""
     node = value.node if isinstance(value, Pending) else None
     while isinstance(node, Node) and node.eqn.primitive in CONVERSIONS:
         if rounds_away(node.eqn):
