@@ -1,0 +1,1 @@
+"""Small versions of models that other people wrote, as their users write them: explained unchanged, sums compared."""
