@@ -51,7 +51,7 @@ CATALOGUE = {
     "haiku": Framework("dm-haiku", ("resnet",)),
     "huggingface": Framework("'transformers<5'", ("bert", "gpt2", "bart", "vit", "clip")),
     "jraph": Framework("jraph==0.0.6.dev0", ("attention", "messages")),
-    "keras_applications": Framework("keras", ("mobilenet", "resnet", "densenet", "convnext", "efficientnet")),
+    "keras_applications": Framework("keras", ("mobilenet", "resnet", "resnet_v2", "densenet", "efficientnet")),
     "mamba": Framework("mamba2-jax", ("forecaster",)),
 }
 NAMES = [(framework, name) for framework, (_, names) in CATALOGUE.items() for name in names]
