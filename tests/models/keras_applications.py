@@ -20,8 +20,8 @@ def images(rng, shape):
 
 
 def inferring(application, dtype, *sizes, **options):
-    """Normalisations have the statistics of random images: initial ones would leave next to nothing of the input in
-    the end.
+    """Normalisations are computed in float32, whatever the dtype. They have the statistics of random images: initial
+    ones would leave next to nothing of the input in the end.
     """
     keras.config.set_floatx(np.dtype(dtype).name)
     keras.config.set_dtype_policy(np.dtype(dtype).name)
@@ -34,7 +34,7 @@ def inferring(application, dtype, *sizes, **options):
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = 0.0
     model(images(rng, (8, *SHAPE)).astype(dtype), training=True)
-    return Model(lambda x: model(x, training=False), SHAPE, images)
+    return Model(lambda x: model(x, training=False), SHAPE, images, single=True)
 
 
 def mobilenet(dtype):
