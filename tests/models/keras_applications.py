@@ -1,9 +1,5 @@
 """Keras applications, with JAX as the backend."""
 
-import os
-
-os.environ["KERAS_BACKEND"] = "jax"  # read when keras is imported
-
 import keras
 import numpy as np
 from keras.src.applications import densenet as sized_densenet
