@@ -53,6 +53,7 @@ CATALOGUE = {
     "jraph": Framework("jraph==0.0.6.dev0", ("attention", "messages")),
     "keras_applications": Framework("keras", ("mobilenet", "resnet", "resnet_v2", "densenet", "efficientnet")),
     "mamba": Framework("mamba2-jax", ("forecaster",)),
+    "torchax": Framework("torchax torch==2.9.1", ("resnet",)),
 }
 NAMES = [(framework, name) for framework, (_, names) in CATALOGUE.items() for name in names]
 
