@@ -9,7 +9,7 @@ import pytest
 from .catalogue import CATALOGUE, DTYPES, NAMES, RULES, make, measure
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
-TOLERANCE = 100  # roundings of the sum of magnitudes; the networks are tens of operations deep
+TOLERANCE = 200  # roundings of the sum of magnitudes: networks are tens of operations deep, with larger values inside
 
 
 @pytest.mark.models
