@@ -24,7 +24,7 @@ def pytest_configure(config):
     if cache is None:
         return
     jax.config.update("jax_compilation_cache_dir", str(cache.mkdir("compiled")))
-    jax.config.update("jax_compilation_cache_max_size", 2**30)
+    jax.config.update("jax_compilation_cache_max_size", 2**26)  # two runs; JAX looks at all files at each new one
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 
 

@@ -62,7 +62,7 @@ HIDDEN = {
     "a loop": lambda h: lax.scan(lambda h, _: (jnp.tanh(1.5 * h), None), h, None, length=3)[0],
     "checkpoint": jax.checkpoint(lambda h: jax.nn.silu(h) * h),
     "fewer digits": lambda h: jax.nn.relu(h.astype(jnp.bfloat16)).astype(h.dtype),
-    "gathered": lambda h: jnp.tanh(gathered(jnp.tanh(h))),
+    "gathered": lambda h: jnp.tanh(gathered(h[:, ::-1])),  # a pointwise function ends where its value moves
     "sorted": lambda h: jnp.sort(gathered(h), -1),
     "a maximum over devices": lambda h: h * h.max(-1, keepdims=True),
     "a choice": lambda h: jnp.where(h > 0, h, jnp.expm1(h)),

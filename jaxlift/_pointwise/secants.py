@@ -133,11 +133,12 @@ def identity_of(name: str, params: Mapping[str, Any]) -> Identity | None:
 
 
 def by_identity(identity: Identity, ends: Ends, times: Factor) -> Array:
-    """Secants that an identity gives. Where it divides by 0, as of roots at 0, the secant counts as 0."""
+    """Secants that an identity gives. Where ends are equal and it is not finite, as of roots at 0, it counts as 0."""
 
     def secant(x: Sample, r: Sample) -> Array:
         above, below = identity.fraction(x, r)
-        return above * times if below is None else above * times / where(below == 0, jnp.inf, below)
+        found = above * times if below is None else above * times / where(below == 0, jnp.inf, below)
+        return where(jnp.isfinite(found) | (x.at != r.at), found, 0)
 
     return mean(secant(x, r) for x, r in ends)
 

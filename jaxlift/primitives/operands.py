@@ -42,7 +42,7 @@ def several(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) 
 
 
 def operandwise(
-    interpreter: Interpreter, eqn: JaxprEqn, values: Sequence[Value], known: tuple[Array, Array] | None = None
+    interpreter: Interpreter, eqn: JaxprEqn, values: Sequence[Value], known: tuple[Any, Array] | None = None
 ) -> list[Value]:
     """The evaluation that gives each operand a multiplier. The variation weighs with their sizes: `a_y = sum |m_i|
     a_i`.
@@ -62,6 +62,7 @@ def operandwise(
     rule = interpreter.rule.at(Place("elementwise", feeds(varying), interpreter.scope_of(eqn)))
     if not interpreter.is_joint and "elementwise" not in rule.families:
         return interpreter.differentiated(eqn, operands)
+    is_quotient = eqn.primitive is DIVISION
     g = Elementwise(eqn.primitive.name, eqn, which, tuple(operand.low for operand in varying))
 
     def filled(varied: Sequence[Array], constants: Sequence[Array]) -> list[Array]:
@@ -75,7 +76,8 @@ def operandwise(
 
     def forward(explained: Any, held: Any) -> Array:
         del explained
-        *_, (out, _) = held
+        values, _, constants, (out, _) = held
+        out = output(values, constants) if out is None else out
         return out.astype(carrier_dtype(out))
 
     def pull(cotangent: Array, explained: Any, held: Any) -> tuple[Array, ...]:
@@ -89,8 +91,14 @@ def operandwise(
         del parts
         return tuple(jnp.abs(m) * cotangent for m in each(held))
 
-    [outputs] = on_each_side(eqn, operands) if known is None else [known]
-    held = (tuple(o.value for o in varying), tuple(o.reference for o in varying), constants, outputs)
+    def output(values: Sequence[Array], constants: Sequence[Array]) -> Array:
+        return versions.bind(eqn, filled(values, constants))[0]
+
+    values, references = tuple(o.value for o in varying), tuple(o.reference for o in varying)
+    if known is None:
+        # Of others than quotients nothing is made of values, and some have no derivatives that scores might ask for.
+        known = (output(values, constants) if is_quotient else None), output(references, constants)
+    held = (values, references, constants, known)
 
     def variation() -> Array:
         return with_multipliers(weigh, pull_parts, tuple(o.variation for o in varying), held)
@@ -98,9 +106,16 @@ def operandwise(
     def carrier() -> Array:
         return with_multipliers(forward, pull, tuple(o.carrier for o in varying), held)
 
-    value, reference = outputs
-    starts_anew = eqn.primitive is DIVISION
-    return [with_carrier(lambda: value, reference, carrier, feeds(varying), None if starts_anew else variation)]
+    value, reference = known
+    return [
+        with_carrier(
+            lambda: output(values, constants) if value is None else value,
+            reference,
+            carrier,
+            feeds(varying),
+            None if is_quotient else variation,
+        )
+    ]
 
 
 def multiplication(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:

@@ -114,7 +114,7 @@ class Elementwise:
         equation: the equation of the program; of such a product, that of the division.
         varying: the positions of the operands that depend on the explained input.
         lows: what each of these is known not to lie below, on either side.
-        outputs: the values of `g` at the input and at the reference.
+        outputs: the values at the input and at the reference, the former None but of quotients.
     """
 
     name: str
