@@ -300,6 +300,11 @@ def test_what_repeats_is_found():
             h = jax.nn.relu(h @ w)
         return h.sum()
 
+    def side_by_side(h):
+        return [jnp.tanh(h @ w) for w in np.asarray(RNG.normal(size=(5, 4, 4)), np.float32)]
+
+    beside = jax.make_jaxpr(side_by_side)(jnp.ones(4)).jaxpr
+    assert repeats.with_calls(beside, beside.eqns, by_scope=False) == beside.eqns
     jaxpr = jax.make_jaxpr(model)(jnp.ones(4)).jaxpr
     eqns = repeats.with_calls(jaxpr, jaxpr.eqns, by_scope=False)
     calls = [eqn for eqn in eqns if eqn.primitive.name == "jit" and repeats.versions.is_product(eqn)]

@@ -129,6 +129,12 @@ def _block(eqns: Sequence[JaxprEqn], first: int, last: int, last_use: Mapping[Va
     return _Block(own, list(operands), reads, results)
 
 
+def _is_chain(blocks: Sequence[_Block]) -> bool:
+    """Whether each block takes something from the one before it, as layers do, and projections side by side don't."""
+    made = [{var for eqn in block.eqns for var in eqn.outvars} for block in blocks]
+    return all(not before.isdisjoint(block.operands) for before, block in zip(made, blocks[1:], strict=False))
+
+
 def _calls(jaxpr: Jaxpr, blocks: Sequence[_Block]) -> list[JaxprEqn]:
     """Blocks that read alike as calls of the first."""
     first = blocks[0]
@@ -165,6 +171,6 @@ def _split(
     alike = [list(group) for _, group in groupby(enumerate(blocks), key=lambda each: each[1].reads)]
     longest = max(alike, key=len)
     begin += longest[0][0] * period
-    if len(longest) < FEWEST:
+    if len(longest) < FEWEST or not _is_chain([block for _, block in longest]):
         return begin, [], begin
     return begin, _calls(jaxpr, [block for _, block in longest]), begin + len(longest) * period
