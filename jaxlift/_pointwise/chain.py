@@ -37,7 +37,9 @@ class Side(NamedTuple):
 
 
 class Ratio(NamedTuple):
-    """A cotangent as a fraction, whose divisor is None if it is 1. It is divided once, at the end."""
+    """A cotangent as a fraction, whose divisor is None if it is 1. It is divided once, at the end: so no divisor may be
+    so small, or so large, that the product of two is no number.
+    """
 
     above: Any
     below: Any = None
@@ -100,6 +102,16 @@ def _modulus(x: Side, r: Side, ct: Any) -> Pulled:
     return None, [lambda: ct * slope]
 
 
+def _clamp(x: Side, r: Side, ct: Any) -> Pulled:
+    """The quotient, for what is exact has no noise; of ends that are equal, or so for a CPU, JAX's derivative."""
+    low, u, high = x.operands
+    run = u - r.operands[1]
+    same = jnp.abs(run) < float(jnp.finfo(run.dtype).tiny)
+    rise = where(same, ((u > low) & (u < high)).astype(run.dtype), x.result - r.result)
+    slope = rise / where(same, 1, run)
+    return None, [lambda: ct * slope] * 3  # only the second varies
+
+
 def _erf(x: Side, r: Side, ct: Any, sign: int = 1) -> Pulled:
     """The quotient, or where the ends are near the mean of the polynomial that has the derivative and its first two
     derivatives at both ends,
@@ -138,6 +150,7 @@ PULLS: dict[str, Pull] = {
     "max": _maximum,
     "min": partial(_maximum, sign=-1),
     "abs": _modulus,
+    "clamp": _clamp,
     "erf": _erf,
     "erfc": partial(_erf, sign=-1),
 }

@@ -40,9 +40,10 @@ def bart(dtype):
 
 
 def vit(dtype):
+    """Pixels are taken to float32, as they are by CLIP."""
     model = transformers.FlaxViTForImageClassification(transformers.ViTConfig(**VISION), dtype=dtype)
     params = perturbed(model.params, dtype)
-    return Model(lambda x: model(x, params=params).logits, PIXELS)
+    return Model(lambda x: model(x, params=params).logits, PIXELS, single=True)
 
 
 def clip(dtype):
@@ -51,4 +52,4 @@ def clip(dtype):
     config = transformers.CLIPConfig(text, VISION, projection_dim=4)
     model = transformers.FlaxCLIPModel(config, dtype=dtype)
     params, texts = perturbed(model.params, dtype), np.array([[0, 1, 2, 3, 9], [0, 4, 5, 6, 9]])
-    return Model(lambda x: model(texts, x, params=params).logits_per_image, PIXELS)
+    return Model(lambda x: model(texts, x, params=params).logits_per_image, PIXELS, single=True)
