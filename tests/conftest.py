@@ -1,6 +1,7 @@
 """Settings of all tests. Warnings are errors (pyproject.toml); eight host devices, for the tests of sharding."""
 
 import os
+import shutil
 from importlib.metadata import version
 
 import jax
@@ -19,12 +20,16 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 
 def pytest_configure(config):
-    """Processes of one run, and later runs, share what was compiled (under a size limit, which takes filelock)."""
+    """Later runs find what was compiled. Each process has a folder of its own, so that none waits for another's lock
+    and looks at all files at each new one, as JAX does under a size limit.
+    """
     cache = getattr(config, "cache", None)  # there is none with -p no:cacheprovider
     if cache is None:
         return
-    jax.config.update("jax_compilation_cache_dir", str(cache.mkdir("compiled")))
-    jax.config.update("jax_compilation_cache_max_size", 2**26)  # two runs; JAX looks at all files at each new one
+    folder = cache.mkdir(f"compiled-{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}")
+    if len(os.listdir(folder)) > 20_000:
+        shutil.rmtree(folder)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 
 

@@ -249,7 +249,9 @@ def test_masks_of_the_data_by_the_formula(name, rule):
     np.testing.assert_allclose(difference, (weights * (p - q)).sum(), rtol=1e-12)
 
 
-@pytest.mark.parametrize(("rule", "dtype"), [("rescale", np.float32), ("revealcancel", np.float64)])
+@pytest.mark.parametrize(
+    ("rule", "dtype"), [("rescale", np.float32), pytest.param("revealcancel", np.float64, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("name", MASKED)
 def test_masks_of_the_data_are_the_limit_of_large_numbers(name, rule, dtype):
     x, r = masked_pair(dtype)

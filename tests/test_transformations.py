@@ -271,6 +271,7 @@ def test_forward_values_are_untouched_by_the_rule():
         close((y, y_ref), (plain(x), plain(r)), rtol=1e-14)
 
 
+@pytest.mark.slow
 def test_strict_settings():
     """No implicit promotion of dtypes (of ranks there is none in any test), no leaked tracers, no NaN on the way."""
     params, x, r = jax.tree.map(lambda a: a.astype(np.float32), (PARAMS, X[:2], R[:3]))

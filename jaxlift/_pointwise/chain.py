@@ -82,7 +82,7 @@ def _quotient(x: Side, r: Side, ct: Any) -> Pulled:
     return _mid(1, x, r), [lambda: ct, lambda: -ct * midpoint(x.result, r.result)]
 
 
-def _maximum(x: Side, r: Side, ct: Any, sign: int = 1) -> Pulled:
+def _maximum(x: Side, r: Side, ct: Any, sign: int = 1, tie: float = 0.5) -> Pulled:
     """The part `t` of the way from `r` to `x` on which the first operand is the larger: where one wins at `x` and the
     other at `r`, the lines between their ends cross in proportion to the leads `l`, and
 
@@ -91,7 +91,7 @@ def _maximum(x: Side, r: Side, ct: Any, sign: int = 1) -> Pulled:
     lead, lead_ref = (sign * (side.operands[0] - side.operands[1]) for side in (x, r))
     size = jnp.abs(lead) + jnp.abs(lead_ref)
     won = jnp.maximum(lead, 0) + jnp.maximum(lead_ref, 0)
-    part = where(size == 0, 0.5, won / where(size == 0, 1, size))
+    part = where(size == 0, tie, won / where(size == 0, 1, size))
     return None, [lambda: ct * part, lambda: ct * (1 - part)]
 
 
@@ -103,13 +103,17 @@ def _modulus(x: Side, r: Side, ct: Any) -> Pulled:
 
 
 def _clamp(x: Side, r: Side, ct: Any) -> Pulled:
-    """The quotient, for what is exact has no noise; of ends that are equal, or so for a CPU, JAX's derivative."""
-    low, u, high = x.operands
-    run = u - r.operands[1]
-    same = jnp.abs(run) < float(jnp.finfo(run.dtype).tiny)
-    rise = where(same, ((u > low) & (u < high)).astype(run.dtype), x.result - r.result)
-    slope = rise / where(same, 1, run)
-    return None, [lambda: ct * slope] * 3  # only the second varies
+    """The minimum of a maximum; of equal ends at a bound JAX's derivative, which is 0."""
+    (at_x, of_x), (at_r, of_r) = (
+        (
+            Side(side.operands[:2], raised := jnp.maximum(*side.operands[:2])),
+            Side([raised, side.operands[2]], side.result),
+        )
+        for side in (x, r)
+    )
+    _, (of_raised, of_high) = _maximum(of_x, of_r, ct, sign=-1, tie=0.0)
+    _, (of_low, of_u) = _maximum(at_x, at_r, of_raised(), tie=1.0)
+    return None, [of_low, of_u, of_high]
 
 
 def _erf(x: Side, r: Side, ct: Any, sign: int = 1) -> Pulled:

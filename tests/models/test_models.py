@@ -12,10 +12,19 @@ PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 TOLERANCE = 200  # roundings of the sum of magnitudes: networks are tens of operations deep, with larger values inside
 
 
+HEAVY = {("distrax", "spline_flow"), ("equimo", "vssd")}  # a minute each to compile
+
+
 @pytest.mark.models
 @pytest.mark.filterwarnings("ignore")  # of their packages
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.__name__)
-@pytest.mark.parametrize(("framework", "name"), NAMES)
+@pytest.mark.parametrize(
+    "dtype",
+    # CI runs them in float64, where a sum says most.
+    [pytest.param(dtype, marks=[pytest.mark.slow] * (dtype is np.float32), id=dtype.__name__) for dtype in DTYPES],
+)
+@pytest.mark.parametrize(
+    ("framework", "name"), [pytest.param(*name, marks=[pytest.mark.slow] * (name in HEAVY)) for name in NAMES]
+)
 def test_contributions_sum_to_the_difference(framework, name, dtype):
     with jax.enable_x64(dtype is np.float64), jax.numpy_rank_promotion("allow"):
         try:
