@@ -298,6 +298,8 @@ def test_what_repeats_is_found():
             h = h + jnp.tanh((h - h.mean()) @ w)
         for w in np.asarray(RNG.normal(size=(4, 4, 4)), np.float32):
             h = jax.nn.relu(h @ w)
+        for w in np.asarray(RNG.normal(size=(5, 3, 4, 4)), np.float32):
+            h = jnp.sin((h @ w[0]) * (h @ w[1]) @ w[2])
         return h.sum()
 
     def side_by_side(h):
@@ -309,8 +311,8 @@ def test_what_repeats_is_found():
     eqns = repeats.with_calls(jaxpr, jaxpr.eqns, by_scope=False)
     calls = [eqn for eqn in eqns if eqn.primitive.name == "jit" and repeats.versions.is_product(eqn)]
     bodies = {id(eqn.params["jaxpr"]): eqn.params["jaxpr"] for eqn in calls}
-    assert [sum(eqn.params["jaxpr"] is body for eqn in calls) for body in bodies.values()] == [6, 4]
-    assert [len(eqn.outvars) for eqn in calls] == [1] * 10  # what goes from block to block
+    assert [sum(eqn.params["jaxpr"] is body for eqn in calls) for body in bodies.values()] == [6, 4, 5]
+    assert [len(eqn.outvars) for eqn in calls] == [1] * 15  # what goes from block to block
 
 
 def test_effects_stay_in_their_places(capfd):

@@ -6,6 +6,7 @@ JAX differentiates, batches and lowers them once.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, groupby, pairwise
 from typing import Any, NamedTuple
@@ -20,6 +21,9 @@ from jaxlift._core.versions import Jaxpr, JaxprEqn, Var
 
 # What the first block is given is often unlike what the others are, and then it is lifted for itself.
 FEWEST = 3
+
+# How many products of a block may be of one kind, as the projections of attention are.
+MOST_ALIKE = 8
 
 
 def with_calls(jaxpr: Jaxpr, eqns: Sequence[JaxprEqn], *, by_scope: bool) -> list[JaxprEqn]:
@@ -84,16 +88,27 @@ def _runs(kinds: Sequence[int], products: Sequence[int]) -> list[_Run]:
     places: dict[int, list[int]] = {}
     for i in products:
         places.setdefault(kinds[i], []).append(i)
+    distances = Counter(
+        later - place
+        for of_kind in places.values()
+        for step in range(1, MOST_ALIKE + 1)
+        for place, later in zip(of_kind, of_kind[step:], strict=False)
+    )
     runs = []
-    for period in {later - place for of_kind in places.values() for place, later in pairwise(of_kind)} - {1}:
+    for period in (distance for distance, count in distances.most_common(64) if count >= FEWEST - 1 and distance > 1):
         differs = [i for i in range(period, len(kinds)) if kinds[i] != kinds[i - period]]
         for before, after in pairwise([period - 1, *differs, len(kinds)]):
             if after - before > (FEWEST - 1) * period:
                 runs.append(_Run(before + 1 - period, after, period))
     chosen: list[_Run] = []
     for run in sorted(runs, key=lambda run: (run.first - run.last, run.period)):
-        if all(run.last <= other.first or other.last <= run.first for other in chosen):
-            chosen.append(run)
+        first, last = run.first, run.last
+        for other in chosen:  # runs may reach into each other, as all end in a product and an activation
+            first = other.last if other.first <= first < other.last else first
+            last = other.first if other.first < last <= other.last else last
+        is_free = all(last <= other.first or other.last <= first for other in chosen)
+        if is_free and last - first >= FEWEST * run.period:
+            chosen.append(_Run(first, last, run.period))
     return sorted(chosen)
 
 
