@@ -42,6 +42,8 @@ def with_calls(jaxpr: Jaxpr, eqns: Sequence[JaxprEqn], *, by_scope: bool) -> lis
     found: list[JaxprEqn] = []
     done = 0
     for run in _runs(kinds, products):
+        if run.period == 1:  # calls already, or products alone
+            continue
         begin, calls, end = _split(jaxpr, eqns, run, last_use)
         found += [*eqns[done:begin], *calls]
         done = end
@@ -95,7 +97,7 @@ def _runs(kinds: Sequence[int], products: Sequence[int]) -> list[_Run]:
         for place, later in zip(of_kind, of_kind[step:], strict=False)
     )
     runs = []
-    for period in (distance for distance, count in distances.most_common(64) if count >= FEWEST - 1 and distance > 1):
+    for period in (distance for distance, count in distances.most_common(64) if count >= FEWEST - 1):
         differs = [i for i in range(period, len(kinds)) if kinds[i] != kinds[i - period]]
         for before, after in pairwise([period - 1, *differs, len(kinds)]):
             if after - before > (FEWEST - 1) * period:
