@@ -797,7 +797,7 @@ def command(*arguments, folder, first=""):
 
 @pytest.mark.slow
 def test_killed_at_random_moments(tmp_path):
-    """Ten times, wherever it is; then the same bits as if nothing had happened."""
+    """Twenty times, wherever it is; then the same bits as if nothing had happened."""
     np.save(tmp_path / "x.npy", scored.sequences(2000))
     arguments = ["score", "scored:model", "x.npy", "--target", "1", "--reference", "dinucleotide_shuffle", "--quiet"]
     arguments += ["--shuffles", "10", "--batch-size", "4"]
@@ -811,7 +811,7 @@ def test_killed_at_random_moments(tmp_path):
         for _ in range(100):
             with started(*arguments, "--out", out.name, folder=tmp_path) as process:
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(moments.uniform(0, duration) if kills < 10 else 120)
+                    process.wait(moments.uniform(0, duration) if kills < 20 else 120)
                 if process.poll() is not None:
                     assert process.returncode == 0, process.stderr.read()
                     break
@@ -824,9 +824,9 @@ def test_killed_at_random_moments(tmp_path):
                 for name, values in found.items():
                     np.testing.assert_array_equal(values[done], wanted[name][done])
         same(out, whole)
-        if kills >= 10:
+        if kills >= 20:
             break
-    assert len({share for share in shares if 0 < share < 1}) > 1  # some kills did come in the middle
+    assert len({share for share in shares if 0 < share < 1}) > 3  # some kills did come in the middle
 
 
 @pytest.mark.slow

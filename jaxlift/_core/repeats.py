@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate, groupby, pairwise
 from typing import Any, NamedTuple
 
-import jax
 import jax.core
 import numpy as np
 
@@ -24,6 +23,9 @@ FEWEST = 3
 
 # How many products of a block may be of one kind, as the projections of attention are.
 MOST_ALIKE = 8
+
+# How many lengths of blocks are tried, the commonest distances first: each is one pass over the equations.
+MOST_LENGTHS = 64
 
 
 def with_calls(jaxpr: Jaxpr, eqns: Sequence[JaxprEqn], *, by_scope: bool) -> list[JaxprEqn]:
@@ -44,9 +46,9 @@ def with_calls(jaxpr: Jaxpr, eqns: Sequence[JaxprEqn], *, by_scope: bool) -> lis
     for run in _runs(kinds, products):
         if run.period == 1:  # calls already, or products alone
             continue
-        begin, calls, end = _split(jaxpr, eqns, run, last_use)
-        found += [*eqns[done:begin], *calls]
-        done = end
+        if blocks := _alike(eqns, run, last_use):
+            found += [*eqns[done : blocks[0].first], *_calls(jaxpr, blocks)]
+            done = blocks[-1].first + run.period
     return [*found, *eqns[done:]]
 
 
@@ -97,7 +99,7 @@ def _runs(kinds: Sequence[int], products: Sequence[int]) -> list[_Run]:
         for place, later in zip(of_kind, of_kind[step:], strict=False)
     )
     runs = []
-    for period in (distance for distance, count in distances.most_common(64) if count >= FEWEST - 1):
+    for period in (distance for distance, count in distances.most_common(MOST_LENGTHS) if count >= FEWEST - 1):
         differs = [i for i in range(period, len(kinds)) if kinds[i] != kinds[i - period]]
         for before, after in pairwise([period - 1, *differs, len(kinds)]):
             if after - before > (FEWEST - 1) * period:
@@ -118,15 +120,19 @@ class _Block(NamedTuple):
     """A block of equations.
 
     Attributes:
+        first: where it begins.
         operands: the variables that it takes from elsewhere, in the order of their first use.
         reads: where each operand of each equation comes from: a literal (None), the block's own operands by number, or
             the values made in the block by (equation, output).
-        results: the values made in it that are used after it, by (equation, output).
+        made: the values made in it, each with its (equation, output).
+        results: which of them are used after it, by (equation, output).
     """
 
     eqns: Sequence[JaxprEqn]
+    first: int
     operands: Sequence[Var]
     reads: Sequence[Any]
+    made: Mapping[Var, tuple[int, int]]
     results: frozenset[tuple[int, int]]
 
 
@@ -143,13 +149,31 @@ def _block(eqns: Sequence[JaxprEqn], first: int, last: int, last_use: Mapping[Va
 
     reads = [source(atom) for eqn in own for atom in eqn.invars]
     results = frozenset(place for var, place in made.items() if last_use.get(var, 0) >= last)
-    return _Block(own, list(operands), reads, results)
+    return _Block(own, first, list(operands), reads, made, results)
 
 
-def _is_chain(blocks: Sequence[_Block]) -> bool:
-    """Whether each block takes something from the one before it, as layers do, and projections side by side don't."""
-    made = [{var for eqn in block.eqns for var in eqn.outvars} for block in blocks]
-    return all(not before.isdisjoint(block.operands) for before, block in zip(made, blocks[1:], strict=False))
+def _alike(eqns: Sequence[JaxprEqn], run: _Run, last_use: Mapping[Var, int]) -> list[_Block]:
+    """The longest chain of blocks in a run whose operands come from the same places; none if it is short."""
+    begin, period = _beginning(eqns, run, last_use), run.period
+    blocks = [_block(eqns, i, i + period, last_use) for i in range(begin, run.last - period + 1, period)]
+    longest = max((list(group) for _, group in groupby(blocks, key=lambda block: block.reads)), key=len)
+    # Each takes something from the one before it, as layers do, and projections side by side don't.
+    is_chain = all(not block.made.keys().isdisjoint(after.operands) for block, after in pairwise(longest))
+    return longest if is_chain and len(longest) >= FEWEST else []
+
+
+def _beginning(eqns: Sequence[JaxprEqn], run: _Run, last_use: Mapping[Var, int]) -> int:
+    """Where a run's first block begins: blocks are cut where the fewest values go on, and so that most are whole."""
+    first, last, period = run
+    change = [0] * (last + 1 - first)
+    for i in range(first, last):
+        for var in eqns[i].outvars:
+            if (use := last_use.get(var, 0)) > i:
+                change[i + 1 - first] += 1
+                change[min(use + 1, last) - first] -= 1
+    going_on = list(accumulate(change))  # of the run's values, from before each of its equations
+    whole = (last - first) // period
+    return first + min(range(period), key=lambda at: (going_on[at + period], (last - first - at) // period < whole))
 
 
 def _calls(jaxpr: Jaxpr, blocks: Sequence[_Block]) -> list[JaxprEqn]:
@@ -165,29 +189,5 @@ def _calls(jaxpr: Jaxpr, blocks: Sequence[_Block]) -> list[JaxprEqn]:
     def block(*operands: Any) -> list[Any]:
         return jax.core.eval_jaxpr(body, (), *operands)  # keeps the lines of the user's code
 
-    [call] = jax.make_jaxpr(jax.jit(block))(*(var.aval for var in first.operands)).eqns
+    call = versions.call_of(block, first.operands)
     return [call.replace(invars=list(each.operands), outvars=results_of(each)) for each in blocks]
-
-
-def _split(
-    jaxpr: Jaxpr, eqns: Sequence[JaxprEqn], run: _Run, last_use: Mapping[Var, int]
-) -> tuple[int, list[JaxprEqn], int]:
-    """A run as calls of what it repeats: where these begin, the calls, and where they end."""
-    first, last, period = run
-    # How many of the run's values are used after each of its equations: blocks begin where the least goes on.
-    change = [0] * (last + 1 - first)
-    for i in range(first, last):
-        for var in eqns[i].outvars:
-            if (use := last_use.get(var, 0)) > i:
-                change[i + 1 - first] += 1
-                change[min(use + 1, last) - first] -= 1
-    used_after = list(accumulate(change))
-    whole = (last - first) // period
-    begin = first + min(range(period), key=lambda at: (used_after[at + period], (last - first - at) // period < whole))
-    blocks = [_block(eqns, i, i + period, last_use) for i in range(begin, last - period + 1, period)]
-    alike = [list(group) for _, group in groupby(enumerate(blocks), key=lambda each: each[1].reads)]
-    longest = max(alike, key=len)
-    begin += longest[0][0] * period
-    if len(longest) < FEWEST or not _is_chain([block for _, block in longest]):
-        return begin, [], begin
-    return begin, _calls(jaxpr, [block for _, block in longest]), begin + len(longest) * period

@@ -23,6 +23,7 @@ __all__ = [
     "Var",
     "bind",
     "broadcast_to",
+    "call_of",
     "dtype",
     "expansion",
     "for_numbers",
@@ -97,9 +98,14 @@ def bind(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
 
 def one_output(eqn: JaxprEqn, output: int) -> JaxprEqn:
     """An equation with one output, which is one of several of another's."""
-    operands = [atom.aval for atom in eqn.invars]
-    [call] = jax.make_jaxpr(jax.jit(lambda *operands: bind(eqn, operands)[output]))(*operands).eqns
+    call = call_of(lambda *operands: bind(eqn, operands)[output], eqn.invars)
     return call.replace(source_info=eqn.source_info)
+
+
+def call_of(fun: Callable[..., Any], like: Sequence[Any]) -> JaxprEqn:
+    """An equation that calls a function, jitted, on operands of the types of these variables and literals."""
+    [call] = jax.make_jaxpr(jax.jit(fun))(*(atom.aval for atom in like)).eqns
+    return call
 
 
 def for_numbers(eqn: JaxprEqn, number: Any) -> JaxprEqn:

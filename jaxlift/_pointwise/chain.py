@@ -37,8 +37,11 @@ class Side(NamedTuple):
 
 
 class Ratio(NamedTuple):
-    """A cotangent as a fraction, whose divisor is None if it is 1. It is divided once, at the end: so no divisor may be
-    so small, or so large, that the product of two is no number.
+    """A cotangent as a fraction, whose divisor is None if it is 1.
+
+    It is divided once, at the end: XLA keeps what a division gives where it is used twice. (GELU of 8 examples and 20
+    references moves 1.7 times the bytes on CPUs, and takes 1.9 times the memory, if each step divides.) So no divisor
+    may be so small, or so large, that the product of two is no number.
     """
 
     above: Any
@@ -180,7 +183,7 @@ def by_steps(steps: Sequence[tuple[JaxprEqn, Sequence[int]]], ends: Ends, times:
     for part in (part for secant in secants for part in secant if part is not None):
         far |= ~jnp.isfinite(part)  # and where steps overflow
     run = where(run == 0, 1, run)
-    if len(secants) == 1:
+    if len(secants) == 1:  # two have different divisors: to make them one takes more than to divide by each
         [(above, below)] = secants
         return where(far, rise, above) / where(far, run, 1 if below is None else below)
     return where(far, rise / run, mean(secant.divided() for secant in secants))

@@ -224,14 +224,18 @@ class PointwiseFunction:
     @property
     def theorem(self) -> Theorem | None:
         """The addition theorem of the function, if it has one."""
-        [(eqn, operands), *more] = self.steps
-        return THEOREMS.get(eqn.primitive.name) if self.is_real and operands == (0,) and not more else None
+        return THEOREMS.get(step.primitive.name) if (step := self._only_step) else None
 
     @property
     def identity(self) -> Identity | None:
         """How secants follow from values, if that is known."""
+        return identity_of(step.primitive.name, step.params) if (step := self._only_step) else None
+
+    @property
+    def _only_step(self) -> JaxprEqn | None:
+        """The primitive that the function is, of real numbers; None if it is made of more."""
         [(eqn, operands), *more] = self.steps
-        return identity_of(eqn.primitive.name, eqn.params) if self.is_real and operands == (0,) and not more else None
+        return eqn if self.is_real and operands == (0,) and not more else None
 
     @property
     def has_secants_of_values(self) -> bool:

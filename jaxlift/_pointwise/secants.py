@@ -36,7 +36,7 @@ class Sample(NamedTuple):
     def if_(self, condition: Array | bool, other: Sample) -> Sample:
         """This where the condition holds, and elsewhere the other, as much of it as there is of this."""
         if condition is True:
-            return self
+            return self  # registers and all; functions that have them are defined everywhere
         both = zip(self, other, strict=True)
         return Sample._make(None if mine is None else where(condition, mine, its) for mine, its in both)
 
@@ -44,9 +44,6 @@ class Sample(NamedTuple):
 Ends = Sequence[tuple[Sample, Sample]]
 """At the input and at the reference, or at what stands for them."""
 Factor = Array | float
-
-
-LARGEST_POWER = 8
 
 
 class Theorem(NamedTuple):
@@ -89,6 +86,10 @@ def fraction_by_theorem(theorem: Theorem, ends: Ends) -> tuple[Array, Array]:
     far, z = square >= bound, where(square < bound, square, 0)
     weight, rise = mean(theorem.weight(x.value, r.value) for x, r in ends), mean(x.value - r.value for x, r in ends)
     return where(far, rise, weight * (10 * z + 105)), where(far, run, (z + 45) * z + 105)
+
+
+# Up to which power a secant is written out as a sum, of so many terms.
+LARGEST_POWER = 8
 
 
 def _of_power(n: int, x: Array, r: Array) -> Array:

@@ -71,7 +71,7 @@ def operandwise(
 
     def each(held: Any) -> list[Array]:
         values, references, constants, outputs = held
-        here = replace(g, outputs=outputs)
+        here = replace(g, outputs=outputs) if is_quotient else g
         return rule.elementwise(here, filled(values, constants), filled(references, constants))
 
     def forward(explained: Any, held: Any) -> Array:

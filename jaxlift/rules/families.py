@@ -114,14 +114,14 @@ class Elementwise:
         equation: the equation of the program; of such a product, that of the division.
         varying: the positions of the operands that depend on the explained input.
         lows: what each of these is known not to lie below, on either side.
-        outputs: the values at the input and at the reference, the former None but of quotients.
+        outputs: of a quotient, its values at the input and at the reference.
     """
 
     name: str
     equation: JaxprEqn = field(repr=False)
     varying: tuple[int, ...]
     lows: tuple[float, ...]
-    outputs: tuple[Any, Any] = field(default=(None, None), repr=False)
+    outputs: tuple[Array, ...] = field(default=(), repr=False)
 
     def __call__(self, *operands: Any) -> Array:
         return versions.bind(self.equation, operands)[0]
