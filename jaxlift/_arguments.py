@@ -225,7 +225,7 @@ def called(fun: Callable[..., Any], args: tuple[Any, ...], x: Any, is_one_argume
     except Exception as error:
         if _is_own(error):
             raise
-        said = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        said = f"{type(error).__name__}: {str(error).strip().splitlines()[0].rstrip(':') if str(error).strip() else ''}"
         if type(error).__name__ == "TraceContextError":
             raise TypeError(
                 f"the model changes its own state when it is called ({said}). Batch statistics and random numbers do: "

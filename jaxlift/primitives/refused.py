@@ -42,7 +42,7 @@ family(TRANSPOSED, primitives("select_and_scatter", "select_and_scatter_add", "s
 family(
     refused(
         "JAX has no reverse-mode derivative of a loop whose length is not known; use lax.scan, or static bounds (in "
-        'Equinox kind="bounded"; diffrax as it is by default)',
+        'Equinox kind="bounded", in diffrax its default adjoint)',
         has_derivative=False,
     ),
     primitives("while"),
