@@ -146,10 +146,27 @@ def test_roots_of_zero():
     for f in (jnp.sqrt, lax.cbrt):
         assert compiled(f, zero, zero, "rescale") == 0
         assert compiled(f, one, zero, "rescale") == compiled(f, zero, one, "rescale") == 1
+        of_weight = jax.jit(jax.grad(lambda v, f=f: multiplier(lambda x: v * f(x), zero[0], zero[0], "rescale")))
+        assert of_weight(np.float32(2)) == 0
+
+
+def test_an_infinite_difference_of_a_root_is_not_left_out():
+    zero, one = np.zeros(1, np.float32), np.ones(1, np.float32)
+    for f in (lax.rsqrt, lambda x: x**-1, lambda x: x**-2):
+        for x, r in ((zero, one), (one, zero)):
+            assert not np.isfinite(compiled(f, x, r, "rescale"))
 
 
 def test_the_derivative_at_a_kink_is_jaxs():
-    for f, expected in ((jax.nn.relu, 0.0), (lambda x: jnp.maximum(x, 0), 0.5), (jnp.abs, 1.0)):
+    bounded = [
+        lambda x, ends=ends: lax.clamp(np.float32(ends[0]), x, np.float32(ends[1])) for ends in ((0, 1), (-1, 0))
+    ]
+    for f, expected in (
+        (jax.nn.relu, 0.0),
+        (lambda x: jnp.maximum(x, 0), 0.5),
+        (jnp.abs, 1.0),
+        *((f, 0.0) for f in bounded),
+    ):
         zero = np.float32(0)
         assert compiled(f, zero, zero, "rescale") == jax.jit(jax.grad(f))(zero) == expected
         assert compiled(f, zero, zero, "revealcancel") == expected
