@@ -89,7 +89,7 @@ def attribute(fun: Callable[..., Any], options: AttributeOptions) -> Explainer:
     rule, missing_rule = as_rule(options.rule), options.missing_rule
 
     def explain(fun: Callable[[Any], Array], x: Any, reference: Any) -> Any:
-        return vjp(fun, x, reference, rule=rule, missing_rule=missing_rule)
+        return vjp(fun, x, reference, rule=rule, missing_rule=missing_rule, precision=options.precision)
 
     def explain_layer(layer: Callable[[Any], Any], x: Any, reference: Any, fun: Any, value: Any, value_ref: Any) -> Any:
         """The same from a value inside, which keeps its variation and the layers that feed it.
@@ -97,7 +97,7 @@ def attribute(fun: Callable[..., Any], options: AttributeOptions) -> Explainer:
         Its parts `D+` and `D-` are those that lie below it, so its contributions are `m+ D+ + m- D-`: with `ct_D` and
         `ct_a` the cotangents of `D` and `a`, `ct_D D + ct_a a`.
         """
-        interpreter = partial(Interpreter, rule, missing_rule)
+        interpreter = partial(Interpreter, rule, missing_rule, precision=options.precision)
         start = evaluate_values(interpreter(), layer, jax.tree.map(Varying, x, reference))
         start = jax.tree.map(lambda v: v if isinstance(v, Varying) else Varying(v, v), start)
         variations = jax.tree.map(lambda v: v.variation, start) if rule.needs_variation else None

@@ -165,7 +165,7 @@ def check(
     def observed(x: Any, probe: Callable[[Array], Array]) -> tuple[Array, Any]:
         """The sum of the outputs; and its difference, and those of all that was probed."""
         flows.clear()
-        observer = Observer(rule, missing_rule, flows=flows, probe=probe)
+        observer = Observer(rule, missing_rule, precision="highest", flows=flows, probe=probe)
         y, y_ref = evaluate_jointly(observer, fun, x, reference)
         change = summed(jax.tree.map(jnp.subtract, y, y_ref) if observer.is_joint else y)
         return summed(y), (change, [flow.difference for flow in flows])
@@ -254,7 +254,7 @@ class Observer(Interpreter):
     @property
     def plain(self) -> Interpreter:
         """The interpreter that evaluates one operation, and all of a loop's body."""
-        return Interpreter(self.rule, self.missing, self.scope, self.within, self.with_effects)
+        return Interpreter(self.rule, self.missing, self.scope, self.within, self.with_effects, self.precision)
 
     def afresh(self) -> Interpreter:
         return self.plain

@@ -28,6 +28,7 @@ from jaxlift._batching.loops import map_over, mean_over, shape_of_one
 from jaxlift._batching.partial_evaluation import Stages, staged
 from jaxlift._check import warn_of_cancellation
 from jaxlift._core import versions
+from jaxlift._core.precision import products_at
 from jaxlift._independence import check_independence
 from jaxlift._layers import Names, above, below
 from jaxlift._options import Options, Pairing, check_keywords, missing_attribute
@@ -125,7 +126,8 @@ class Explainer:
         check_keywords("attr", unknown, ("reference", "target"))
         attr = self if target is None else self.with_options(target=target)
         try:
-            return attr._explained(args, reference)
+            with products_at(attr.options.precision):
+                return attr._explained(args, reference)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error).lower():
                 raise

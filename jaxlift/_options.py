@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 from jaxlift._arguments import check_count, check_model, check_option
+from jaxlift._core.precision import Precision
 from jaxlift._layers import Names, check_names
 from jaxlift._targets import Target, checked_target
 
@@ -52,6 +53,11 @@ class Options:
         batch_size, reference_batch_size: how many examples, and how many references, are compared at once; None for
             all. Memory grows with their product, the results don't depend on them, and forward passes remain N + R
             unless both are given: then references are evaluated again for each batch of examples.
+        precision: what matrix products and convolutions have at least: ``"highest"``, ``"high"`` or ``"default"``, as
+            `jax.default_matmul_precision` names it, whose setting it takes the place of. ``"highest"`` is true float32
+            on every device, and what the sum needs: GPUs and TPUs round a float32 product's operands to 11 and to 8
+            digits by themselves, which can leave a third of the difference out. ``None`` is the model's own. Products
+            of bfloat16 numbers stay what they are.
     """
 
     target: Target = None
@@ -66,10 +72,12 @@ class Options:
     full: bool = False
     batch_size: int | None = None
     reference_batch_size: int | None = None
+    precision: Precision | None = "highest"
 
     def __post_init__(self) -> None:
         check_option("output", self.output, Output)
         check_option("pairing", self.pairing, Pairing, None)
+        check_option("precision", self.precision, Precision, None)
         object.__setattr__(self, "target", checked_target(self.target, self.normalize_target))
         for name, size in (("batch_size", self.batch_size), ("reference_batch_size", self.reference_batch_size)):
             if size is not None:

@@ -3,6 +3,7 @@
 import gzip
 import importlib
 import io
+import json
 import pickle
 import re
 import shutil
@@ -435,6 +436,16 @@ def test_letters_first(run, tmp_path):
         for store in ("first", "last")
     ]
     np.testing.assert_allclose(*pictures, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("given", "written"), [("", "highest"), ("--precision high", "high"), ("--precision model", None)]
+)
+def test_precision(run, given, written):
+    np.save("x.npy", X)
+    assert run(f"score scored:model x.npy --target 1 --quiet {given}") == (0, "", "")
+    settings = json.loads(run("info scores.zarr --json")[1])["settings"]
+    assert settings["attribution"]["precision"] == written
 
 
 @pytest.mark.parametrize(

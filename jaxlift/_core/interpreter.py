@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlift._core import table, versions
+from jaxlift._core.precision import Precision, at_least
 from jaxlift._core.repeats import with_calls
 from jaxlift._core.values import (
     Masked,
@@ -52,6 +53,7 @@ class Interpreter:
         scope: the name scopes around the jaxpr, joined by ``/``.
         within: the equations that hold the jaxpr, outermost first: an error may have to name the line of one of these.
         with_effects: whether equations that only have effects, such as printing, are evaluated.
+        precision: what products have at least.
         known: the outputs of equations that were evaluated before, for common-subexpression elimination: `exp(x) /
             exp(x).sum()` is a softmax, and `where(x @ w > 0, (x @ w) ** 2, 0)` a function of one value.
         calls: how often each jaxpr is called, as far as has been seen.
@@ -63,6 +65,7 @@ class Interpreter:
     scope: str = ""
     within: tuple[JaxprEqn, ...] = field(default=(), compare=False, repr=False)
     with_effects: bool = True
+    precision: Precision | None = None
     known: dict[Any, tuple[Any, Sequence[Value]]] = field(default_factory=dict, compare=False, repr=False)
     calls: Counter[Any] = field(default_factory=Counter, compare=False, repr=False)
     lifted: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
@@ -91,7 +94,7 @@ class Interpreter:
         if self.is_joint:
             eqns = with_calls(jaxpr, eqns, by_scope=not self.rule.is_everywhere)
         self.calls.update(eqn.params["jaxpr"] for eqn in eqns if eqn.primitive in JIT)
-        for eqn in eqns:
+        for eqn in (at_least(eqn, self.precision) for eqn in eqns):
             inputs = [read(atom) for atom in eqn.invars]
             key = self._key(eqn, inputs)
             if key not in self.known:

@@ -46,7 +46,7 @@ def triangular_solve(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence
         matrix = jnp.tril(matrix, -offset) if lower else jnp.triu(matrix, offset)
         matrix = matrix.conj() if eqn.params["conjugate_a"] else matrix
         matrix = jnp.swapaxes(matrix, -1, -2) if eqn.params["transpose_a"] else matrix
-        return matrix @ x if on_left else x @ matrix
+        return jnp.matmul(*((matrix, x) if on_left else (x, matrix)), precision="highest")
 
     def pull(cotangent: Array, explained: Any, held: Any) -> tuple[Array, Array]:
         (matrix, _), (matrix_ref, x, x_ref) = explained, held
@@ -69,7 +69,7 @@ def cholesky(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value])
     def pull(cotangent: Array, explained: Any, held: Any) -> tuple[Array]:
         del explained
         middle = midpoint(*held)
-        between = middle @ jnp.swapaxes(middle, -1, -2).conj()
+        between = jnp.matmul(middle, jnp.swapaxes(middle, -1, -2).conj(), precision="highest")
         return jax.vjp(lambda a: versions.bind(eqn, [a])[0], between)[1](cotangent)
 
     factor = with_multipliers(lambda explained, held: held[0], pull, (a.value,), (value, reference))

@@ -15,6 +15,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxlift._core.precision import products_at
 from jaxlift._explainer import Explainer
 from jaxlift.scoring._examples import Examples
 from jaxlift.scoring._identity import Model
@@ -55,7 +56,8 @@ class Program:
         example = jax.ShapeDtypeStruct((1, *examples.shape), self.dtype)
         target = attr.options.target
         try:
-            self.model = Model(attr.fun, target, example)
+            with products_at(attr.options.precision):
+                self.model = Model(attr.fun, target, example)
         except Exception as error:
             error.add_note(
                 f"{CALLED} with an example of {examples.source}, in a batch of shape {example.shape}. {examples.hint}"
