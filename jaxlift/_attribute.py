@@ -127,5 +127,6 @@ def attribute(fun: Callable[..., Any], options: AttributeOptions) -> Explainer:
         gives="contributions" if in_parts else "multipliers",
         needs_reference=rule.needs_reference,
         explain_layer=explain_layer if rule.needs_reference else None,
+        makes_multipliers=rule.needs_reference,
     )
     return Explainer(fun, method, options)

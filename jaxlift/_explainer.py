@@ -25,9 +25,10 @@ from jaxlift._arguments import (
     summed,
 )
 from jaxlift._batching.loops import map_over, mean_over, shape_of_one
-from jaxlift._batching.partial_evaluation import Stages, staged
+from jaxlift._batching.partial_evaluation import Stages, staged, traced
 from jaxlift._check import warn_of_cancellation
 from jaxlift._core import versions
+from jaxlift._core.compilers import ON_CHIP, references_in_turn, waiting_bytes, without_waiting
 from jaxlift._core.precision import products_at
 from jaxlift._independence import check_independence
 from jaxlift._layers import Names, above, below
@@ -80,6 +81,7 @@ class Method:
         has_error: whether scores come with their standard error, as a pair.
         explain_layer: the same for the value of a layer, for methods that ask what lies below: takes the function that
             goes on from there, the function of the example that leads there, the example and its reference.
+        makes_multipliers: whether a backward pass makes multipliers of what both forward passes kept.
     """
 
     name: str
@@ -90,6 +92,7 @@ class Method:
     needs_one_hot: bool = False
     has_error: bool = False
     explain_layer: Callable[..., Any] | None = None
+    makes_multipliers: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,6 +211,24 @@ class Explainer:
         self.examined.add(seen)
 
     def _all_pairs(self, pair: Callable[[Any, Any], _Scores], first: Any, reference: Any, kind: str) -> _Scores:
+        """The scores of all examples with their references, arranged as the platform's compiler has them best."""
+        is_seen_step_by_step = jax.config.jax_disable_jit  # pyright: ignore[reportAttributeAccessIssue]
+        is_mapped = any(map(versions.axes_of_map, jax.tree.leaves((first, reference))))  # by `jax.shard_map`
+        if kind == "none" or not self.method.makes_multipliers or is_seen_step_by_step or is_mapped:
+            return self._in_batches(kind, pair, first, reference)
+        compare = traced(pair, shape_of_one(first), _shape_of_one_reference(reference, kind))
+        n, r = (jax.tree.leaves(each)[0].shape[0] if kind == "shared" else 1 for each in (first, reference))
+        if 1 in (n, r):
+            compare = replace(compare, jaxpr=without_waiting(compare.jaxpr))
+        all_at_once = partial(self._in_batches, kind, compare)
+        is_said = self.options.batch_size is not None or self.options.reference_batch_size is not None
+        is_known = isinstance(n, int) and isinstance(r, int)  # not where a program is exported for any number
+        if is_said or not is_known or 1 in (n, r) or n * r * waiting_bytes(compare.jaxpr) <= ON_CHIP:
+            return all_at_once(first, reference)
+        in_turn = partial(self.with_options(reference_batch_size=1)._in_batches, kind, compare)
+        return references_in_turn(in_turn, all_at_once, first, reference)
+
+    def _in_batches(self, kind: str, pair: Callable[[Any, Any], _Scores], first: Any, reference: Any) -> _Scores:
         """The scores of all examples with their references, as many at once as is asked for.
 
         In batches, what needs an example alone, or a reference alone, is still computed once: before the loop that goes
@@ -216,8 +237,7 @@ class Explainer:
         batch, reference_batch = self.options.batch_size, self.options.reference_batch_size
         stages = Stages(lambda first: first, lambda second: second, pair)
         if kind not in ("none", "paired") and (batch or reference_batch):
-            one = reference if kind == "one" else shape_of_one(shape_of_one(reference) if kind == "each" else reference)
-            stages = staged(pair, shape_of_one(first), one)
+            stages = staged(pair, shape_of_one(first), _shape_of_one_reference(reference, kind))
         if kind == "one":
             reference = stages.on_second(reference)
         before = kind == "shared" and reference_batch is None
@@ -293,6 +313,13 @@ class _Scores(NamedTuple):
     delta: Any = None
     size: Any = None
     change: Any = None
+
+
+def _shape_of_one_reference(reference: Any, kind: str) -> Any:
+    """The shapes of one reference, of what has so many of them."""
+    if kind == "one":
+        return reference
+    return shape_of_one(shape_of_one(reference) if kind == "each" else reference)
 
 
 def _layer(fun: Callable[[Any], Array], names: Names, x: Any) -> tuple[Callable[[Any], Any], Callable[[Any], Array]]:

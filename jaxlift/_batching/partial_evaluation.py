@@ -25,6 +25,24 @@ class Stages:
     joint: Callable[[Any, Any], Any]
 
 
+@dataclass(frozen=True)
+class Traced:
+    """A function of two pytrees that was traced once, and can be called on others of such shapes."""
+
+    jaxpr: Any
+    structure: Any
+
+    def __call__(self, first: Any, second: Any) -> Any:
+        leaves = jax.core.eval_jaxpr(*versions.opened(self.jaxpr), *jax.tree.leaves((first, second)))
+        return jax.tree.unflatten(self.structure, leaves)
+
+
+def traced(fun: Callable[[Any, Any], Any], first: Any, second: Any) -> Traced:
+    """Trace a function for arguments of such shapes."""
+    jaxpr, shape = jax.make_jaxpr(fun, return_shape=True)(first, second)
+    return Traced(jaxpr, jax.tree.structure(shape))
+
+
 def staged(fun: Callable[[Any, Any], Any], first: Any, second: Any) -> Stages:
     """Split a function by which of its arguments each of its operations needs.
 

@@ -21,6 +21,7 @@ __all__ = [
     "Literal",
     "Primitive",
     "Var",
+    "axes_of_map",
     "bind",
     "broadcast_to",
     "call_of",
@@ -45,6 +46,7 @@ __all__ = [
     "shape",
     "spread_as",
     "variables",
+    "with_eqns",
 ]
 
 
@@ -88,6 +90,13 @@ def opened(jaxpr: Any) -> tuple[Jaxpr, Sequence[Any]]:
     JAX 0.10 keeps a `ClosedJaxpr` or (``checkpoint``) an open `Jaxpr`; since 0.11 there is one class of jaxpr.
     """
     return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
+
+
+def with_eqns(jaxpr: Any, eqns: Sequence[JaxprEqn]) -> Any:
+    """A jaxpr among an equation's parameters, with other equations."""
+    if hasattr(jaxpr, "jaxpr"):
+        return jaxpr.replace(jaxpr=jaxpr.jaxpr.replace(eqns=list(eqns)))
+    return jaxpr.replace(eqns=list(eqns))
 
 
 def bind(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
@@ -145,7 +154,12 @@ def row_of(array: Any) -> jax.ShapeDtypeStruct:
     """
     aval = jax.typeof(array)
     sharding = NamedSharding(aval.sharding.mesh, PartitionSpec(*aval.sharding.spec[1:]))
-    return jax.ShapeDtypeStruct(aval.shape[1:], aval.dtype, sharding=sharding)
+    return jax.ShapeDtypeStruct(aval.shape[1:], aval.dtype, sharding=sharding, manual_axis_type=aval.manual_axis_type)
+
+
+def axes_of_map(array: Any) -> frozenset[str]:
+    """The axes of a mesh over which an array varies, inside of `jax.shard_map`."""
+    return jax.typeof(array).manual_axis_type.varying
 
 
 def row(array: jax.Array, i: int) -> jax.Array:
