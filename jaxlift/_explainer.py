@@ -28,7 +28,7 @@ from jaxlift._batching.loops import map_over, mean_over, shape_of_one
 from jaxlift._batching.partial_evaluation import Stages, staged, traced
 from jaxlift._check import warn_of_cancellation
 from jaxlift._core import versions
-from jaxlift._core.compilers import ON_CHIP, references_in_turn, waiting_bytes, without_waiting
+from jaxlift._core.compilers import is_better_in_turn, references_in_turn, without_waiting
 from jaxlift._core.precision import products_at
 from jaxlift._independence import check_independence
 from jaxlift._layers import Names, above, below
@@ -223,7 +223,7 @@ class Explainer:
         all_at_once = partial(self._in_batches, kind, compare)
         is_said = self.options.batch_size is not None or self.options.reference_batch_size is not None
         is_known = isinstance(n, int) and isinstance(r, int)  # not where a program is exported for any number
-        if is_said or not is_known or 1 in (n, r) or n * r * waiting_bytes(compare.jaxpr) <= ON_CHIP:
+        if is_said or not is_known or 1 in (n, r) or not is_better_in_turn(compare.jaxpr, n, r):
             return all_at_once(first, reference)
         in_turn = partial(self.with_options(reference_batch_size=1)._in_batches, kind, compare)
         return references_in_turn(in_turn, all_at_once, first, reference)

@@ -21,6 +21,8 @@ from jaxlift._core.versions import JaxprEqn, primitives
 
 T = TypeVar("T")
 
+CONVOLUTIONS = primitives("conv_general_dilated")
+
 
 def waiting_for(cotangent: T, residuals: Any) -> tuple[T, Any]:
     """Residuals that can't be used before the cotangent is there.
@@ -74,7 +76,7 @@ def _without_waiting(jaxpr: Any, known: dict[Any, Any]) -> Any:
 
 
 def _not_waiting(eqn: JaxprEqn, known: dict[Any, Any]) -> JaxprEqn:
-    if is_waiting(eqn):
+    if _is_waiting(eqn):
         return eqn.replace(params=versions.call_of(_waiting_on_cpus, eqn.invars).params)
     if eqn.primitive in versions.JIT:
         return eqn.replace(params=eqn.params | {"jaxpr": _without_waiting(eqn.params["jaxpr"], known)})
@@ -85,35 +87,49 @@ def _waiting_on_cpus(*operands: Array) -> tuple[Array, ...]:
     return lax.platform_dependent(*operands, cpu=_barrier, default=_at_once)
 
 
-def is_waiting(eqn: JaxprEqn) -> bool:
+def _is_waiting(eqn: JaxprEqn) -> bool:
     """Whether an equation makes residuals wait for their cotangent."""
     return eqn.primitive in versions.JIT and eqn.params["name"] == WAITING
 
 
-def waiting_bytes(jaxpr: Any) -> int:
-    """The size of all cotangents that residuals wait for: about that of a comparison's multipliers."""
-    total = 0
-    for eqn in versions.opened(jaxpr)[0].eqns:
-        if is_waiting(eqn):
-            total += prod(versions.shape(eqn.invars[0])) * versions.dtype(eqn.invars[0]).itemsize
-        elif eqn.primitive in versions.JIT:
-            total += waiting_bytes(eqn.params["jaxpr"])
-    return total
+def is_better_in_turn(jaxpr: Any, n: int, r: int) -> bool:
+    """Whether a TPU should take one reference after the other, given the jaxpr of a comparison.
+
+    Its compiler lays out the examples of a convolution along the last axis of its tiles. There pairs are badly off: as
+    two axes they fill the tiles badly, and as one they are copied from one layout to the other at each layer. So
+    examples that fill the tiles had better be alone there; and fewer, where what they make leaves the chip.
+    """
+    return _convolves(jaxpr) and (n >= LANES or n * r * _waiting_bytes(jaxpr) > ON_CHIP)
 
 
-# What a TPU v5e keeps on the chip.
-ON_CHIP = 2**27
+# Of a tile of a TPU, and what a v5e keeps on the chip.
+LANES, ON_CHIP = 128, 2**27
 
 
 def references_in_turn(in_turn: Callable[..., T], all_at_once: Callable[..., T], *args: Any) -> T:
-    """Pairs whose multipliers don't fit on the chip, one reference after the other on TPUs.
+    """One reference after the other on TPUs, as `is_better_in_turn` says.
 
-    For the TPU's compiler, which lays out examples along the last axis of its tiles, of length 128: pairs as two axes
-    fill it badly, and as one they are copied between one layout and the other at each layer. BPNet with 128 examples
-    moves 0.6 of a gradient's bytes for each further reference in a loop, and 8 examples with 20 references 1.3 of
-    theirs in place of 1.9. (tests/test_traffic.py.)
+    Traffic of jax.grad's: BPNet with 128 examples, 0.6 for each further reference in place of 2; 8 examples with 20
+    references, 1.3 in place of 1.9; the paper's MNIST network, 128 examples with two references, 1.5 in place of 7.8.
+    (tests/test_traffic.py.)
     """
     return lax.platform_dependent(*args, tpu=in_turn, default=all_at_once)
+
+
+def _convolves(jaxpr: Any) -> bool:
+    eqns = versions.opened(jaxpr)[0].eqns
+    return any(e.primitive in CONVOLUTIONS or any(map(_convolves, versions.jaxprs_of(e))) for e in eqns)
+
+
+def _waiting_bytes(jaxpr: Any) -> int:
+    """The size of all cotangents that residuals wait for: about that of a comparison's multipliers."""
+    total = 0
+    for eqn in versions.opened(jaxpr)[0].eqns:
+        if _is_waiting(eqn):
+            total += prod(versions.shape(eqn.invars[0])) * versions.dtype(eqn.invars[0]).itemsize
+        elif eqn.primitive in versions.JIT:
+            total += _waiting_bytes(eqn.params["jaxpr"])
+    return total
 
 
 def after(cotangent: Array, x: Array) -> Array:
@@ -170,9 +186,6 @@ def with_channels_last(fun: Callable[[Any], Any]) -> Callable[[Any], Any]:
         return jax.tree.unflatten(jax.tree.structure(shape), leaves)
 
     return arranged
-
-
-CONVOLUTIONS = primitives("conv_general_dilated")
 
 
 def channels_last(eqn: JaxprEqn, operands: Sequence[Array]) -> list[Array]:

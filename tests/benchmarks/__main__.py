@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from . import measure, report
+from . import accelerators, measure, report
 from .networks import NETWORKS, QUICK_SIZES, SIZES
 
 CURVE = (1, 3, 10, 30, 100)
@@ -33,6 +33,14 @@ def main() -> None:
     parser.add_argument("--no-peers", action="store_true", help="JAX only")
     parser.add_argument("--compile", action="store_true", help="also tracing and compiling beside jax.grad")
     parser.add_argument("--only-compile", action="store_true", help="nothing but that")
+    parser.add_argument(
+        "--accelerators",
+        nargs="+",
+        choices=accelerators.EXTRAS,
+        metavar="TARGET",
+        help="nothing but what compilers for these, tpu or gpu, make of it, without a device; they are installed in "
+        "environments of their own (0.3 and 5.5 GB)",
+    )
     parser.add_argument("--plot", type=Path, metavar="PNG", help="time against references, 8 examples of --networks")
     parser.add_argument("--rounds", type=int, help="turns of each competitor")
     parser.add_argument("--limit", type=float, help="seconds that one call may take")
@@ -50,6 +58,14 @@ def main() -> None:
     sizes = options.sizes or (QUICK_SIZES if options.quick else SIZES)
     console = Console(width=None if Console().is_terminal else 200)
     results: dict = {"machine": measure.machine(), "settings": vars(settings), "cells": []}
+    if options.accelerators:
+        found = accelerators.measured(options.accelerators, options.networks, options.sizes or accelerators.SIZES)
+        for row in found:
+            console.print(" ".join(str(row.get(key, "")) for key in accelerators.NAMES), style="dim")
+            results.setdefault("accelerators", []).append(row)
+            options.out.write_text(json.dumps(results, indent=1))
+        console.print(accelerators.table(results["accelerators"]))
+        return
     if not options.only_compile:
         python, reason = (None, "--no-peers") if options.no_peers else measure.peers_python()
         if options.plot:
