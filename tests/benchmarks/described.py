@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any
 
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # it would look for a TPU on the network
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # one process at a time may use a TPU, but none is used
 
 import jax
 from jax.experimental import topologies

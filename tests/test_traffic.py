@@ -1,0 +1,159 @@
+"""What the TPU's compiler makes of attributions, on a machine without one: traffic, copies, precision, slices.
+
+Needs `jax[tpu]`, which holds the compiler; nothing runs on a device. Figures are of jax.grad's on N R rows, at the same
+precision of products.
+"""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import jaxlift
+from tests.benchmarks.accelerators import programs
+from tests.benchmarks.described import compiled, devices, kernels, size
+from tests.benchmarks.networks import data, weights_of
+
+pytestmark = pytest.mark.accelerators
+
+
+@pytest.fixture(autouse=True)
+def as_users_compile(optimized):
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiler():
+    pytest.importorskip("libtpu", reason="the TPU's compiler comes with jax[tpu]")
+
+
+@functools.cache
+def figures(name, n, r, program):
+    args = (weights_of(name), *data(name, n, r))
+    with jax.default_matmul_precision("highest"):
+        return compiled(programs(name, n, r)[program], *args, target="tpu").figures()
+
+
+# What each comes to, and a little: a compiler's next version may do better or worse by some percent.
+@pytest.mark.parametrize(
+    ("name", "n", "r", "program", "most"),
+    [
+        ("mlp", 160, 1, "rescale", 1.5),
+        ("mlp", 8, 20, "rescale", 1.5),
+        ("activations", 160, 1, "rescale", 1.5),
+        ("activations", 8, 20, "rescale", 1.5),
+        ("transformer", 8, 20, "rescale", 1.1),
+        pytest.param("transformer", 160, 1, "rescale", 1.6, marks=pytest.mark.slow),
+        pytest.param("mnist_cnn", 160, 1, "rescale", 2.1, marks=pytest.mark.slow),
+        ("mnist_cnn", 128, 4, "rescale", 1.6),
+        ("activations", 160, 1, "revealcancel", 3.1),
+        pytest.param("bpnet", 160, 1, "rescale", 1.2, marks=pytest.mark.slow),
+        pytest.param("bpnet", 128, 4, "rescale", 0.9, marks=pytest.mark.slow),
+    ],
+)
+def test_traffic(name, n, r, program, most):
+    own, of_gradient = (figures(name, n, r, each)["bytes"] for each in (program, "gradient"))
+    assert own < most * of_gradient
+
+
+@pytest.mark.slow
+def test_a_further_reference_costs_less_than_a_gradient():
+    two, four = (figures("mnist_cnn", 128, r, "rescale")["bytes"] for r in (2, 4))
+    gradients = [figures("mnist_cnn", 128, r, "gradient")["bytes"] for r in (2, 4)]
+    assert four - two < 1.5 * (gradients[1] - gradients[0])
+
+
+@pytest.mark.parametrize("name", ["mlp", "activations"])
+@pytest.mark.parametrize(("n", "r"), [(160, 1), (8, 20)])
+def test_no_copies(name, n, r):
+    assert figures(name, n, r, "rescale")["copies"] == figures(name, n, r, "gradient")["copies"] == 0
+
+
+@pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
+@pytest.mark.parametrize(("precision", "most"), [("highest", "highest"), ("high", "high"), (None, None)])
+def test_precision_in_the_compiled_text(rule, precision, most):
+    w = weights_of("mlp")
+    attr = jaxlift.attribute(lambda x: programs_model(w, x), rule=rule, precision=precision)
+    text = compiled(lambda x, r: attr(x, reference=r), *data("mlp", 128, 1), target="tpu").text
+    products = [line for line in text.splitlines() if re.search(r" (convolution|dot)\(", line)]
+    assert products
+    said = [re.findall(r"operand_precision=\{(\w+),(\w+)\}", line) for line in products]
+    assert all(each == ([(most, most)] if most else []) for each in said)
+
+
+def programs_model(w, x):
+    for kernel, bias in w["dense"][:-1]:
+        x = jax.nn.relu(x @ kernel + bias)
+    return (x @ w["dense"][-1][0])[:, 0]
+
+
+COLLECTIVES = r" (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
+
+
+def sliced(chips, rule, over_references=False):
+    """The compiled program on a slice: examples spread over it, and references over a second axis of two, if at all."""
+    w = weights_of("mlp")
+    attr = jaxlift.attribute(lambda x: programs_model(w, x), rule=rule, pairing="shared")
+    described = np.array(devices("tpu", {8: "v5e:2x4", 16: "v5e:4x4"}[chips]))
+    shape = (chips // 2, 2) if over_references else (chips, 1)
+    mesh = Mesh(described.reshape(shape), ("examples", "references"))
+    split = [
+        NamedSharding(mesh, PartitionSpec(axis)) for axis in ("examples", "references" if over_references else None)
+    ]
+    args = data("mlp", 256, 4)
+    return compiled(lambda x, r: attr(x, reference=r), *args, target="tpu", in_shardings=split)
+
+
+@pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
+@pytest.mark.parametrize("chips", [8, 16])
+def test_examples_over_a_slice(chips, rule):
+    """No collective; and each chip's part of the memory."""
+    found = sliced(chips, rule)
+    assert not re.findall(COLLECTIVES, found.text)
+    [x] = re.findall(r"ENTRY .*?\((?:\S+: )?(f32\[\d+,784\])", found.text)[:1]
+    assert size(x) == 256 // chips * 784 * 4
+
+
+@pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
+def test_references_over_a_second_axis(rule):
+    """The mean over references is the one reduction."""
+    assert re.findall(COLLECTIVES, sliced(8, rule, over_references=True).text) == ["all-reduce"]
+
+
+def test_kernels_are_counted():
+    """Those of a loop as often as it runs."""
+
+    def loop(x):
+        return jax.lax.scan(lambda c, _: (jnp.tanh(c @ c), None), x, length=5)[0]
+
+    text = compiled(loop, jnp.ones((128, 128)), target="tpu").text
+    inside = len(kernels(text)) - len(kernels(text, loops=False))
+    assert inside > 0
+    assert inside % 4 == 0
+
+
+@pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
+def test_a_model_over_a_slice(rule):
+    """Tensor parallel: parameters stay where they are, and sums over hidden units are the only thing that travels."""
+    mesh = Mesh(np.array(devices("tpu", "v5e:2x4")), ("model",))
+    up, down, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((None, "model"), ("model",), ()))
+    w = {"up": np.ones((512, 1024), np.float32), "down": np.ones((1024, 512), np.float32)}
+    shardings = {"up": up, "down": down}
+
+    def model(w, x):
+        return jnp.tanh(x + jax.nn.relu(x @ w["up"]) @ w["down"]).sum(1)
+
+    attr = jaxlift.attribute(model, argnums=1, rule=rule)
+    args = (w, *(np.ones(shape, np.float32) for shape in ((256, 512), (512,))))
+    found = compiled(
+        lambda w, x, r: attr(w, x, reference=r), *args, target="tpu", in_shardings=(shardings, whole, whole)
+    )
+    kinds = re.findall(COLLECTIVES, found.text)
+    assert set(kinds) == {"all-reduce"}
+    # Forward of both sides and back; RevealCancel's variation goes forth and back besides.
+    assert len(kinds) <= {"rescale": 3, "revealcancel": 5}[rule]
