@@ -41,3 +41,64 @@ def test_what_is_for_cpus_is_for_cpus_alone(rule):
     assert on_gpu[2] == 0
     assert on_cpu[0] > 0
     assert on_cpu[1] > 0
+
+
+@pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
+def test_nothing_waits_where_multipliers_are_no_more_than_residuals(rule):
+    """One reference, or one example, on TPUs; CPUs have it as it was."""
+    for n, r in ((2, 1), (1, 3)):
+        attr = jaxlift.attribute(model, rule=rule, pairing="shared")
+        shapes = [jax.ShapeDtypeStruct((k, 9, 4), jnp.float32) for k in (n, r)]
+        traced = jax.jit(lambda x, r, attr=attr: attr(x, reference=r)).trace(*shapes)
+        on_cpu, *others = (counts(traced.lower(lowering_platforms=(p,)).as_text())[2] for p in ("cpu", "tpu", "cuda"))
+        assert on_cpu > 0
+        assert others == [0, 0]
+
+
+def convolutions(attr, n, r, platform):
+    """The rows of the convolutions in a program, and how many loops it has."""
+    shapes = [jax.ShapeDtypeStruct((k, 9, 4), jnp.float32) for k in (n, r)]
+    traced = jax.jit(lambda x, r: attr(x, reference=r)).trace(*shapes)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    lines = [line for line in text.splitlines() if "stablehlo.convolution" in line]
+    return {int(line.split(": (tensor<")[1].split("x")[0]) for line in lines}, text.count("stablehlo.while")
+
+
+@pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
+def test_references_go_in_turn_on_tpus_alone(rule):
+    """With 128 examples, which fill the tiles that convolutions are laid out in."""
+    attr = jaxlift.attribute(model, rule=rule)
+    for platform in ("cpu", "cuda"):
+        assert convolutions(attr, 128, 3, platform) == ({3, 128, 384}, 0)
+    assert convolutions(attr, 128, 3, "tpu") == ({1, 128}, 1)
+    for few in ((127, 3), (128, 1)):
+        assert convolutions(attr, *few, "tpu")[1] == 0
+    at_once = jaxlift.attribute(model, rule=rule, reference_batch_size=3)
+    assert 384 in convolutions(at_once, 128, 3, "tpu")[0]
+
+
+def test_without_convolutions_all_go_at_once():
+    attr = jaxlift.attribute(lambda x: jnp.tanh(x @ jnp.ones((4, 3))).sum((1, 2)))
+    assert convolutions(attr, 128, 3, "tpu") == (set(), 0)
+
+
+def test_what_leaves_the_chip_goes_in_turn_too(monkeypatch):
+    attr = jaxlift.attribute(model)
+    assert convolutions(attr, 2, 3, "tpu")[1] == 0
+    monkeypatch.setattr(jaxlift._core.compilers, "ON_CHIP", 100)
+    assert convolutions(attr, 2, 3, "tpu")[1] == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"average": False}, {"full": True}, {"target": "all"}])
+def test_either_arrangement_is_the_same(options, monkeypatch):
+    def several(x):
+        return jnp.stack([model(x), model(x) ** 2], 1) if "target" in options else model(x)
+
+    x, refs = (jax.random.normal(jax.random.key(k), (k, 9, 4)) for k in (4, 3))
+    attr = jaxlift.attribute(several, **options)
+    in_turn = jaxlift.attribute(several, reference_batch_size=1, **options)
+    both = [each(x, reference=refs) for each in (attr, in_turn)]
+    if "full" in options:
+        both = [each._replace(delta=None) for each in both]  # which is rounding
+    for one, other in zip(*map(jax.tree.leaves, both), strict=True):
+        np.testing.assert_allclose(one, other, atol=5e-6 * float(jnp.abs(other).max()))

@@ -181,3 +181,31 @@ def test_unknown(given):
 
 def test_it_is_written_down():
     assert jaxlift.attribute(model).described_options["precision"] == "highest"
+
+
+@pytest.mark.filterwarnings("ignore:contributions cancel")
+@pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
+def test_mixed_precision(rule):
+    """Flax's policy, float32 parameters and bfloat16 computation: products stay of bfloat16 numbers, and sums hold to
+    its rounding.
+    """
+    import flax.linen as nn
+
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            for width in (32, 32):
+                x = nn.relu(nn.Dense(width, dtype=jnp.bfloat16, param_dtype=jnp.float32)(x))
+            return nn.Dense(1, dtype=jnp.bfloat16, param_dtype=jnp.float32)(x)[:, 0].astype(jnp.float32)
+
+    x, refs = jax.random.normal(jax.random.key(0), (4, 16)), jnp.zeros((1, 16))
+    params = Network().init(jax.random.key(1), x)
+    attr = jaxlift.attribute(lambda x: Network().apply(params, x), rule=rule, full=True)
+    text = jax.jit(lambda x, r: attr(x, reference=r)).trace(x, refs).lower(lowering_platforms=("tpu",)).as_text()
+    products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
+    assert products
+    if rule == "rescale":
+        assert all(line.split(": (")[1].count("xbf16>") >= 2 for line in products)
+    found = attr(x, reference=refs)
+    size = np.abs(np.asarray(found.scores)).sum(1)
+    assert (np.abs(np.asarray(found.delta)) < 2 * float(jnp.finfo(jnp.bfloat16).eps) * size).all()
