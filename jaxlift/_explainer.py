@@ -267,7 +267,7 @@ class Explainer:
             fun, x, reference = rest, layer(x), None if reference is None else layer(reference)
         if reference is None:
             reference = jax.tree.map(jnp.zeros_like, x)
-        reference = spread_as(x, reference)
+        x, reference = spread_as(x, reference)
         (y, y_ref), pull = explain(fun, x, reference)
         weights = weights_of(y, options.target if aim is None else aim, options.normalize_target)
         finite = reduce(jnp.logical_and, (jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((x, reference))))

@@ -254,3 +254,27 @@ def test_a_map_over_the_batch(axis_type):
     close(np.asarray(mapped), expected)
     paired = jax.jit(lambda x: jaxlift.attribute(alone, pairing="paired")(x, reference=PAIRED))(X)
     close(np.asarray(whole), paired)
+
+
+@pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
+def test_references_mapped_over_a_second_axis(rule):
+    """Input and references vary over different axes of the mesh; one mean makes the average of all."""
+    kernel = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
+
+    def model(x):
+        h = jax.lax.conv_general_dilated(x, kernel, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))
+        return jnp.tanh(h).sum((1, 2))
+
+    attr = jaxlift.attribute(model, rule=rule, pairing="shared")
+    mesh = jax.make_mesh((2, 4), ("examples", "references"), axis_types=(AxisType.Auto,) * 2)
+    x, refs = (jax.random.normal(jax.random.key(k), (k, 9, 4)) for k in (6, 8))
+    mapped = jax.jit(
+        jax.shard_map(
+            lambda x, r: jax.lax.pmean(attr(x, reference=r), "references"),
+            mesh=mesh,
+            in_specs=(P("examples"), P("references")),
+            out_specs=P("examples"),
+        )
+    )
+    expected = attr(x, reference=refs)
+    np.testing.assert_allclose(mapped(x, refs), expected, atol=2e-6 * float(jnp.abs(expected).max()))

@@ -14,6 +14,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jaxlift
+from tests.benchmarks import in_jax
 from tests.benchmarks.accelerators import programs
 from tests.benchmarks.described import compiled, devices, kernels, size
 from tests.benchmarks.networks import data, weights_of
@@ -157,3 +158,24 @@ def test_a_model_over_a_slice(rule):
     assert set(kinds) == {"all-reduce"}
     # Forward of both sides and back; RevealCancel's variation goes forth and back besides.
     assert len(kinds) <= {"rescale": 3, "revealcancel": 5}[rule]
+
+
+@pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
+def test_references_of_a_convolutional_network_over_a_second_axis(rule):
+    """Mapped, as the README says: the compiler can't divide rows of pairs by both axes, and would gather them."""
+    w = weights_of("mnist_cnn")
+    attr = jaxlift.attribute(lambda x: in_jax.MODELS["mnist_cnn"](w, x), rule=rule, pairing="shared")
+    mesh = Mesh(np.array(devices("tpu", "v5e:2x4")).reshape(4, 2), ("examples", "references"))
+    specs = PartitionSpec("examples"), PartitionSpec("references")
+
+    def mapped(x, references):
+        return jax.shard_map(
+            lambda x, r: jax.lax.pmean(attr(x, reference=r), "references"),
+            mesh=mesh,
+            in_specs=specs,
+            out_specs=specs[0],
+        )(x, references)
+
+    shardings = tuple(NamedSharding(mesh, spec) for spec in specs)
+    found = compiled(mapped, *data("mnist_cnn", 64, 8), target="tpu", in_shardings=shardings)
+    assert re.findall(COLLECTIVES, found.text) == ["all-reduce"]

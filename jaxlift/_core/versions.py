@@ -46,6 +46,7 @@ __all__ = [
     "shape",
     "spread_as",
     "variables",
+    "varied_as",
     "with_eqns",
 ]
 
@@ -183,6 +184,12 @@ def spread_as(like: Any, array: Any, axes: slice = slice(None)) -> Any:
         return array
     mesh = own.mesh if other.mesh.empty else other.mesh
     return jax.sharding.reshard(array, NamedSharding(mesh, PartitionSpec(*spec)))
+
+
+def varied_as(like: Any, array: Any) -> Any:
+    """An array that varies, inside of `jax.shard_map`, over all axes of the mesh over which another does."""
+    missing = axes_of_map(like) - axes_of_map(array)
+    return jax.lax.pcast(array, tuple(sorted(missing)), to="varying") if missing else array
 
 
 def scan_lengths(eqn: JaxprEqn) -> tuple[int, int]:
