@@ -24,11 +24,11 @@ from jaxlift._arguments import (
     spread_as,
     summed,
 )
+from jaxlift._batching.arrangement import is_better_in_turn, references_in_turn, without_waiting
 from jaxlift._batching.loops import map_over, mean_over, shape_of_one
 from jaxlift._batching.partial_evaluation import Stages, staged, traced
 from jaxlift._check import warn_of_cancellation
 from jaxlift._core import versions
-from jaxlift._core.compilers import is_better_in_turn, references_in_turn, without_waiting
 from jaxlift._core.precision import products_at
 from jaxlift._independence import check_independence
 from jaxlift._layers import Names, above, below

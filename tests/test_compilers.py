@@ -9,6 +9,7 @@ import pytest
 from jax import lax
 
 import jaxlift
+from jaxlift._batching import arrangement
 
 KERNEL = np.random.default_rng(0).normal(size=(3, 4, 4)).astype(np.float32)
 
@@ -85,7 +86,7 @@ def test_without_convolutions_all_go_at_once():
 def test_what_leaves_the_chip_goes_in_turn_too(monkeypatch):
     attr = jaxlift.attribute(model)
     assert convolutions(attr, 2, 3, "tpu")[1] == 0
-    monkeypatch.setattr(jaxlift._core.compilers, "ON_CHIP", 100)
+    monkeypatch.setattr(arrangement, "ON_CHIP", 100)
     assert convolutions(attr, 2, 3, "tpu")[1] == 1
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from math import prod
 from typing import Any, TypeVar
 
 import jax
@@ -57,79 +56,14 @@ def _at_once(*operands: Any) -> tuple[Any, ...]:
     return operands
 
 
-def without_waiting(jaxpr: Any) -> Any:
-    """The jaxpr of a comparison, for as many of these as there are examples or references.
-
-    For the TPU's compiler: multipliers are no more then than the residuals, so nothing needs to wait for its cotangent.
-    With 160 examples and one reference BPNet moves 1.09 times the bytes otherwise, a transformer 1.36 times.
-    (tests/test_traffic.py.)
-    """
-    return _without_waiting(jaxpr, {})
-
-
-def _without_waiting(jaxpr: Any, known: dict[Any, Any]) -> Any:
-    """The same jaxpr, and in what it calls; a jaxpr that is called twice stays one."""
-    inner, _ = versions.opened(jaxpr)
-    if jaxpr not in known:
-        known[jaxpr] = versions.with_eqns(jaxpr, [_not_waiting(eqn, known) for eqn in inner.eqns])
-    return known[jaxpr]
-
-
-def _not_waiting(eqn: JaxprEqn, known: dict[Any, Any]) -> JaxprEqn:
-    if _is_waiting(eqn):
-        return eqn.replace(params=versions.call_of(_waiting_on_cpus, eqn.invars).params)
-    if eqn.primitive in versions.JIT:
-        return eqn.replace(params=eqn.params | {"jaxpr": _without_waiting(eqn.params["jaxpr"], known)})
-    return eqn
-
-
-def _waiting_on_cpus(*operands: Array) -> tuple[Array, ...]:
-    return lax.platform_dependent(*operands, cpu=_barrier, default=_at_once)
-
-
-def _is_waiting(eqn: JaxprEqn) -> bool:
+def is_waiting(eqn: JaxprEqn) -> bool:
     """Whether an equation makes residuals wait for their cotangent."""
     return eqn.primitive in versions.JIT and eqn.params["name"] == WAITING
 
 
-def is_better_in_turn(jaxpr: Any, n: int, r: int) -> bool:
-    """Whether a TPU should take one reference after the other, given the jaxpr of a comparison.
-
-    Its compiler lays out the examples of a convolution along the last axis of its tiles. There pairs are badly off: as
-    two axes they fill the tiles badly, and as one they are copied from one layout to the other at each layer. So
-    examples that fill the tiles had better be alone there; and fewer, where what they make leaves the chip.
-    """
-    return _convolves(jaxpr) and (n >= LANES or n * r * _waiting_bytes(jaxpr) > ON_CHIP)
-
-
-# Of a tile of a TPU, and what a v5e keeps on the chip.
-LANES, ON_CHIP = 128, 2**27
-
-
-def references_in_turn(in_turn: Callable[..., T], all_at_once: Callable[..., T], *args: Any) -> T:
-    """One reference after the other on TPUs, as `is_better_in_turn` says.
-
-    Traffic of jax.grad's: BPNet with 128 examples, 0.6 for each further reference in place of 2; 8 examples with 20
-    references, 1.3 in place of 1.9; the paper's MNIST network, 128 examples with two references, 1.5 in place of 7.8.
-    (tests/test_traffic.py.)
-    """
-    return lax.platform_dependent(*args, tpu=in_turn, default=all_at_once)
-
-
-def _convolves(jaxpr: Any) -> bool:
-    eqns = versions.opened(jaxpr)[0].eqns
-    return any(e.primitive in CONVOLUTIONS or any(map(_convolves, versions.jaxprs_of(e))) for e in eqns)
-
-
-def _waiting_bytes(jaxpr: Any) -> int:
-    """The size of all cotangents that residuals wait for: about that of a comparison's multipliers."""
-    total = 0
-    for eqn in versions.opened(jaxpr)[0].eqns:
-        if _is_waiting(eqn):
-            total += prod(versions.shape(eqn.invars[0])) * versions.dtype(eqn.invars[0]).itemsize
-        elif eqn.primitive in versions.JIT:
-            total += _waiting_bytes(eqn.params["jaxpr"])
-    return total
+def waiting_on_cpus(*operands: Array) -> tuple[Array, ...]:
+    """What waits for a cotangent where only the CPU's compiler needs it."""
+    return lax.platform_dependent(*operands, cpu=_barrier, default=_at_once)
 
 
 def after(cotangent: Array, x: Array) -> Array:
