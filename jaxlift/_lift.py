@@ -44,10 +44,10 @@ def lift(
             digits by themselves. None leaves it to the model. Products of bfloat16 numbers stay as they are.
 
     Returns:
-        A function `(x, reference) -> (fun(x), fun(reference))`. It differs from the plain pair only in its derivative:
-        the reverse-mode derivative of the first output in `x` is the multiplier (paper, eq. 2 and 3). In anything else
-        that `fun` closes over it means nothing; take that derivative of `fun`. `x` and `reference` have one structure
-        and equal shapes; the reference is cast to `x`'s dtypes.
+        A function `(x, reference) -> (fun(x), fun(reference))`. It differs from the plain pair, at that precision, only
+        in its derivative: the reverse-mode derivative of the first output in `x` is the multiplier (paper, eq. 2 and
+        3). In anything else that `fun` closes over it means nothing; take that derivative of `fun`. `x` and `reference`
+        have one structure and equal shapes; the reference is cast to `x`'s dtypes.
 
     Raises:
         ValueError: if the reference doesn't fit `x`, or an option has no such value.
