@@ -41,6 +41,13 @@ def x64():
 
 
 @pytest.fixture
+def as_users_write():
+    """The benchmarks' models add biases of lower rank, as models do."""
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.fixture
 def optimized():
     """Compiled as users compile, where the last bits are the claim."""
     jax.config.update("jax_disable_most_optimizations", False)

@@ -23,11 +23,7 @@ JUDGED = {"outputs_differ", "difference", "incompleteness"}
 COMPILED = {"trace_seconds", "compile_seconds", "flops", "matrix_flops", "temporary_bytes", "equations"}
 
 
-@pytest.fixture(autouse=True)
-def as_users_write():
-    """The benchmarks' models add biases of lower rank, as models do, and what is measured stays as it is."""
-    with jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("as_users_write")
 
 
 @pytest.fixture(scope="module")

@@ -795,6 +795,20 @@ def command(*arguments, folder, first=""):
     return subprocess.CompletedProcess(arguments, process.returncode, stdout, stderr)
 
 
+@pytest.mark.parametrize("precision", ["highest", "high", None])
+def test_the_model_is_traced_at_the_precision(tmp_path, precision):
+    """Under a rule that leaves its products to JAX, too."""
+    seen = set()
+
+    def model(x):
+        seen.add(jax.config.jax_default_matmul_precision)
+        return jnp.tanh(x).sum((1, 2))
+
+    explain = jaxlift.attribute(model, rule="gradient", precision=precision)
+    score(np.ones((2, 4, 3), np.float32), tmp_path / "scores", attr=explain)
+    assert seen == {precision}
+
+
 @pytest.mark.slow
 def test_killed_at_random_moments(tmp_path):
     """Twenty times, wherever it is; then the same bits as if nothing had happened."""

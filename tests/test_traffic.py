@@ -4,8 +4,8 @@ Needs `jax[tpu]`, which holds the compiler; nothing runs on a device. Figures ar
 precision of products.
 """
 
-import functools
 import re
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +19,7 @@ from tests.benchmarks.accelerators import programs
 from tests.benchmarks.described import compiled, devices, kernels, size
 from tests.benchmarks.networks import data, weights_of
 
-pytestmark = pytest.mark.accelerators
-
-
-@pytest.fixture(autouse=True)
-def as_users_compile(optimized):
-    with jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = [pytest.mark.accelerators, pytest.mark.usefixtures("as_users_write", "optimized")]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -33,7 +27,13 @@ def compiler():
     pytest.importorskip("libtpu", reason="the TPU's compiler comes with jax[tpu]")
 
 
-@functools.cache
+def of_network(name, **options):
+    """The contributions to a network's output, of inputs and shared references."""
+    attr = jaxlift.attribute(partial(in_jax.MODELS[name], weights_of(name)), pairing="shared", **options)
+    return lambda x, r: attr(x, reference=r)
+
+
+@cache
 def figures(name, n, r, program):
     args = (weights_of(name), *data(name, n, r))
     with jax.default_matmul_precision("highest"):
@@ -63,7 +63,7 @@ def test_traffic(name, n, r, program, most):
 
 
 @pytest.mark.slow
-def test_a_further_reference_costs_less_than_a_gradient():
+def test_what_a_further_reference_costs():
     two, four = (figures("mnist_cnn", 128, r, "rescale")["bytes"] for r in (2, 4))
     gradients = [figures("mnist_cnn", 128, r, "gradient")["bytes"] for r in (2, 4)]
     assert four - two < 1.5 * (gradients[1] - gradients[0])
@@ -76,21 +76,14 @@ def test_no_copies(name, n, r):
 
 
 @pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
-@pytest.mark.parametrize(("precision", "most"), [("highest", "highest"), ("high", "high"), (None, None)])
-def test_precision_in_the_compiled_text(rule, precision, most):
-    w = weights_of("mlp")
-    attr = jaxlift.attribute(lambda x: programs_model(w, x), rule=rule, precision=precision)
-    text = compiled(lambda x, r: attr(x, reference=r), *data("mlp", 128, 1), target="tpu").text
+@pytest.mark.parametrize("precision", ["highest", "high", None])
+def test_precision_in_the_compiled_text(rule, precision):
+    explain = of_network("mlp", rule=rule, precision=precision)
+    text = compiled(explain, *data("mlp", 128, 1), target="tpu").text
     products = [line for line in text.splitlines() if re.search(r" (convolution|dot)\(", line)]
     assert products
     said = [re.findall(r"operand_precision=\{(\w+),(\w+)\}", line) for line in products]
-    assert all(each == ([(most, most)] if most else []) for each in said)
-
-
-def programs_model(w, x):
-    for kernel, bias in w["dense"][:-1]:
-        x = jax.nn.relu(x @ kernel + bias)
-    return (x @ w["dense"][-1][0])[:, 0]
+    assert all(each == ([(precision, precision)] if precision else []) for each in said)
 
 
 COLLECTIVES = r" (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
@@ -98,16 +91,13 @@ COLLECTIVES = r" (all-reduce|all-gather|all-to-all|collective-permute|reduce-sca
 
 def sliced(chips, rule, over_references=False):
     """The compiled program on a slice: examples spread over it, and references over a second axis of two, if at all."""
-    w = weights_of("mlp")
-    attr = jaxlift.attribute(lambda x: programs_model(w, x), rule=rule, pairing="shared")
     described = np.array(devices("tpu", {8: "v5e:2x4", 16: "v5e:4x4"}[chips]))
     shape = (chips // 2, 2) if over_references else (chips, 1)
     mesh = Mesh(described.reshape(shape), ("examples", "references"))
     split = [
         NamedSharding(mesh, PartitionSpec(axis)) for axis in ("examples", "references" if over_references else None)
     ]
-    args = data("mlp", 256, 4)
-    return compiled(lambda x, r: attr(x, reference=r), *args, target="tpu", in_shardings=split)
+    return compiled(of_network("mlp", rule=rule), *data("mlp", 256, 4), target="tpu", in_shardings=split)
 
 
 @pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
@@ -163,14 +153,13 @@ def test_a_model_over_a_slice(rule):
 @pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
 def test_references_of_a_convolutional_network_over_a_second_axis(rule):
     """Mapped, as the README says: the compiler can't divide rows of pairs by both axes, and would gather them."""
-    w = weights_of("mnist_cnn")
-    attr = jaxlift.attribute(lambda x: in_jax.MODELS["mnist_cnn"](w, x), rule=rule, pairing="shared")
+    explain = of_network("mnist_cnn", rule=rule)
     mesh = Mesh(np.array(devices("tpu", "v5e:2x4")).reshape(4, 2), ("examples", "references"))
     specs = PartitionSpec("examples"), PartitionSpec("references")
 
     def mapped(x, references):
         return jax.shard_map(
-            lambda x, r: jax.lax.pmean(attr(x, reference=r), "references"),
+            lambda x, r: jax.lax.pmean(explain(x, r), "references"),
             mesh=mesh,
             in_specs=specs,
             out_specs=specs[0],
