@@ -82,13 +82,20 @@ def checked_pair(x: Any, reference: Any) -> tuple[Any, Any]:
                 f"the reference{jax.tree_util.keystr(path)} must have the shape of the input: expected {value.shape}, "
                 f"got {ref.shape}. Broadcast it, as in jnp.broadcast_to(reference, x.shape)."
             )
-    return spread_as(x, reference)
+    return spread_alike(x, reference)
 
 
-def spread_as(x: Any, reference: Any) -> tuple[Any, Any]:
-    """Input and reference, both spread over devices as the input is, and mapped over axes as either is."""
+def spread_as(x: Any, reference: Any) -> Any:
+    """The reference, spread over devices as the input is."""
+    return jax.tree.map(versions.spread_as, x, reference)
+
+
+def spread_alike(x: Any, reference: Any) -> tuple[Any, Any]:
+    """Input and reference, spread over devices as the input is. Inside of `jax.shard_map`, where either may vary over
+    axes of the mesh of its own, both vary over all of these.
+    """
     x, reference = jax.tree.map(versions.varied_as, reference, x), jax.tree.map(versions.varied_as, x, reference)
-    return x, jax.tree.map(versions.spread_as, x, reference)
+    return x, spread_as(x, reference)
 
 
 def checked_reference(x: Any, reference: Any) -> Any:

@@ -21,12 +21,12 @@ from jaxlift._arguments import (
     is_eager,
     is_known,
     number_of_examples,
-    spread_as,
+    spread_alike,
     summed,
 )
 from jaxlift._batching.arrangement import is_better_in_turn, references_in_turn, without_waiting
 from jaxlift._batching.loops import map_over, mean_over, shape_of_one
-from jaxlift._batching.partial_evaluation import Stages, staged, traced
+from jaxlift._batching.partial_evaluation import Stages, Traced, staged, traced
 from jaxlift._check import warn_of_cancellation
 from jaxlift._core import versions
 from jaxlift._core.precision import products_at
@@ -212,18 +212,18 @@ class Explainer:
 
     def _all_pairs(self, pair: Callable[[Any, Any], _Scores], first: Any, reference: Any, kind: str) -> _Scores:
         """The scores of all examples with their references, arranged as the platform's compiler has them best."""
-        is_seen_step_by_step = jax.config.jax_disable_jit  # pyright: ignore[reportAttributeAccessIssue]
         is_mapped = any(map(versions.axes_of_map, jax.tree.leaves((first, reference))))  # by `jax.shard_map`
-        if kind == "none" or not self.method.makes_multipliers or is_seen_step_by_step or is_mapped:
+        if kind == "none" or not self.method.makes_multipliers or is_mapped:
             return self._in_batches(kind, pair, first, reference)
         compare = traced(pair, shape_of_one(first), _shape_of_one_reference(reference, kind))
         n, r = (jax.tree.leaves(each)[0].shape[0] if kind == "shared" else 1 for each in (first, reference))
         if 1 in (n, r):
             compare = replace(compare, jaxpr=without_waiting(compare.jaxpr))
+            return self._in_batches(kind, compare, first, reference)
         all_at_once = partial(self._in_batches, kind, compare)
         is_said = self.options.batch_size is not None or self.options.reference_batch_size is not None
         is_known = isinstance(n, int) and isinstance(r, int)  # not where a program is exported for any number
-        if is_said or not is_known or 1 in (n, r) or not is_better_in_turn(compare.jaxpr, n, r):
+        if is_said or not is_known or not is_better_in_turn(compare.jaxpr, n, r):
             return all_at_once(first, reference)
         in_turn = partial(self.with_options(reference_batch_size=1)._in_batches, kind, compare)
         return references_in_turn(in_turn, all_at_once, first, reference)
@@ -237,7 +237,8 @@ class Explainer:
         batch, reference_batch = self.options.batch_size, self.options.reference_batch_size
         stages = Stages(lambda first: first, lambda second: second, pair)
         if kind not in ("none", "paired") and (batch or reference_batch):
-            stages = staged(pair, shape_of_one(first), _shape_of_one_reference(reference, kind))
+            one = shape_of_one(first), _shape_of_one_reference(reference, kind)
+            stages = staged(pair if isinstance(pair, Traced) else traced(pair, *one), *one)
         if kind == "one":
             reference = stages.on_second(reference)
         before = kind == "shared" and reference_batch is None
@@ -267,7 +268,7 @@ class Explainer:
             fun, x, reference = rest, layer(x), None if reference is None else layer(reference)
         if reference is None:
             reference = jax.tree.map(jnp.zeros_like, x)
-        x, reference = spread_as(x, reference)
+        x, reference = spread_alike(x, reference)
         (y, y_ref), pull = explain(fun, x, reference)
         weights = weights_of(y, options.target if aim is None else aim, options.normalize_target)
         finite = reduce(jnp.logical_and, (jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((x, reference))))

@@ -52,7 +52,7 @@ def is_better_in_turn(jaxpr: Any, n: int, r: int) -> bool:
     two axes they fill the tiles badly, and as one they are copied from one layout to the other at each layer. So
     examples that fill the tiles had better be alone there; and fewer, where what they make leaves the chip.
     """
-    return _convolves(jaxpr) and (n >= LANES or n * r * _waiting_bytes(jaxpr) > ON_CHIP)
+    return versions.has_product(jaxpr, CONVOLUTIONS) and (n >= LANES or n * r * _waiting_bytes(jaxpr) > ON_CHIP)
 
 
 # Of a tile of a TPU, and what a v5e keeps on the chip.
@@ -67,11 +67,6 @@ def references_in_turn(in_turn: Callable[..., T], all_at_once: Callable[..., T],
     (tests/test_traffic.py.)
     """
     return lax.platform_dependent(*args, tpu=in_turn, default=all_at_once)
-
-
-def _convolves(jaxpr: Any) -> bool:
-    eqns = versions.opened(jaxpr)[0].eqns
-    return any(e.primitive in CONVOLUTIONS or any(map(_convolves, versions.jaxprs_of(e))) for e in eqns)
 
 
 def _waiting_bytes(jaxpr: Any) -> int:

@@ -43,17 +43,16 @@ def traced(fun: Callable[[Any, Any], Any], first: Any, second: Any) -> Traced:
     return Traced(jaxpr, jax.tree.structure(shape))
 
 
-def staged(fun: Callable[[Any, Any], Any], first: Any, second: Any) -> Stages:
+def staged(fun: Traced, first: Any, second: Any) -> Stages:
     """Split a function by which of its arguments each of its operations needs.
 
     What needs neither is computed here. Layers that are jitted and called in several places are split each for itself;
     operations that hold a program of their own, such as loops, are not.
 
     Args:
-        fun: a function of two pytrees of arrays.
-        first, second: arguments, or their shapes.
+        first, second: arguments of the function, or their shapes.
     """
-    closed, shape = jax.make_jaxpr(fun, return_shape=True)(first, second)
+    closed = fun.jaxpr
     if any(map(is_layer, closed.jaxpr.eqns)):
         leaves = jax.tree.leaves((first, second))
         closed = jax.make_jaxpr(lambda leaves: evaluate_inlined(closed.jaxpr, closed.consts, leaves, is_layer))(leaves)
@@ -83,11 +82,10 @@ def staged(fun: Callable[[Any, Any], Any], first: Any, second: Any) -> Stages:
         for stage in (FIRST, SECOND)
     )
     joint = run(BOTH, [*passed[FIRST], *passed[SECOND]], jaxpr.outvars, consts)
-    structure = jax.tree.structure(shape)
     return Stages(
         lambda first: on_first(jax.tree.leaves(first)),
         lambda second: on_second(jax.tree.leaves(second)),
-        lambda first, second: jax.tree.unflatten(structure, joint([*first, *second])),
+        lambda first, second: jax.tree.unflatten(fun.structure, joint([*first, *second])),
     )
 
 

@@ -37,15 +37,13 @@ def waiting_for(cotangent: T, residuals: Any) -> tuple[T, Any]:
     """
     if any(map(versions.axes_of_map, jax.tree.leaves((cotangent, residuals)))):
         return _barrier(cotangent, residuals)  # whose results vary over all of these axes: a choice must be of one type
-    return _waiting(cotangent, residuals)
+    return waiting_for_cotangent(cotangent, residuals)
 
 
-def _on_platform(*operands: Any) -> tuple[Any, ...]:
+@jax.jit
+def waiting_for_cotangent(*operands: Any) -> tuple[Any, ...]:
+    """The operands, all there where one is; a call, so that `is_waiting` finds it in a jaxpr by its name."""
     return lax.platform_dependent(*operands, cpu=_barrier, tpu=_barrier, default=_at_once)
-
-
-_on_platform.__name__ = WAITING = "waiting_for_cotangent"  # what it is found by in a jaxpr
-_waiting = jax.jit(_on_platform)
 
 
 def _barrier(*operands: Any) -> tuple[Any, ...]:
@@ -58,7 +56,7 @@ def _at_once(*operands: Any) -> tuple[Any, ...]:
 
 def is_waiting(eqn: JaxprEqn) -> bool:
     """Whether an equation makes residuals wait for their cotangent."""
-    return eqn.primitive in versions.JIT and eqn.params["name"] == WAITING
+    return eqn.primitive in versions.JIT and eqn.params["name"] == "waiting_for_cotangent"
 
 
 def waiting_on_cpus(*operands: Array) -> tuple[Array, ...]:

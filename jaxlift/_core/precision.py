@@ -29,7 +29,7 @@ def at_least(eqn: JaxprEqn, precision: Precision | None) -> JaxprEqn:
         return eqn
     least, own = lax.Precision[precision.upper()], eqn.params["precision"]
     each = own if isinstance(own, tuple) else (own, own)
-    # One that says nothing has the least; what algorithms do is not known.
+    # None is the least of all. Dot algorithms are in no order with the others, so they are replaced.
     is_enough = least is lax.Precision.DEFAULT or all(
         isinstance(p, lax.Precision) and p.value >= least.value for p in each
     )

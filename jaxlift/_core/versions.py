@@ -1,6 +1,6 @@
 """Every difference between the supported JAX versions, and the public names that the rest is built on."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -65,14 +65,14 @@ JIT = frozenset(primitives("jit"))
 PRODUCTS = frozenset(primitives("dot_general", "conv_general_dilated"))
 
 
-def has_product(jaxpr: Any) -> bool:
+def has_product(jaxpr: Any, kinds: Collection[Primitive] = PRODUCTS) -> bool:
     """Whether a jaxpr multiplies matrices or convolves, itself or in what it calls."""
-    return any(map(is_product, opened(jaxpr)[0].eqns))
+    return any(is_product(eqn, kinds) for eqn in opened(jaxpr)[0].eqns)
 
 
-def is_product(eqn: JaxprEqn) -> bool:
+def is_product(eqn: JaxprEqn, kinds: Collection[Primitive] = PRODUCTS) -> bool:
     """Whether an equation multiplies matrices or convolves, itself or in what it calls."""
-    return eqn.primitive in PRODUCTS or any(map(has_product, jax.extend.core.jaxprs_in_params(eqn.params)))
+    return eqn.primitive in kinds or any(has_product(jaxpr, kinds) for jaxpr in jaxprs_of(eqn))
 
 
 def inner_jaxpr(eqn: JaxprEqn) -> tuple[Jaxpr, Sequence[Any]]:

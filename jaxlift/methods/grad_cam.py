@@ -63,7 +63,7 @@ def grad_cam(fun: Callable[..., Any], options: GradCAMOptions) -> Explainer:
 
     def explain(fun: Callable[[Any], Array], activations: Array, reference: Any) -> Any:
         del reference
-        outputs, pullback = vjp(fun, activations, activations, rule=Gradient(), precision=None)
+        outputs, pullback = vjp(fun, activations, activations, rule=Gradient(), precision=options.precision)
         channel_axis = checked_axis("channel_axis", options.last_channel_axis, activations.ndim)
         places = tuple(axis for axis in range(activations.ndim) if axis != channel_axis)
 

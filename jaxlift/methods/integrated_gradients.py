@@ -65,7 +65,7 @@ def integrated_gradients(fun: Callable[..., Any], options: IntegratedGradientsOp
         def pull(weights: Array) -> Any:
             def gradient(fraction: Array) -> Any:
                 point = jax.tree.map(lambda x, r: r + fraction.astype(x.dtype) * (x - r), x, reference)
-                return vjp(fun, point, point, rule=Gradient(), precision=None)[1](weights)
+                return vjp(fun, point, point, rule=Gradient(), precision=options.precision)[1](weights)
 
             return divided(sum_in_turn(gradient, (jnp.arange(steps) + 0.5) / steps, x), steps, x)
 

@@ -93,7 +93,7 @@ def occlusion(fun: Callable[..., Any], options: OcclusionOptions) -> Explainer:
             inside = jnp.ones((), bool)
             for covers, cell in zip(grids[i], cells, strict=True):
                 inside = inside[..., None] & jnp.expand_dims(jnp.asarray(covers)[cell], range(inside.ndim))
-            _, inside = spread_as(leaves[i], inside)
+            inside = spread_as(leaves[i], inside)
             occluded = jnp.where(inside, jax.tree.leaves(reference)[i], leaves[i])
             return y - fun(jax.tree.unflatten(structure, [*leaves[:i], occluded, *leaves[i + 1 :]]))
 

@@ -82,7 +82,7 @@ def shapley(fun: Callable[..., Any], options: ShapleyOptions) -> Explainer:
 
         def value(present: Array) -> Array:
             """The output with some features in."""
-            _, taken = spread_as(x, jax.tree.map(lambda g: present[g], group_of))
+            taken = spread_as(x, jax.tree.map(lambda g: present[g], group_of))
             return fun(jax.tree.map(jnp.where, taken, x, reference))
 
         def shared(of_groups: Array) -> Any:

@@ -15,14 +15,9 @@ from pathlib import Path
 from rich.console import Console
 
 from . import accelerators, measure, report
-from .networks import NETWORKS, QUICK_SIZES, SIZES
+from .networks import NETWORKS, QUICK_SIZES, SIZES, size
 
 CURVE = (1, 3, 10, 30, 100)
-
-
-def size(text: str) -> tuple[int, int]:
-    n, r = map(int, text.split("x"))
-    return n, r
 
 
 def main() -> None:

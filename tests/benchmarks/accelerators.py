@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -16,28 +15,25 @@ from typing import Any
 
 from rich.table import Table
 
-from .networks import NETWORKS, data, weights_of
+from .measure import python_of
+from .networks import NETWORKS, data, size, weights_of
+from .protocol import ROOT
 
 EXTRAS = {"tpu": "jax[tpu]", "gpu": "jax[cuda12]"}  # 300 MB and 5.5 GB
+PLUGINS = {"tpu": "libtpu", "gpu": "jax_cuda12_plugin"}
 DESCRIBED = {"tpu": "TPU v5e", "gpu": "NVIDIA H100"}
 SIZES = ((160, 1), (8, 20), (128, 1), (128, 2))
 PROGRAMS = ("gradient", "exact_floor", "rescale", "rescale_own_precision", "revealcancel_floor", "revealcancel")
 NAMES = ("target", "network", "size", "program")
 Row = dict[str, Any]
 HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
 
 
 def python_for(target: str) -> tuple[Path | None, str]:
-    """The Python of an environment with the target's compiler, which is made if there is none; or None and why."""
-    python = HERE / f".{target}-venv" / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", python.parent.parent], check=True)
+    """The Python of an environment with the target's compiler and this JAX, or None, and the reason."""
     wanted = [f"{EXTRAS[target]}=={version('jax')}", "numpy", "rich"]
-    done = subprocess.run([python, "-m", "pip", "install", "--quiet", *wanted], stderr=subprocess.PIPE, text=True)
-    if done.returncode:
-        return None, (done.stderr.strip().splitlines() or ["pip failed"])[-1]
-    return python, ""
+    code = f"import jax, {PLUGINS[target]}, rich; assert jax.__version__ == {version('jax')!r}, jax.__version__"
+    return python_of(HERE / f".{target}-venv", wanted, code)
 
 
 def measured(targets: Sequence[str], names: Sequence[str], sizes: Sequence[tuple[int, int]]) -> Iterator[Row]:
@@ -116,7 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.accelerators", description=__doc__)
     parser.add_argument("target", choices=EXTRAS)
     parser.add_argument("networks", nargs="+", choices=NETWORKS, metavar="NETWORK")
-    parser.add_argument("--sizes", nargs="+", required=True, metavar="NxR")
+    parser.add_argument("--sizes", nargs="+", type=size, required=True, metavar="NxR")
     parser.add_argument("--programs", nargs="+", choices=PROGRAMS, default=PROGRAMS)
     options = parser.parse_args()
 
@@ -126,8 +122,7 @@ def main() -> None:
     from .described import compiled
 
     for name in options.networks:
-        for size in options.sizes:
-            n, r = map(int, size.split("x"))
+        for n, r in options.sizes:
             args = (weights_of(name), *data(name, n, r))
             for program, fun in programs(name, n, r).items():
                 if program not in options.programs:
@@ -136,7 +131,7 @@ def main() -> None:
                 exact = "highest" if program != "rescale_own_precision" else "default"
                 with jax.default_matmul_precision(exact):
                     figures = compiled(fun, *args, target=options.target).figures()
-                row = {"target": options.target, "network": name, "size": size, "program": program}
+                row = {"target": options.target, "network": name, "size": f"{n}x{r}", "program": program}
                 print(json.dumps(row | figures), flush=True)
 
 

@@ -53,8 +53,6 @@ class Kernel:
 
     bytes: int
     kind: str
-    shape: str
-    name: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,9 +181,8 @@ def kernels(text: str, loops: bool = True) -> list[Kernel]:
                 found += [kernel for branch in _branches(rest) for kernel in of(branch, times)]
             elif kind not in FREE:
                 operands = re.findall(r"%[\w.\-]+", rest.split("), ")[0])
-                label = re.search(r'op_name="([^"]*)"', rest)
                 moved = size(shape) + sum(size(shapes.get(operand, "")) for operand in operands)
-                found += [Kernel(moved, kind, shape, label.group(1) if label else "")] * times
+                found += [Kernel(moved, kind)] * times
         return found
 
     return sorted(of("ENTRY", 1), key=lambda kernel: -kernel.bytes)
@@ -197,13 +194,10 @@ def _called(text: str, key: str) -> str:
 
 
 def _branches(text: str) -> list[str]:
-    listed = re.search(r"branch_computations=\{([^}]*)\}", text)
-    names = (
-        listed.group(1)
-        if listed
-        else " ".join(re.findall(r"(?:to_apply|true_computation|false_computation)=(\S+)", text))
-    )
-    return re.findall(r"[\w.\-]+", names)
+    """The computations that a call or a conditional names, all branches of the latter."""
+    lists = re.findall(r"branch_computations=\{([^}]*)\}", text)
+    single = re.findall(r"(?:to_apply|true_computation|false_computation)=(\S+)", text)
+    return re.findall(r"[\w.\-]+", " ".join(lists + single))
 
 
 def computations(text: str) -> dict[str, list[str]]:

@@ -56,19 +56,25 @@ class Settings:
 
 
 def peers_python() -> tuple[Path | None, str]:
-    """The Python of the peers' environment, which is made if there is none; or None, and the reason."""
-    python = ENVIRONMENT / "bin" / "python"
-    imports = "import captum.attr, shap, tangermeme.deep_lift_shap"
+    """The Python of the peers' environment, or None, and the reason."""
+    return python_of(ENVIRONMENT, REQUIREMENTS, "import captum.attr, shap, tangermeme.deep_lift_shap")
+
+
+def python_of(folder: Path, requirements: Sequence[str], code: str) -> tuple[Path | None, str]:
+    """The Python of an environment that runs some code, with what must be installed for it, which is made if there is
+    none; or None, and the reason.
+    """
+    python = folder / "bin" / "python"
     if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", ENVIRONMENT], check=True)
-    for command in ([], [python, "-m", "pip", "install", "--quiet", *REQUIREMENTS]):
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    for command in ([], [python, "-m", "pip", "install", "--quiet", *requirements]):
         done = subprocess.run(command, stderr=subprocess.PIPE, text=True) if command else None
         if done and done.returncode:
             return None, (done.stderr.strip().splitlines() or ["pip failed"])[-1]
-        tried = subprocess.run([python, "-c", imports], stderr=subprocess.PIPE, text=True)
+        tried = subprocess.run([python, "-c", code], stderr=subprocess.PIPE, text=True)
         if tried.returncode == 0:
             return python, ""
-    return None, (tried.stderr.strip().splitlines() or ["the peers can't be imported"])[-1]
+    return None, (tried.stderr.strip().splitlines() or [f"`{code}` fails"])[-1]
 
 
 def machine() -> dict[str, Any]:

@@ -17,6 +17,13 @@ Weights = dict[str, Any]
 SIZES = ((256, 1), (32, 20), (8, 20), (4, 100))
 QUICK_SIZES = ((2, 5),)
 
+
+def size(text: str) -> tuple[int, int]:
+    """Numbers of inputs and of references, from text such as ``8x20``."""
+    n, r = map(int, text.split("x"))
+    return n, r
+
+
 ZOO = ("relu", "gelu", "silu", "elu", "softplus", "tanh", "sigmoid", "leaky_relu", "selu", "mish")
 DILATIONS = tuple(2**i for i in range(1, 9))
 HEADS = 4
