@@ -94,7 +94,11 @@ def spread_alike(x: Any, reference: Any) -> tuple[Any, Any]:
     """Input and reference, spread over devices as the input is. Inside of `jax.shard_map`, where either may vary over
     axes of the mesh of its own, both vary over all of these.
     """
-    x, reference = jax.tree.map(versions.varied_as, reference, x), jax.tree.map(versions.varied_as, x, reference)
+
+    def as_either(one: Any, other: Any) -> Any:
+        return jax.tree.map(lambda a, b: versions.varied_over(versions.axes_of_map(b), a), one, other)
+
+    x, reference = as_either(x, reference), as_either(reference, x)
     return x, spread_as(x, reference)
 
 

@@ -212,8 +212,7 @@ class Explainer:
 
     def _all_pairs(self, pair: Callable[[Any, Any], _Scores], first: Any, reference: Any, kind: str) -> _Scores:
         """The scores of all examples with their references, arranged as the platform's compiler has them best."""
-        is_mapped = any(map(versions.axes_of_map, jax.tree.leaves((first, reference))))  # by `jax.shard_map`
-        if kind == "none" or not self.method.makes_multipliers or is_mapped:
+        if kind == "none" or not self.method.makes_multipliers:
             return self._in_batches(kind, pair, first, reference)
         compare = traced(pair, shape_of_one(first), _shape_of_one_reference(reference, kind))
         n, r = (jax.tree.leaves(each)[0].shape[0] if kind == "shared" else 1 for each in (first, reference))

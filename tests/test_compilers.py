@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 import jaxlift
 from jaxlift._batching import arrangement
@@ -60,6 +62,21 @@ def test_nothing_waits_where_multipliers_are_no_more_than_residuals(rule):
         on_cpu, *others = (counts(traced.lower(lowering_platforms=(p,)).as_text())[2] for p in ("cpu", "tpu", "cuda"))
         assert on_cpu > 0
         assert others == [0, 0]
+
+
+def test_gpus_wait_for_nothing_inside_of_a_map():
+    attr = jaxlift.attribute(model, pairing="shared")
+    mesh = jax.make_mesh((2, 2), ("examples", "references"), axis_types=(AxisType.Auto,) * 2)
+    mapped = jax.shard_map(
+        lambda x, r: lax.pmean(attr(x, reference=r), "references"),
+        mesh=mesh,
+        in_specs=(P("examples"), P("references")),
+        out_specs=P("examples"),
+    )
+    traced = jax.jit(mapped).trace(*(jax.ShapeDtypeStruct((n, 9, 4), jnp.float32) for n in (4, 6)))
+    on_cpu, on_gpu = (counts(traced.lower(lowering_platforms=(p,)).as_text())[2] for p in ("cpu", "cuda"))
+    assert on_cpu > 0
+    assert on_gpu == 0
 
 
 def convolutions(attr, n, r, platform):

@@ -35,9 +35,9 @@ def waiting_for(cotangent: T, residuals: Any) -> tuple[T, Any]:
     as long, a network of all activations 1.1 to 1.4, a transformer 1.2; BPNet, of whose temporary memory it takes a
     quarter away, 0.94 to 1.02.
     """
-    if any(map(versions.axes_of_map, jax.tree.leaves((cotangent, residuals)))):
-        return _barrier(cotangent, residuals)  # whose results vary over all of these axes: a choice must be of one type
-    return waiting_for_cotangent(cotangent, residuals)
+    # A barrier's results vary over all axes over which an operand does, and a choice must be of one type.
+    axes = frozenset[str]().union(*map(versions.axes_of_map, jax.tree.leaves((cotangent, residuals))))
+    return waiting_for_cotangent(*jax.tree.map(partial(versions.varied_over, axes), (cotangent, residuals)))
 
 
 @jax.jit

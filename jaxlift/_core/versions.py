@@ -46,7 +46,7 @@ __all__ = [
     "shape",
     "spread_as",
     "variables",
-    "varied_as",
+    "varied_over",
     "with_eqns",
 ]
 
@@ -186,9 +186,9 @@ def spread_as(like: Any, array: Any, axes: slice = slice(None)) -> Any:
     return jax.sharding.reshard(array, NamedSharding(mesh, PartitionSpec(*spec)))
 
 
-def varied_as(like: Any, array: Any) -> Any:
-    """An array that varies, inside of `jax.shard_map`, over all axes of the mesh over which another does."""
-    missing = axes_of_map(like) - axes_of_map(array)
+def varied_over(axes: frozenset[str], array: Any) -> Any:
+    """An array that varies, inside of `jax.shard_map`, over these axes of the mesh and its own."""
+    missing = axes - axes_of_map(array)
     return jax.lax.pcast(array, tuple(sorted(missing)), to="varying") if missing else array
 
 
