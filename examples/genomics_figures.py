@@ -2,14 +2,13 @@
 
 from collections.abc import Iterable
 
-import logomaker
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 from motifs import BASES, MOTIFS, STRONG, TASKS, in_windows, log_odds
 
-COLOURS = {"A": "#2e8b57", "C": "#2c6fbb", "G": "#e69f00", "T": "#c0392b"}
+from jaxlift import plots
+
 GROUPS = {"neither motif": "0.45", "GATA1 only": "#2e8b57", "TAL1 only": "#2c6fbb", "both motifs": "#c0392b"}
 
 
@@ -72,9 +71,7 @@ def logos(rows: dict[str, np.ndarray], place: np.ndarray) -> Figure:
     figure, axes = plt.subplots(len(rows), 1, figsize=(12, 0.6 + 1.15 * len(rows)), sharex=True, layout="constrained")
     starts = np.flatnonzero(np.diff(place, prepend=0) * (place > 0))
     for axis, (name, values) in zip(axes, rows.items(), strict=True):
-        logomaker.Logo(
-            pd.DataFrame(values[window], columns=list(BASES)), ax=axis, color_scheme=COLOURS, baseline_width=0.4
-        )
+        plots.logo(values[window], ax=axis, letters=BASES)
         for start in starts:
             motif = list(MOTIFS)[place[start] - 1]
             left = start - window.start - 0.5
@@ -89,6 +86,7 @@ def logos(rows: dict[str, np.ndarray], place: np.ndarray) -> Figure:
                     fontsize=8,
                     color=colour,
                 )
+        axis.set_xlabel("")
         axis.set_ylabel(
             name.replace(" x ", "\nx ").replace(", ", ",\n").replace("integrated ", "integrated\n"),
             rotation=0,

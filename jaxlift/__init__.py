@@ -4,7 +4,9 @@
 `score` explains a whole data set.
 """
 
+from jaxlift import genomics as genomics
 from jaxlift import metrics as metrics
+from jaxlift import plots as plots
 from jaxlift._attribute import attribute as attribute
 from jaxlift._check import Report as Report
 from jaxlift._check import check as check
@@ -18,6 +20,7 @@ from jaxlift._memory import within_memory as within_memory
 from jaxlift._register import register as register
 from jaxlift._register import unregister as unregister
 from jaxlift._scopes import scoped as scoped
+from jaxlift._targets import Held as Held
 from jaxlift.methods.grad_cam import grad_cam as grad_cam
 from jaxlift.methods.grad_cam import guided_grad_cam as guided_grad_cam
 from jaxlift.methods.integrated_gradients import integrated_gradients as integrated_gradients

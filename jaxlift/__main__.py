@@ -2,7 +2,7 @@
 
 import sys
 
-from jaxlift.scoring._cli import main
+from jaxlift.commands._main import main
 
 if __name__ == "__main__":
     sys.exit(main())

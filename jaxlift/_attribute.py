@@ -69,10 +69,11 @@ def attribute(fun: Callable[..., Any], options: AttributeOptions) -> Explainer:
         knows can't raise: one out of range gives scores of NaN.
 
         The scores have the structure, dtype and shape `(N, ...)` of `x`. With ``average=False`` an axis of references
-        follows the first, with ``target="all"`` the axes of the outputs follow those: `(N, [R,] [K, ...] ...)`. With
-        ``full=True`` the result is an `Attribution`: a named tuple of scores, delta, cancellation, output,
-        output_reference and standard_error. An example that is not finite has scores of NaN, and so does a comparison
-        with a reference that isn't; outside of `jax.jit` a warning names the first such example.
+        follows the first, with ``target="all"`` the axes of the outputs follow those, and with a target that has names
+        (`Held`) that of the names: `(N, [R,] [K, ...] ...)`. With ``full=True`` the result is an `Attribution`: a named
+        tuple of scores, delta, cancellation, output, output_reference and standard_error. An example that is not finite
+        has scores of NaN, and so does a comparison with a reference that isn't; outside of `jax.jit` a warning names
+        the first such example.
 
         Outside of `jax.jit` each call traces the model anew, which takes many times as long as to run what is compiled:
         compile once, ``attr = jax.jit(attribute(model))``, before any loop.

@@ -33,7 +33,7 @@ from jaxlift._core.precision import products_at
 from jaxlift._independence import check_independence
 from jaxlift._layers import Names, above, below
 from jaxlift._options import Options, Pairing, check_keywords, missing_attribute
-from jaxlift._targets import Target, aim_of_each, weights_of
+from jaxlift._targets import Held, Target, aim_of_each, side_by_side, weights_of
 
 Explain = Callable[[Callable[[Any], Array], Any, Any], tuple[tuple[Array, Array], Callable[[Array], Any]]]
 
@@ -164,19 +164,27 @@ class Explainer:
             full = tuple(replaced.get(i, arg) for i, arg in enumerate(args))
             return called(self.fun, full, x, not isinstance(options.argnums, tuple))
 
-        def on_one(x: Any, rows: dict[int, Any]) -> Array:
-            """The outputs of the model on one example."""
+        def on_one(x: Any, rows: dict[int, Any], held: Held | None) -> Any:
+            """What is explained of the model's outputs on one example: an array, or the values of a held target."""
             outputs = on_batch(*jax.tree.map(lambda leaf: leaf[None], (x, rows)))
+            if held is not None:
+                return jax.tree.map(_checked_output, held.values_of_one(outputs))
             return _checked_output(options.target(outputs) if callable(options.target) else outputs)
 
         def pair(first: Any, reference: Any) -> _Scores:
             """The scores of one example with its target, compared with one reference."""
             x, aim, rows = first
-            return self._pair(lambda x: on_one(x, rows), x, reference, aim)
+            if not isinstance(aim, Held):
+                target = options.target if aim is None else aim
+                weigh = partial(weights_of, target=target, normalize=options.normalize_target)
+                return self._pair(lambda x: on_one(x, rows, None), x, reference, weigh)
+            weigh = partial(aim.weights_of_one, shapes=jax.eval_shape(on_one, x, rows, aim))
+            return self._pair(lambda x: side_by_side(on_one(x, rows, aim)), x, reference, weigh)
 
         rows = {i: args[i] for i in options.batch_argnums}
+        one = shape_of_one((x, rows, options.target if isinstance(options.target, Held) else None))
         if kind == "ambiguous":
-            jax.eval_shape(on_one, *shape_of_one((x, rows)))  # where there is no batch axis, that is what is wrong
+            jax.eval_shape(on_one, *one)  # where there is no batch axis, that is what is wrong
             kind = "shared"
             _warn_of_pairs(n)
         if self.method.needs_one_hot and jax.tree.structure(x) != jax.tree.structure(0):
@@ -187,7 +195,7 @@ class Explainer:
         if is_known((args, reference)) and is_eager():
             _warn_of_not_finite(x)
             self._examine(on_batch, x, rows, reference if kind == "one" else None)
-        aim = aim_of_each(options.target, n, lambda: jax.eval_shape(on_one, *shape_of_one((x, rows))))
+        aim = aim_of_each(options.target, n, lambda: jax.eval_shape(on_one, *one))
         found = self._all_pairs(pair, (x, aim, rows), reference, kind)
         if not options.full:
             return found.scores
@@ -257,8 +265,8 @@ class Explainer:
             return map_over(lambda both: example(*both), (first, reference), batch)
         return map_over(lambda first: example(first, reference), first, batch)
 
-    def _pair(self, fun: Callable[[Any], Array], x: Any, reference: Any, aim: Array | None) -> _Scores:
-        """The scores of one example, compared with one reference."""
+    def _pair(self, fun: Callable[[Any], Array], x: Any, reference: Any, weigh: Callable[[Array], Array]) -> _Scores:
+        """The scores of one example, compared with one reference; `weigh` makes the weights of its outputs."""
         explain, options = self.method.explain, self.options
         if options.layer is not None:
             layer, rest = _layer(fun, options.layer, x)
@@ -269,7 +277,7 @@ class Explainer:
             reference = jax.tree.map(jnp.zeros_like, x)
         x, reference = spread_alike(x, reference)
         (y, y_ref), pull = explain(fun, x, reference)
-        weights = weights_of(y, options.target if aim is None else aim, options.normalize_target)
+        weights = weigh(y)
         finite = reduce(jnp.logical_and, (jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((x, reference))))
 
         def of_weighted_sum(weights: Array) -> _Scores:

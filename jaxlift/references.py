@@ -1,6 +1,7 @@
 """References by name: what to compare an example with.
 
-`zeros`, `mean` and `frequencies` make one reference for all examples, `dinucleotide_shuffle` several for one example:
+`zeros`, `uniform`, `mean` and `frequencies` make one reference for all examples, `dinucleotide_shuffle` and
+`mononucleotide_shuffle` several for one example:
 
 >>> import jax, jax.numpy as jnp, jaxlift
 >>> from jaxlift import references
@@ -23,9 +24,9 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxlift._arguments import check_count, check_key, checked_channels, checked_input, is_known
+from jaxlift._arguments import check_count, check_key, checked_axis, checked_channels, checked_input, is_known
 
-__all__ = ["dinucleotide_shuffle", "frequencies", "mean", "zeros"]
+__all__ = ["dinucleotide_shuffle", "frequencies", "mean", "mononucleotide_shuffle", "uniform", "zeros"]
 
 
 def zeros(x: ArrayLike) -> Array:
@@ -41,6 +42,31 @@ def zeros(x: ArrayLike) -> Array:
         `(...)`, of the dtype of `x`.
     """
     return jnp.zeros_like(_examples(x)[0])
+
+
+def uniform(x: ArrayLike, *, channel_axis: int | None = None) -> Array:
+    """Every channel alike: of four letters 1/4 each, at every position.
+
+    >>> uniform(jnp.ones((5, 2, 4)))
+    Array([[0.25, 0.25, 0.25, 0.25],
+           [0.25, 0.25, 0.25, 0.25]], dtype=float32)
+
+    Args:
+        x: examples `(N, ...)`, floating-point.
+        channel_axis: the axis of the channels in one example, without the batch; the last, if left out.
+
+    Returns:
+        `(...)`, of the dtype of `x`.
+
+    Raises:
+        ValueError: if there is no such axis.
+        TypeError: if the examples are integers, which can't hold shares.
+    """
+    x = _examples(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"a uniform reference takes floating-point examples, got {x.dtype}: use x.astype(float).")
+    axis = checked_axis("channel_axis", -1 if channel_axis is None else channel_axis, x.ndim - 1)
+    return jnp.full_like(x[0], 1 / x.shape[1:][axis])
 
 
 def mean(x: ArrayLike) -> Array:
@@ -125,31 +151,62 @@ def dinucleotide_shuffle(x: ArrayLike, key: Array, count: int = 1) -> Array:
         ValueError: if `x` has another shape, isn't one-hot or has no base at all, or `count` isn't positive.
         TypeError: if `x` isn't floating-point, or `key` isn't a PRNG key.
     """
+    return _dinucleotide_shuffles(_checked_sequence(x, key, count, "dinucleotide"), key, count)
+
+
+def mononucleotide_shuffle(x: ArrayLike, key: Array, count: int = 1) -> Array:
+    """Shuffles of a sequence that keep how often each letter is there, and nothing else.
+
+    Each is a uniformly drawn order of the positions. A position without a base (a row of zeros, as for N) goes where
+    others go. Same key, same shuffles, on any device and in any batch.
+
+    >>> x = jax.nn.one_hot(jnp.array([0, 0, 0, 1, 0]), 4)                # AAACA
+    >>> mononucleotide_shuffle(x, jax.random.key(0), count=20).argmax(-1).sum(1).tolist() == [1] * 20
+    True
+
+    Args:
+        x: `(L, 4)` floating-point, one-hot, or 0 where there is no base.
+        key: a PRNG key.
+        count: how many shuffles.
+
+    Returns:
+        `(count, L, 4)`, of the dtype of `x`; NaN as from `dinucleotide_shuffle`.
+
+    Raises:
+        ValueError, TypeError: as from `dinucleotide_shuffle`.
+    """
+    x = _checked_sequence(x, key, count, "mononucleotide")
+    high, low = jax.random.bits(key, (2, count, len(x)), jnp.uint32)
+    # 64 random bits for each position: that two are equal, and keep their order, is no concern.
+    order = lax.sort((high, low, lax.broadcasted_iota(jnp.int32, high.shape, 1)), num_keys=2)[-1]
+    return jnp.where(_is_one_hot(x), x[order], jnp.nan)
+
+
+def _checked_sequence(x: ArrayLike, key: Array, count: int, kind: str) -> Array:
+    """The sequence that a shuffle is asked of, or the error that says why it can't be shuffled."""
     if isinstance(x, str):
         raise TypeError(
-            f"a dinucleotide shuffle takes one-hot rows, got the text {x[:20]!r}: make it "
+            f"a {kind} shuffle takes one-hot rows, got the text {x[:20]!r}: make it "
             "jax.nn.one_hot(jnp.array(['ACGT'.index(letter) for letter in text]), 4)."
         )
     check_count("count", count)
     check_key(key)
     x = jnp.asarray(x)
     if x.ndim != 2 or x.shape[1] != 4:
-        raise ValueError(f"a dinucleotide shuffle takes one sequence (L, 4), got shape {x.shape}: jax.vmap it.")
+        raise ValueError(f"a {kind} shuffle takes one sequence (L, 4), got shape {x.shape}: jax.vmap it.")
     if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(
-            f"a dinucleotide shuffle takes floating-point one-hot rows, got {x.dtype}: use x.astype(float)."
-        )
+        raise TypeError(f"a {kind} shuffle takes floating-point one-hot rows, got {x.dtype}: use x.astype(float).")
     if is_known(x):
         values = np.asarray(x)
         if not _is_one_hot(values):
-            raise ValueError("a dinucleotide shuffle takes rows that are one-hot, or 0 where there is no base.")
+            raise ValueError(f"a {kind} shuffle takes rows that are one-hot, or 0 where there is no base.")
         if len(values) and not values.any():
             raise ValueError("the sequence has no base at all, all rows are 0: there is nothing to shuffle.")
-    return _shuffles(x, key, count)
+    return x
 
 
 @functools.partial(jax.jit, static_argnames="count")
-def _shuffles(x: Array, key: Array, count: int) -> Array:
+def _dinucleotide_shuffles(x: Array, key: Array, count: int) -> Array:
     if len(x) < 3:
         return jnp.broadcast_to(x, (count, *x.shape))
     letters = jnp.where(x.any(1), x.argmax(1), 4)

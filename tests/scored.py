@@ -40,6 +40,16 @@ def named(x):
         return jax.nn.relu(h @ WEIGHTS) ** 2
 
 
+def other(x):
+    """Another of the same shapes."""
+    return jnp.tanh(model(x) * WEIGHTS[:1]) + model(x) ** 2
+
+
+def heads(x):
+    """Outputs by name."""
+    return {"main": model(x), "counts": model(x)[:, :1] ** 2}
+
+
 def factory():
     return model
 

@@ -26,7 +26,8 @@ from test_scoring import compiled_once, environment, fasta, read, started
 
 import jaxlift
 from jaxlift.scoring import _progress
-from jaxlift.scoring._cli import imported_model, main
+from jaxlift.commands._main import main
+from jaxlift.commands._parser import imported_model
 
 __all__ = ["compiled_once"]
 X = scored.sequences(30)
@@ -205,7 +206,7 @@ MESSAGES = [
     ("score scored:model x.npy --shuffles some", 2, "--shuffles: expected a whole number, 1 or more, got 'some'"),
     ("score scored:model x.npy --output score", 2, "--output: invalid choice: 'score' (choose from 'contributions'"),
     ("plot scores.zarr 0 --positions x=", 2, "--positions: expected FROM:TO, two positions such as 10:60, got 'x='"),
-    ("plot scores.zarr first", 2, "example: expected a whole number, 0 or more, got 'first'"),
+    ("plot scores.zarr first", 2, "there is no store scores.zarr"),
     ("score scored:model x.npy --target 1 --memory lots", 2, "--memory lots must be a number of bytes, such as"),
     ("score scored:model x.npy --target 1 --memory 10", 2, "the budget is 10 bytes: give a larger --memory, or fewer"),
     (
@@ -314,7 +315,7 @@ MESSAGES = [
         "score scored:model FILE FILE=protein.fa",
         2,
         "protein.fa: expected DNA or RNA",
-        "letter 'M' at position 1 is none",
+        "letter 'L' at position 4 is none",
     ),
     ("score scored:model FILE FILE=folder", 2, "folder is not a Zarr store: it has no zarr.json"),
     ("score scored:model FILE FILE=broken.zarr", 74, "broken.zarr/a/x/zarr.json is damaged, cut short, or no JSON"),
@@ -388,7 +389,7 @@ def no_scheduler(*given):
 
 def test_distributed_alone():
     """JAX's own error, in a process that has computed nothing yet."""
-    code = "from jaxlift.scoring._cli import main; raise SystemExit(main(['score', 'a:b', 'x', '--distributed']))"
+    code = "from jaxlift.commands._main import main; raise SystemExit(main(['score', 'a:b', 'x', '--distributed']))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment())
     assert done.returncode == 2
     assert "--distributed: no scheduler that JAX knows" in done.stderr
@@ -425,7 +426,7 @@ def test_letters_first(run, tmp_path):
     np.save("first.npy", X.swapaxes(1, 2))
     options = "--target 1 --output hypothetical --reference frequencies --quiet --batch-size 4"
     assert run(f"score scored:model x.fa {options} --out last") == (0, "", "")
-    for examples in ("x.fa", "first.npy"):
+    for examples in ("first.npy", "x.fa"):
         given = f"score scored:letters_first {examples} {options} --channel-axis -2 --out first --overwrite"
         assert run(given) == (0, "", "")
         np.testing.assert_allclose(
@@ -512,25 +513,13 @@ def test_plots(run, tmp_path):
     assert "need scores of shape (L, 4)" in run("plot table.zarr 0 --letters ACGT")[2]
 
 
-def test_logo_is_as_high_as_the_scores(tmp_path):
-    from matplotlib.figure import Figure
-
-    from jaxlift.scoring._plot import _logo
-
-    axes = Figure().add_subplot()
-    _logo(axes, np.array([[1.0, 0, -2, 0.5], [0, 0, 0, 3]]), 10, "ACGT")
-    extents = [patch.get_path().get_extents() for patch in axes.patches]
-    heights = sorted((round(box.y0, 6), round(box.y1, 6)) for box in extents if box.height)
-    assert heights == [(-2, 0), (0, 0.5), (0, 3), (0.5, 1.5)]
-
-
 def test_a_model_that_is_explained_already(run):
     """It takes any arguments, as a factory without any may, but isn't one."""
     assert run("score scored:explained_already x.npy --out s --quiet --batch-size 4")[0] == 0
     assert run("info s --json")[1].count("RevealCancel") == 1
 
 
-@pytest.mark.parametrize("arguments", ["", "score", "info", "plot"])
+@pytest.mark.parametrize("arguments", ["", "score", "info", "plot", "export", "variants"])
 def test_help(run, arguments, capsys):
     with pytest.raises(SystemExit) as ended:
         run(f"{arguments} --help")

@@ -320,9 +320,9 @@ class TestLettersFirst:
         options = {"target": 1, "output": "hypothetical"}
         last = jaxlift.attribute(scored.model, **options)
         first = jaxlift.attribute(scored.letters_first, channel_axis=axis, **options)
-        x = fasta(tmp_path / "x.fa", X[:20]) if from_fasta else X[:20].transpose(0, 2, 1)
-        score(X[:20], tmp_path / "last", attr=last, reference=reference, shuffles=2)
-        score(x, tmp_path / "first", attr=first, reference=reference, shuffles=2)
+        path = fasta(tmp_path / "x.fa", X[:20]) if from_fasta else None
+        score(path or X[:20], tmp_path / "last", attr=last, reference=reference, shuffles=2)
+        score(path or X[:20].transpose(0, 2, 1), tmp_path / "first", attr=first, reference=reference, shuffles=2)
         last, first = (read(tmp_path / out) for out in ("last", "first"))
         assert first["hypothetical"].shape == (20, 4, 40)
         for name in {"hypothetical", "reference"} & first.keys():
@@ -476,13 +476,13 @@ class TestBadExamples:
 
     def test_in_a_fasta_file(self, tmp_path, against_zeros, capsys):
         lines = fasta(tmp_path / "x.fa", X).read_text().split(">")
-        lines[5] = lines[5].replace("A", "R", 1)
+        lines[5] = lines[5].replace("A", "E", 1)
         lines[7] = lines[7][:-3] + "\n"
         lines[9] = f"peak\n{'N' * 40}\n"
         (tmp_path / "x.fa").write_text(">".join(lines))
         summary = score(tmp_path / "x.fa", tmp_path / "s", progress="lines")
         assert summary.bad == {4: Status.MALFORMED, 6: Status.MALFORMED}
-        assert "example 4: letter 'R' at position" in capsys.readouterr().err
+        assert "example 4: letter 'E' at position" in capsys.readouterr().err
         close(tmp_path / "s", against_zeros, ~np.isin(np.arange(53), [4, 6, 8]))
         assert (read(tmp_path / "s")["contributions"][8] == 0).all()
 
@@ -656,8 +656,8 @@ CASES = {
         ValueError,
         r"models of one array: .*functools\.partial",
     ),
-    "targets": ({"attr": jaxlift.attribute(scored.model, target=[0, 1])}, ValueError, r"lambda y: y\.max\(-1\)"),
-    "no such reference": ({"reference": "zeroes"}, ValueError, r"'zeroes' must be one of 'zeros', 'mean'"),
+    "targets": ({"attr": jaxlift.attribute(scored.model, target=[0, 1])}, ValueError, r"a row for each of 2 examples, but numpy.ndarray has 53"),
+    "no such reference": ({"reference": "zeroes"}, ValueError, r"'zeroes' must be one of 'zeros', 'uniform', 'mean'"),
     "reference shape": (
         {"reference": np.zeros((3, 4))},
         ValueError,
@@ -784,7 +784,7 @@ def environment(**more):
 
 def started(*arguments, folder, first="", **more):
     """A process that runs the command."""
-    code = f"{first}\nimport sys; from jaxlift.scoring._cli import main; sys.exit(main({list(arguments)!r}))"
+    code = f"{first}\nimport sys; from jaxlift.commands._main import main; sys.exit(main({list(arguments)!r}))"
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([sys.executable, "-c", code], cwd=folder, env=environment(**more), **output)
 

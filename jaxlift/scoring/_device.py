@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxlift._core.precision import products_at
 from jaxlift._explainer import Explainer
+from jaxlift._targets import Held
 from jaxlift.scoring._examples import Examples
 from jaxlift.scoring._identity import Model
 from jaxlift.scoring._reference import Reference
@@ -63,19 +64,21 @@ class Program:
                 f"{CALLED} with an example of {examples.source}, in a batch of shape {example.shape}. {examples.hint}"
             )
             raise
+        self.aims = _of_each_example(target, self.model.outputs, examples)
+        self.targets: tuple[str, ...] = target.names if isinstance(target, Held) else ()
         self.attr = replace(attr, fun=self.model).with_options(
-            argnums=0, full=True, pairing=pairing, target=None if callable(target) else target
+            argnums=0, full=True, pairing=pairing, target=None if callable(target) or self.aims is not None else target
         )
         self.constant = None
         if reference.constant is not None:
             self.constant = jax.device_put(np.asarray(reference.constant, self.dtype), self.whole)
 
-    def scores(self, x: Array, numbers: Array, given: Any) -> tuple[Array, ...]:
+    def scores(self, x: Array, numbers: Array, given: Any, aims: Any) -> tuple[Array, ...]:
         """What one device computes: scores, convergence delta, outputs at input and at reference."""
         x = x.astype(self.dtype)
         if self.reference.shuffled is not None:
             given = self.reference.shuffled(x, numbers)
-        found = self.attr(x, reference=given)
+        found = self.attr(x, reference=given, target=aims)
         return found.scores, found.delta, found.output, found.output_reference
 
     def inputs(self, batch: int) -> tuple[Any, ...]:
@@ -91,6 +94,7 @@ class Program:
             jax.ShapeDtypeStruct((n, *self.examples.shape), self.wire),
             jax.ShapeDtypeStruct((n,), np.uint32),
             given,
+            jax.tree.map(lambda a: jax.ShapeDtypeStruct((n, *a.shape[1:]), canonical(a.dtype)), self.aims),
         )
 
     @functools.cached_property
@@ -110,7 +114,7 @@ class Program:
         given = PartitionSpec() if self.constant is not None else along
         # Without the check, for it asks of every derivative to say which device has what; here each has its own.
         return jax.shard_map(
-            self.scores, mesh=self.mesh, in_specs=(along, along, given), out_specs=along, check_vma=False
+            self.scores, mesh=self.mesh, in_specs=(along, along, given, along), out_specs=along, check_vma=False
         )
 
     def compile(self, batch: int) -> None:
@@ -142,11 +146,38 @@ class Program:
                 )
             self.compile(self.batch // 2)
 
-    def __call__(self, x: np.ndarray, numbers: np.ndarray, given: np.ndarray | None) -> tuple[Array, ...]:
+    def __call__(self, x: np.ndarray, numbers: np.ndarray, given: np.ndarray | None, aims: Any) -> tuple[Array, ...]:
         """Begin a step. The results are there when they are asked for."""
         if self.constant is not None:
-            return self.compiled(*jax.device_put((x, numbers), self.split), self.constant)
-        return self.compiled(*jax.device_put((x, numbers, given), self.split))
+            x, numbers, aims = jax.device_put((x, numbers, aims), self.split)
+            return self.compiled(x, numbers, self.constant, aims)
+        return self.compiled(*jax.device_put((x, numbers, given, aims), self.split))
+
+
+def _of_each_example(target: Any, outputs: Any, examples: Examples) -> Any:
+    """The part of a target that is data of each example, arrays `(N, ...)` as a pytree; None if there is none."""
+    if isinstance(target, Held):
+        found = replace(target, rows=tuple(map(np.asarray, target.rows))) if target.rows else None
+    elif target is None or callable(target) or isinstance(target, str | int | tuple) or np.ndim(target) == 0:
+        found = None
+    else:
+        [output] = jax.tree.leaves(outputs)[:1]
+        is_label = np.issubdtype(np.asarray(target).dtype, np.integer)
+        found = np.asarray(target) if is_label or np.ndim(target) == len(output.shape) > 1 else None
+    for each in jax.tree.leaves(found):
+        if len(each) != examples.count:
+            raise ValueError(
+                f"the target has a row for each of {len(each)} examples, but {examples.source} has "
+                f"{'no length' if examples.count is None else examples.count}."
+            )
+        if not np.isfinite(each).all():
+            raise ValueError("the target has a NaN or an infinity.")
+    return found
+
+
+def canonical(dtype: Any) -> Any:
+    """The dtype that JAX makes of a host's array."""
+    return jax.dtypes.canonicalize_dtype(dtype)
 
 
 def default_budget(device: Any) -> int:

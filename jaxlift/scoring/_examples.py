@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import zipfile
+import zlib
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from jaxlift._arguments import check_option
 from jaxlift.scoring._extra import extra
-
-BASES = "ACGT"
+from jaxlift.scoring._letters import BASES, IS_AMBIGUOUS, IS_LETTER, Ambiguous, Unknown, one_hot_of
 
 
 class Status(enum.IntEnum):
@@ -92,6 +93,19 @@ class Examples:
     count: int | None
     source: str
     letters: str | None = None
+
+    @property
+    def columns(self) -> dict[str, np.ndarray]:
+        """Where the examples come from: what a store keeps of each, `(N,)` of text or whole numbers, by name."""
+        return {}
+
+    def keys(self, start: int, stop: int) -> np.ndarray:
+        """What random draws for each example depend on, `(n,)` uint32: its number, if it has no name or place."""
+        return np.arange(start, stop, dtype=np.uint32)
+
+    def accompany(self, store: Path) -> list[str]:
+        """Write what belongs beside a new store, and return what is to be said of it."""
+        return []
 
     @property
     def hint(self) -> str:
@@ -292,43 +306,94 @@ class NpzExamples(Examples):
         return self.rows(number, number + 1)[0]
 
 
-class FastaExamples(Examples):
-    """Sequences of a FASTA file, plain or gzipped, one-hot `(L, 4)` in the order ACGT.
+@dataclass(frozen=True)
+class Encoding:
+    """How letters become numbers.
 
-    Lower case (soft-masked) counts as upper case, and U as T. N is a row of zeros. Other letters, and sequences of
-    another length than most, are malformed. With another channel axis they are `(4, L)`.
+    Attributes:
+        unknown: N as zeros, or as 1/4 of each base.
+        ambiguous: letters for one of several bases (R for A or G) as N, as equal shares of those, or refused.
+        channel_axis: -1 for examples `(L, 4)`, -2 for `(4, L)`.
+    """
+
+    unknown: Unknown = "zeros"
+    ambiguous: Ambiguous = "unknown"
+    channel_axis: int = -1
+
+    def __post_init__(self) -> None:
+        check_option("unknown", self.unknown, Unknown)
+        check_option("ambiguous", self.ambiguous, Ambiguous)
+
+    def __call__(self, letters: np.ndarray) -> np.ndarray:
+        """Letters `(..., L)` as `(..., L, 4)`, or with the channels where they belong."""
+        refused = (~IS_LETTER | (IS_AMBIGUOUS if self.ambiguous == "refuse" else False))[letters]
+        if refused.any():
+            at = tuple(np.argwhere(refused)[0])
+            raise MalformedError(f"letter {chr(letters[at])!r} at position {at[-1] + 1} is none of {self.accepted}")
+        one_hot = one_hot_of(letters, self.unknown, self.ambiguous)
+        return one_hot if self.channel_axis % 2 else one_hot.swapaxes(-1, -2)
+
+    @property
+    def accepted(self) -> str:
+        """The letters that have a meaning."""
+        return "ACGTUN" if self.ambiguous == "refuse" else "ACGTUN and IUPAC's letters for several bases"
+
+    def shape(self, length: int) -> tuple[int, int]:
+        """Of an example of so many letters."""
+        if self.channel_axis not in (-2, -1, 0, 1):
+            raise ValueError(f"channel_axis={self.channel_axis}: sequences (L, 4) have axes -2 to 1.")
+        return (length, len(BASES)) if self.channel_axis % 2 else (len(BASES), length)
+
+
+def keys_of(names: Iterable[str]) -> np.ndarray:
+    """A number for each name, `(n,)` uint32, which is the same in every file and every run."""
+    return np.array([zlib.crc32(name.encode()) for name in names], np.uint32)
+
+
+class FastaExamples(Examples):
+    """Sequences of a FASTA file, plain or gzipped, one-hot in the order ACGT.
+
+    Lower case (soft-masked) counts as upper case, and U as T. Sequences of another length than most are malformed.
     """
 
     letters = BASES
 
     @property
     def hint(self) -> str:
-        axis = "" if self.channel_axis != -1 else " With channel_axis=-2 they are (4, L)."
+        axis = "" if self.encoding.channel_axis != -1 else " With channel_axis=-2 they are (4, L)."
         return (
             f"Records are one-hot in the order ACGT, and most have {self.length} letters: expected as many as the "
             f"model takes.{axis}"
         )
 
-    def __init__(self, path: Path, channel_axis: int = -1) -> None:
-        if channel_axis not in (-2, -1, 0, 1):
-            raise ValueError(f"channel_axis={channel_axis}: sequences (L, 4) have axes -2 to 1.")
-        self.source, self.channel_axis = str(path), channel_axis
+    def __init__(self, path: Path, encoding: Encoding = Encoding()) -> None:
+        self.source, self.encoding = str(path), encoding
         self.file: Any = (gzip.open if path.suffix == ".gz" else open)(path, "rb")  # for as long as the run
         self.close = self.file.close
         self.offsets = array("q")  # of the lines after each header
+        self.names: list[str] = []
         try:
             with reading(path, "FASTA file"):
                 lengths = self._index()
             self.count = len(self.offsets)
             # The length that most records have, so that a first one that is cut short doesn't spoil all others.
             [(self.length, _)] = lengths.most_common(1)
-            self.shape, self.dtype = self._laid_out(np.zeros((self.length, 4))).shape, np.dtype(np.float32)
+            self.shape, self.dtype = encoding.shape(self.length), np.dtype(np.float32)
             some = self.read(0, 16)
             if len(some.messages) == len(some.values):
                 raise MalformedError(f"{path}: expected DNA or RNA, but in its first record: {some.messages[0]}.")
         except BaseException:
             self.close()
             raise
+
+    @property
+    def columns(self) -> dict[str, np.ndarray]:
+        """The names of the records: the first word of each header."""
+        return {"name": np.array(self.names, np.dtypes.StringDType())}
+
+    def keys(self, start: int, stop: int) -> np.ndarray:
+        """Of the records' names, so that neither order nor other records matter."""
+        return keys_of(self.names[start:stop])
 
     def _index(self) -> Counter[int]:
         """Find the records. How many have which length; of equal numbers the first comes first."""
@@ -346,6 +411,7 @@ class FastaExamples(Examples):
                 if self.offsets:
                     lengths[length] += 1
                 self.offsets.append(offset)
+                self.names.append(next(iter(text[1:].split()), b"").decode(errors="replace"))
                 length = 0
             elif self.offsets:
                 length += len(line.strip())
@@ -370,26 +436,15 @@ class FastaExamples(Examples):
             lines.append(line.strip())
         return b"".join(lines)
 
-    def _laid_out(self, one_hot: np.ndarray) -> np.ndarray:
-        """Of shape `(L, 4)`, as the channel axis has it."""
-        return np.moveaxis(one_hot, -1, self.channel_axis)
-
     def row(self, number: int) -> Any:
         sequence = np.frombuffer(self._sequence(number), np.uint8)
-        codes = _CODES[sequence]
-        if (codes > len(BASES)).any():
-            place = int((codes > len(BASES)).argmax())
-            raise MalformedError(f"letter {chr(sequence[place])!r} at position {place + 1} is none of ACGTUN")
+        encoded = self.encoding(sequence)
         if len(sequence) != self.length:
             raise MalformedError(f"the record has {len(sequence)} letters, expected {self.length} as most have")
-        return self._laid_out(_ONE_HOT[codes])
+        return encoded
 
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_CODES = np.full(256, 255, np.uint8)
-for _code, _names in enumerate(["Aa", "Cc", "Gg", "TtUu", "Nn"]):
-    _CODES[list(_names.encode())] = _code
-_ONE_HOT = np.eye(5, 4, dtype=np.float32)
 
 
 def channels(examples: Examples, axis: int, what: str) -> int:
@@ -418,6 +473,17 @@ def channels(examples: Examples, axis: int, what: str) -> int:
             f"{examples.shape}, are not along axis {axis}; {other}."
         )
     return axis
+
+
+def letters_axis(examples: Examples, axis: int) -> int | None:
+    """The axis of the letters of one-hot DNA, counted from the end, or None where examples are something else."""
+    if len(examples.shape) != 2 or axis not in (-2, -1, 0, 1) or examples.shape[axis] != len(BASES):
+        return None
+    if examples.letters is None:
+        some = examples.first()[None] if examples.count is None else examples.read(0, 16).values
+        if not np.isin(some, (0, 1)).all() or (some.sum(axis if axis < 0 else axis + 1) > 1).any():
+            return None
+    return axis % 2 - 2
 
 
 def numeric(dtype: Any, source: str) -> np.dtype:
@@ -465,12 +531,12 @@ def npy_header(file: Any, source: str, needs_axis: bool = False) -> tuple[tuple[
     return shape, fortran, dtype
 
 
-def open_array(text: str | Path, channel_axis: int = -1) -> Examples:
+def open_array(text: str | Path, encoding: Encoding = Encoding()) -> Examples:
     """The array in a file: ``path``, or ``path:name`` where the file has several.
 
     Args:
         text: the path, with the name.
-        channel_axis: which axis of an example is for the letters of a FASTA file; arrays are as they are.
+        encoding: of the letters of a FASTA file; arrays are as they are.
     """
     path, key = Path(text), None
     if not path.exists():
@@ -487,7 +553,7 @@ def open_array(text: str | Path, channel_axis: int = -1) -> Examples:
         case [".npy"]:
             return NpyExamples(_without_key(path, key))
         case [".fa" | ".fasta" | ".fna"]:
-            return FastaExamples(_without_key(path, key), channel_axis)
+            return FastaExamples(_without_key(path, key), encoding)
     if path.is_dir():
         return _zarr(path, key)
     raise ValueError(f"{path}: expected .npy, .npz, .h5, .hdf5, .fa, .fasta, .fna (or .gz of these three), or Zarr.")
@@ -563,12 +629,12 @@ def _like_first(item: Any, source: str) -> tuple[tuple[int, ...], np.dtype]:
     return first.shape, numeric(first.dtype, source)
 
 
-def open_examples(examples: Any, channel_axis: int = -1) -> Examples:
-    """Examples from whatever a user has them in; those of a FASTA file with this channel axis."""
+def open_examples(examples: Any, encoding: Encoding = Encoding()) -> Examples:
+    """Examples from whatever a user has them in; those of a FASTA file in this encoding."""
     if isinstance(examples, Examples):
         return examples
     if isinstance(examples, str | Path):
-        return open_array(examples, channel_axis)
+        return open_array(examples, encoding)
     source = f"{type(examples).__module__}.{type(examples).__qualname__}"
     if hasattr(examples, "shape") and hasattr(examples, "dtype"):
         return ArrayExamples(examples, source)

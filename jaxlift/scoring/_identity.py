@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import itertools
 import platform
 import re
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ import numpy as np
 from jax.core import eval_jaxpr
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
+from jaxlift._targets import Held
 from jaxlift.rules import Rule
 
 
@@ -41,7 +43,8 @@ class Model:
 
     Attributes:
         description: the model's name, a checksum of its parameters (all arrays in it), and one of what it does with
-            them. The latter is of the program, without what changes from one process to the next.
+            them and with a target. The latter is of the program, without what changes from one process to the next.
+        outputs: shapes and dtypes of what it returns for one example.
     """
 
     def __init__(self, fun: Callable[..., Any], target: Any, example: jax.ShapeDtypeStruct) -> None:
@@ -51,11 +54,15 @@ class Model:
             return target(fun(x)) if callable(target) else fun(x)
 
         self.program, outputs = jax.make_jaxpr(explained, return_shape=True)(example)
-        self.structure = jax.tree.structure(outputs)
+        self.structure, self.outputs = jax.tree.structure(outputs), outputs
+        programs = [self.program]
+        if isinstance(target, Held):
+            rows = [jax.ShapeDtypeStruct((1, *np.shape(row)[1:]), jnp.asarray(row[:1]).dtype) for row in target.rows]
+            programs.append(jax.make_jaxpr(functools.partial(_held, target))(outputs, *rows))
         parameters = hashlib.sha256()
-        for array in _arrays(self.program):
+        for array in itertools.chain.from_iterable(map(_arrays, programs)):
             _add(parameters, array)
-        text = _without_addresses(str(self.program)).encode()
+        text = _without_addresses("".join(map(str, programs))).encode()
         self.description = {
             "name": name_of(fun),
             "parameters": parameters.hexdigest(),
@@ -68,10 +75,18 @@ class Model:
         return jax.tree.unflatten(self.structure, leaves)
 
 
+def _held(target: Held, outputs: Any, *rows: Any) -> tuple[Any, Any]:
+    """What a held target makes of a model's outputs."""
+    values = target.values(outputs, *rows)
+    return values, target.weights(values, *rows)
+
+
 def of_options(options: dict[str, Any]) -> dict[str, Any]:
     """The options of `attribute` that the scores depend on, as JSON has them."""
     return {name: _described(options[name]) for name in sorted(options.keys() - _OWN)}
 
+
+LISTED = 64  # numbers at most of a target that stand in the metadata as they are
 
 # Scoring sets these itself, or refuses them.
 _OWN = {"full", "argnums", "batch_argnums", "pairing"}
@@ -128,6 +143,16 @@ def _described(value: Any) -> Any:
         return value
     if isinstance(value, Rule):
         return _without_addresses(repr(value))
+    if isinstance(value, Held):
+        rows = [checksum(row) for row in value.rows]
+        return {
+            "weights": name_of(value.weights),
+            "values": name_of(value.values),
+            "names": [*value.names],
+            "rows": rows,
+        }
     if callable(value):
         return name_of(value)
+    if np.size(value) > LISTED:
+        return {"shape": list(np.shape(value)), "checksum": checksum(value)}
     return np.asarray(value).tolist()

@@ -14,10 +14,10 @@ from jax import Array
 
 from jaxlift import references
 from jaxlift.scoring import _identity
-from jaxlift.scoring._examples import ArrayExamples, Examples, Records, Status, channels, open_array
+from jaxlift.scoring._examples import ArrayExamples, Encoding, Examples, Records, Status, channels, open_array
 
-NAMES = ("zeros", "mean", "frequencies", "dinucleotide_shuffle")
-Given = str | Path | np.ndarray | Array | Callable[[np.ndarray], Any] | None
+NAMES = ("zeros", "uniform", "mean", "frequencies", "dinucleotide_shuffle", "mononucleotide_shuffle")
+Given = str | Path | np.ndarray | Array | Examples | Callable[[np.ndarray], Any] | None
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Reference:
         constant: one for all examples, `(...)`, or those that all share, `(R, ...)`.
         count: how many each example has for itself; 0 where all have the same.
         of_records: makes those on the host, `(n, count, ...)`, and marks the examples for which it can't.
-        shuffled: makes those on the device instead, of the examples and their numbers.
+        shuffled: makes those on the device instead, of the examples and a number for each, from `Examples.keys`.
         close: what to do when it is no longer needed.
     """
 
@@ -50,46 +50,77 @@ def read_reference(
     shuffles: int,
     seed: int,
     stored: np.ndarray | None,
-    channel_axis: int = -1,
+    encoding: Encoding = Encoding(),
 ) -> Reference:
     """What a user's `reference=` means beside these examples.
 
     Args:
-        given: a name, a path, an array, a function of one example, or None.
+        given: a name, a path, an array, frequencies of letters, `Examples`, a function of one example, or None.
         examples: what is compared.
         paired: whether an array as long as the examples has one reference for each of them.
         shared: whether all of them share such an array.
         shuffles: how many shuffles of each example.
         seed: what they are drawn from.
         stored: the reference that the store has already; a mean of all examples isn't taken again.
-        channel_axis: the axis of the one-hot encoding in each example.
+        encoding: of letters in a file, with the axis of the one-hot encoding in each example.
     """
     if given is None:
         return Reference(None)
+    if isinstance(given, Examples):
+        return _of_array(given, examples, paired, shared)
     if callable(given):
         return _of_function(given, examples)
+    if isinstance(given, str) and _is_numbers(given):
+        given = np.array([float(part) for part in given.split(",")])
     if not isinstance(given, str | Path):
+        if np.ndim(given) == 1 and len(examples.shape) == 2:
+            return _background(np.asarray(given), examples, encoding.channel_axis)
         return _of_array(ArrayExamples(np.asarray(given), "the array"), examples, paired, shared)
     match given:
         case "zeros":
             return Reference({"name": given}, np.zeros(examples.shape, np.float32))
+        case "uniform":
+            channels(examples, encoding.channel_axis, "a uniform reference")
+            letters = examples.shape[encoding.channel_axis]
+            return Reference({"name": given}, np.full(examples.shape, 1 / letters, np.float32))
         case "mean":
             return Reference({"name": given}, mean_of(examples) if stored is None else stored)
         case "frequencies":
             if stored is None:
-                mean, axis = jnp.asarray(mean_of(examples)), channels(examples, channel_axis, "frequencies")
+                mean, axis = jnp.asarray(mean_of(examples)), channels(examples, encoding.channel_axis, "frequencies")
                 stored = np.asarray(references.frequencies_of_mean(mean, axis % mean.ndim))
             return Reference({"name": given}, stored)
-        case "dinucleotide_shuffle":
-            return _shuffles(examples, shuffles, seed, channel_axis)
+        case "dinucleotide_shuffle" | "mononucleotide_shuffle":
+            return _shuffles(str(given), examples, shuffles, seed, encoding.channel_axis)
     try:
-        array = open_array(given, channel_axis)
+        array = open_array(given, encoding)
     except FileNotFoundError:
         names = ", ".join(map(repr, NAMES))
         raise ValueError(
             f"reference={str(given)!r} must be one of {names}, the path of an array, an array, or a function."
         ) from None
     return _of_array(array, examples, paired, shared)
+
+
+def _is_numbers(text: str) -> bool:
+    """Whether a text is numbers with commas between them."""
+    try:
+        return len([float(part) for part in text.split(",")]) > 1
+    except ValueError:
+        return False
+
+
+def _background(frequencies: np.ndarray, examples: Examples, channel_axis: int) -> Reference:
+    """The same frequencies of letters at each position."""
+    axis = channels(examples, channel_axis, "frequencies of letters")
+    letters = examples.shape[axis]
+    if frequencies.shape != (letters,) or not (frequencies >= 0).all() or abs(frequencies.sum() - 1) > 1e-3:
+        raise ValueError(
+            f"the frequencies of {letters} letters must be {letters} numbers of 0 or more with the sum 1, got "
+            f"{frequencies.tolist()}."
+        )
+    constant = np.broadcast_to(frequencies[:, None] if axis == -2 else frequencies, examples.shape)
+    return Reference({"name": "frequencies", "frequencies": frequencies.tolist()}, np.array(constant))
 
 
 def mean_of(examples: Examples) -> np.ndarray:
@@ -109,10 +140,11 @@ def mean_of(examples: Examples) -> np.ndarray:
     return total / good
 
 
-def _shuffles(examples: Examples, count: int, seed: int, channel_axis: int) -> Reference:
+def _shuffles(name: str, examples: Examples, count: int, seed: int, channel_axis: int) -> Reference:
+    called = name.replace("_", " ")
     if len(examples.shape) != 2 or channel_axis not in (-2, -1, 0, 1) or examples.shape[channel_axis] != 4:
         raise ValueError(
-            f"a dinucleotide shuffle takes one-hot sequences (L, 4), or (4, L) with channel_axis=-2, got examples of "
+            f"a {called} takes one-hot sequences (L, 4), or (4, L) with channel_axis=-2, got examples of "
             f"shape {examples.shape} with channel_axis={channel_axis}."
         )
     if count < 1:
@@ -126,15 +158,17 @@ def _shuffles(examples: Examples, count: int, seed: int, channel_axis: int) -> R
         one_hot = ((x == 0) | (x == 1)).all((1, 2)) & (x.sum(2) <= 1).all(1)
         for i in np.flatnonzero(~one_hot & (records.status == Status.SCORED)):
             records.status[i] = Status.NO_REFERENCE
-            records.messages[start + int(i)] = "a sequence that isn't one-hot has no dinucleotide shuffles"
+            records.messages[start + int(i)] = f"a sequence that isn't one-hot has no {called}s"
         return np.zeros((len(x), 0))
+
+    shuffle = getattr(references, name)
 
     def shuffled(x: Array, numbers: Array) -> Array:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers)
-        shuffles = jax.vmap(lambda x, key: references.dinucleotide_shuffle(x, key, count))
+        shuffles = jax.vmap(lambda x, key: shuffle(x, key, count))
         return jnp.moveaxis(shuffles(jnp.moveaxis(x, axis, -1), keys), -1, axis)
 
-    description = {"name": "dinucleotide_shuffle", "shuffles": count, "seed": seed}
+    description = {"name": name, "shuffles": count, "seed": seed}
     return Reference(description, None, count, checked, shuffled)
 
 

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ from jaxlift._explainer import Explainer
 from jaxlift._memory import as_bytes
 from jaxlift.scoring import _identity
 from jaxlift.scoring._device import CHUNK, Program, default_budget
-from jaxlift.scoring._examples import Examples, Records, Status, channels, open_examples
+from jaxlift.scoring._examples import Encoding, Examples, Records, Status, channels, letters_axis, open_examples
 from jaxlift.scoring._extra import extra
+from jaxlift.scoring._letters import letters_of
 from jaxlift.scoring._progress import Display, Progress
 from jaxlift.scoring._reference import Given, Reference, read_reference
 from jaxlift.scoring._store import Store, StoreError, differences, exists, lock, share
@@ -48,6 +49,7 @@ class Summary:
         seconds: how long that took, without compiling.
         largest_delta: the largest convergence delta, in size.
         largest_at: the example that has it; None if there is none.
+        notes: what is to be said of where the examples come from, such as of regions that were left out.
     """
 
     path: Path
@@ -58,6 +60,7 @@ class Summary:
     seconds: float
     largest_delta: float
     largest_at: int | None
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         by_run = "" if self.computed is None else f", {self.computed} by this run"
@@ -69,7 +72,7 @@ class Summary:
             numbers = [number for number, other in self.bad.items() if other == status]
             shown = ", ".join(map(str, numbers[:20])) + (f" and {len(numbers) - 20} more" if len(numbers) > 20 else "")
             lines.append(f"{len(numbers)} {status.name.lower().replace('_', ' ')}: {shown}")
-        return "\n".join([*lines, f"result in {self.path}"])
+        return "\n".join([*lines, *self.notes, f"result in {self.path}"])
 
 
 def score(
@@ -104,20 +107,23 @@ def score(
     on all local devices; in a program of several processes (`jax.distributed`) each computes and writes its own chunks.
 
     Args:
-        attr: what `attribute` or a method like it returns, compiled or not. Its argument is one array; its target is
-            one for all examples.
+        attr: what `attribute` or a method like it returns, compiled or not. Its argument is one array. Its target may
+            have a row for each example: an output's number, weights `(N, ...)`, or the rows of a `Held`.
         examples: `(N, ...)`, an array, or what can be sliced like one (Zarr, HDF5); a sequence of arrays, such as a
             Grain data source; an iterable of arrays; or the path of an ``.npy``, ``.npz``, HDF5, Zarr or FASTA file,
             with ``:name`` after it where the file has several arrays. Numbers that aren't floating-point are made so.
             Records of a FASTA file are one-hot along the `channel_axis` that `attr` was given: `(L, 4)` as it comes.
         out: the store's path, on a file system that all processes share.
-        reference: ``"zeros"``; ``"mean"`` of all examples; ``"frequencies"`` of the channels in all examples;
-            ``"dinucleotide_shuffle"``; an array, or the path of one, read by its rank as by `attr`, `(N, R, ...)` for
-            several references of each example; or a function of one example (NumPy, on the host) that returns one
-            reference or several. Or None, for a rule that needs none. Frequencies and shuffles are along the
-            `channel_axis` of `attr`. Where there are as many references as examples, `attr` has to say how they pair.
+        reference: ``"zeros"``; ``"uniform"``, the same share of each letter; frequencies of the letters, such as ``[0.3,
+            0.2, 0.2, 0.3]``; ``"mean"`` of all examples; ``"frequencies"`` of the channels in all examples;
+            ``"dinucleotide_shuffle"`` or ``"mononucleotide_shuffle"``; an array, or the path of one, read by its rank
+            as by `attr`, `(N, R, ...)` for several references of each example; or a function of one example (NumPy, on
+            the host) that returns one reference or several. Or None, for a rule that needs none. Frequencies and
+            shuffles are along the `channel_axis` of `attr`. Where there are as many references as examples, `attr` has
+            to say how they pair.
         shuffles, seed: how many shuffles each example is compared with, and what they are drawn from. An example's
-            shuffles depend on the seed and its number, and nothing else.
+            shuffles depend on the seed and on its place in the genome, its name in a FASTA file, or else its number,
+            and on nothing else.
         batch_size: how many examples a device computes at once. Left out, as many as fit in `memory`.
         memory: bytes that the program may take on each device, or text such as ``"4GB"``. Left out, most of what an
             accelerator has, or 2 GiB of a host.
@@ -128,8 +134,11 @@ def score(
 
     Returns:
         a `Summary`. The store has the arrays ``contributions`` (or what `attr` returns), ``delta``, ``output`` and
-        ``output_reference``, which are NaN where an example is bad, ``status`` (`Status`, by number), and
-        ``reference``, if all examples share it. How they were made is in the group's attributes.
+        ``output_reference``, which are NaN where an example is bad, ``status`` (`Status`, by number), ``reference``, if
+        all examples share it, and ``sequence``, ASCII letters, where examples are one-hot `(L, 4)`. Windows of a genome
+        have the columns ``contig``, ``start``, ``end``, ``strand``, ``name`` and ``summit``, records of a FASTA file
+        their ``name``. Several targets (`Held` with names) are an axis after the first, ``target``. How they were made
+        is in the group's attributes.
 
     Raises:
         StoreError: if the store was made with other settings, each of which is named, or another run works on it.
@@ -139,7 +148,8 @@ def score(
     extra("zarr")  # before anything is written
     path = Path(out).resolve()  # of a link, what it leads to is locked and replaced
     explainer = explained(attr)
-    source = open_examples(examples, explainer.options.last_channel_axis)
+    encoding = Encoding(channel_axis=explainer.options.last_channel_axis)
+    source = open_examples(examples, encoding)
     devices = jax.local_devices() if devices is None else list(devices)
     team = Team()
     if source.count is None and team.count > 1:
@@ -176,7 +186,7 @@ def score(
                 shuffles=shuffles,
                 seed=seed,
                 stored=kept,
-                channel_axis=explainer.options.last_channel_axis,
+                encoding=encoding,
             )
             held.callback(compared.close)
             program = Program(explainer, source, compared, devices)
@@ -228,6 +238,7 @@ def score(
                     **_identity.machine(),
                 }
             )
+        notes = tuple(source.accompany(path)) if team.index == 0 else ()
         run = Run(program, store, source, team, progress)
         try:
             run.all()
@@ -237,7 +248,7 @@ def score(
         finally:
             run.progress.close()
         team.wait("scored")
-        summary = summarize(path, computed=run.computed, seconds=run.seconds)
+        summary = replace(summarize(path, computed=run.computed, seconds=run.seconds), notes=notes)
         if team.index == 0:
             store.note(
                 ended=_now(), scored=summary.scored, bad=len(summary.bad), largest_delta=_json(summary.largest_delta)
@@ -278,13 +289,6 @@ def explained(attr: Callable[..., Any]) -> Explainer:
         raise ValueError("score takes models of one array: give the others with a lambda or functools.partial.")
     if found.method.gives == "map":
         raise ValueError("score takes methods whose scores sum to something.")
-    target = found.options.target
-    each = not callable(target) and not isinstance(target, str | int | tuple | None) and np.ndim(target)
-    if each and np.issubdtype(np.asarray(target).dtype, np.integer):
-        raise ValueError(
-            "score takes one target for all examples. To explain another output of each, give a function of the "
-            "outputs, such as lambda y: y.max(-1)."
-        )
     return found
 
 
@@ -329,6 +333,7 @@ class Step:
     x: np.ndarray
     numbers: np.ndarray
     given: np.ndarray | None
+    aims: Any
     batches: list[tuple[int, Records]]
 
 
@@ -351,7 +356,7 @@ class Run:
     def __init__(self, program: Program, store: Store, source: Examples, team: Team, display: Display) -> None:
         self.program, self.store, self.source, self.team = program, store, source, team
         self.finished = store.finished()
-        self.names = [name for name in store.arrays if name != "status"]
+        self.names = [name for name in store.arrays if name not in ("status", "sequence")]
         self.open: dict[int, Chunk] = {}
         self.writing: deque[Future[None]] = deque()
         self.computed, self.seconds = 0, 0.0
@@ -394,7 +399,7 @@ class Run:
                         if not hasattr(self.program, "compiled"):
                             self.program.compile(self.program.batch)
                         began = time.monotonic()
-                    computing.append((step, self.program(step.x, step.numbers, step.given)))
+                    computing.append((step, self.program(step.x, step.numbers, step.given, step.aims)))
                     if len(computing) > 1:
                         self.collect(*computing.popleft(), writer)
                 while computing:
@@ -412,12 +417,13 @@ class Run:
     def load(self, batches: list[tuple[int, int]]) -> Step:
         """Read the examples of a step, and their references. Rows that hold no example are zeros."""
         program, n = self.program, self.program.batch
-        like_x, like_numbers, like_given = program.inputs(n)
+        like_x, like_numbers, like_given, like_aims = program.inputs(n)
         x, numbers = np.zeros(like_x.shape, like_x.dtype), np.zeros(like_numbers.shape, like_numbers.dtype)
         given = (
             None if like_given is None or program.constant is not None else np.zeros(like_given.shape, like_given.dtype)
         )
-        step = Step(x, numbers, given, [])
+        aims = jax.tree.map(lambda like: np.zeros(like.shape, like.dtype), like_aims)
+        step = Step(x, numbers, given, aims, [])
         for k, (start, stop) in enumerate(batches):
             records = self.source.read(start, stop)
             count = len(records.values)
@@ -427,7 +433,9 @@ class Run:
             references = program.reference.of_records(records, start) if program.reference.of_records else None
             if given is not None:
                 given[at] = references
-            x[at], numbers[at] = records.values, np.arange(start, start + count, dtype=np.uint32)
+            x[at], numbers[at] = records.values, self.source.keys(start, start + count)
+            for to, rows in zip(*map(jax.tree.leaves, (aims, program.aims)), strict=True):
+                to[at] = rows[start : start + count]
             x[at][records.status != Status.SCORED] = 0
             step.batches.append((start, records))
         return step
@@ -443,6 +451,8 @@ class Run:
             for name, array in zip(self.names, arrays, strict=True):
                 rows[name][:] = array[at]
             self.mark(rows, records, start)
+            if "sequence" in rows:
+                rows["sequence"][:] = letters_of(np.moveaxis(records.values, self.store.letters_axis, -1))
             good = records.status == Status.SCORED
             if good.any():
                 largest = max(largest, float(np.abs(rows["delta"][good]).max()))
@@ -515,10 +525,29 @@ def _ahead(pool: ThreadPoolExecutor, load: Callable[[Any], Any], items: Iterable
 
 
 def _new_store(path: Path, settings: dict[str, Any], program: Program, reference: Reference) -> Store:
+    examples, output = program.examples, settings["attribution"]["output"]
     scores, delta, y, y_ref = program.rows
-    arrays = {settings["attribution"]["output"]: scores, "delta": delta, "output": y, "output_reference": y_ref}
-    chunk = program.batch * max(1, min(BATCHES, CHUNK // (program.batch * program.row_bytes)))
-    return Store.create(path, settings, arrays, program.examples.count, chunk, reference.constant)
+    arrays = {output: scores, "delta": delta, "output": y, "output_reference": y_ref}
+    dimensions: dict[str, tuple[str, ...]] = {}
+    of_targets = ("target",) if program.targets else ()
+    if program.targets:
+        dimensions |= dict.fromkeys(["delta", "output", "output_reference"], of_targets)
+    axis = letters_axis(examples, program.attr.options.last_channel_axis)
+    if axis is not None and len(scores[0]) == len(examples.shape) + len(of_targets):
+        arrays["sequence"] = (examples.shape[axis % 2 - 1],), np.dtype(np.uint8)
+        axes = ("position", "letter") if axis == -1 else ("letter", "position")
+        dimensions |= {output: (*of_targets, *axes), "sequence": ("position",)}
+    return Store.create(
+        path,
+        settings,
+        arrays,
+        examples.count,
+        chunk=program.batch * max(1, min(BATCHES, CHUNK // (program.batch * program.row_bytes))),
+        reference=reference.constant,
+        columns=examples.columns,
+        dimensions=dimensions,
+        targets=program.targets,
+    )
 
 
 def _now() -> str:

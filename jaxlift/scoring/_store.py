@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
 import os
 import shutil
@@ -20,10 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxlift.scoring._examples import opened_zarr, reading_zarr
+from jaxlift.scoring._examples import Status, opened_zarr, reading_zarr
 from jaxlift.scoring._extra import extra
+from jaxlift.scoring._letters import one_hot_of
 
-FORMAT = 1
+FORMAT = 2
+ROWS = 2**16  # in a chunk of a column
 
 
 class StoreError(Exception):
@@ -103,6 +106,54 @@ class Store:
         self.chunk: int = meta["chunk"]
         with zarr.config.set({"array.write_empty_chunks": True}):  # else each is searched for what is not empty
             self.arrays: dict[str, Any] = {name: self.group[name] for name in meta["arrays"]}
+        self.targets: tuple[str, ...] = tuple(meta.get("targets", ()))
+
+    @functools.cached_property
+    def columns(self) -> dict[str, np.ndarray]:
+        """Where the examples come from: names, places in a genome and whatever else their source says of each."""
+        names = self.group.attrs["jaxlift"].get("columns", ())
+        with reading_zarr(self.path):
+            return {name: self.group[name][...] for name in names}  # pyright: ignore[reportReturnType]
+
+    @property
+    def output(self) -> str:
+        """The name of the array of scores."""
+        return self.settings["attribution"]["output"]
+
+    @property
+    def letters_axis(self) -> int:
+        """The axis of the one-hot letters in an example, counted from the end."""
+        axis = self.settings["attribution"].get("channel_axis")
+        return -1 if axis is None else axis % 2 - 2
+
+    def scored(self, start: int, stop: int, target: str | None = None) -> np.ndarray:
+        """The scores of sequences, `(n, L, 4)`: the letters last, whatever the channel axis. Unscored ones are NaN.
+
+        Args:
+            start, stop: the numbers of the examples.
+            target: which of several outputs.
+        """
+        array = self.arrays[self.output]
+        if target is None and self.targets:
+            raise ValueError(f"{self.path} has scores of several outputs: say target={' or '.join(self.targets)}.")
+        if target is not None and target not in self.targets:
+            names = ", ".join(self.targets) or "none: it has scores of one output"
+            raise ValueError(f"{self.path} has no target {target!r}; it has {names}.")
+        rows = array[start:stop] if target is None else array[start:stop, self.targets.index(target)]
+        if rows.ndim != 3:
+            raise ValueError(f"{self.path} has scores of shape {array.shape}, and not of sequences (N, L, 4).")
+        scores = np.moveaxis(rows, self.letters_axis, -1)
+        status = self.arrays["status"][start:stop]
+        return np.where((status == Status.SCORED)[:, None, None], scores, np.nan)
+
+    def one_hot(self, start: int, stop: int) -> np.ndarray:
+        """The sequences, `(n, L, 4)` int8 in the order ACGT, zeros where there is no letter."""
+        if "sequence" not in self.arrays:
+            raise ValueError(
+                f"{self.path} has no sequences: its examples were not one-hot along their channel axis, "
+                f"{self.letters_axis}."
+            )
+        return one_hot_of(self.arrays["sequence"][start:stop]).astype(np.int8)
 
     def _check(self, meta: dict[str, Any], present: set[str]) -> None:
         """Raise the error that says what of a store's metadata can't be read."""
@@ -131,6 +182,9 @@ class Store:
         count: int | None,
         chunk: int,
         reference: np.ndarray | None,
+        columns: Mapping[str, np.ndarray] | None = None,
+        dimensions: Mapping[str, tuple[str, ...]] | None = None,
+        targets: tuple[str, ...] = (),
     ) -> Store:
         """Make an empty store. It appears complete, and only then a store that is there already goes.
 
@@ -141,6 +195,9 @@ class Store:
             count: how many rows; None if that isn't known yet.
             chunk: how many of them make a chunk.
             reference: of all examples, if they have one.
+            columns: where the examples come from, a value of each in each column.
+            dimensions: names of the axes of a row, where they have some.
+            targets: names of the outputs that are explained, if they are several.
         """
         zarr = extra("zarr")
         draft = path.with_name(f".{path.name}.draft")
@@ -155,13 +212,36 @@ class Store:
                 chunks=(chunk, *(max(size, 1) for size in shape)),
                 dtype=dtype,
                 compressors=codec,
-                fill_value=0 if name == "status" else np.nan,
-                dimension_names=("example", *(f"{name}_{axis}" for axis in range(1, len(shape) + 1))),
+                fill_value=np.nan if np.dtype(dtype).kind == "f" else 0,
+                dimension_names=(
+                    "example",
+                    *(dimensions or {}).get(name, (f"{name}_{axis}" for axis in range(1, len(shape) + 1))),
+                ),
             )
+        columns = dict(columns or {})
+        for name, values in (columns | ({"target": np.array(targets)} if targets else {})).items():
+            values = values.astype(np.dtypes.StringDType()) if values.dtype.kind in "UT" else values
+            array = group.create_array(
+                name,
+                shape=values.shape,
+                chunks=(max(1, min(len(values), ROWS)),),
+                dtype=values.dtype,
+                compressors=codec,
+                dimension_names=["target" if name == "target" else "example"],
+            )
+            array[:] = values
         if reference is not None:
             names = [f"reference_{axis}" for axis in range(reference.ndim)]
             group.create_array("reference", data=reference, compressors=codec, dimension_names=names)
-        meta = {"format": FORMAT, "settings": settings, "chunk": chunk, "arrays": [*arrays, "status"], "runs": []}
+        meta = {
+            "format": FORMAT,
+            "settings": settings,
+            "chunk": chunk,
+            "arrays": [*arrays, "status"],
+            "columns": [*columns],
+            "targets": [*targets],
+            "runs": [],
+        }
         group.attrs["jaxlift"] = meta
         old = path.with_name(f".{path.name}.old-{os.getpid()}")
         if exists(path):

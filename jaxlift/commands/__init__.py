@@ -1,0 +1,1 @@
+"""The command ``jaxlift``, one module for each of its commands."""

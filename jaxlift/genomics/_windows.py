@@ -1,0 +1,201 @@
+"""Windows of a genome as examples: read where they are needed, by their places."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxlift._arguments import check_count
+from jaxlift.genomics._regions import Regions, read_regions
+from jaxlift.scoring._examples import Encoding, Examples, keys_of, reading
+from jaxlift.scoring._extra import extra
+from jaxlift.scoring._letters import BASES, Ambiguous, Unknown, reverse_complement
+
+
+class Genome:
+    """The contigs of an indexed FASTA file, by `pyfaidx`, which makes the index (``.fai``) where there is none.
+
+    Args:
+        path: of the file, plain or bgzipped.
+
+    Attributes:
+        lengths: of the contigs, by name.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        pyfaidx = extra("pyfaidx")
+        self.path = Path(path)
+        if not self.path.exists():
+            raise FileNotFoundError(f"there is no file {self.path}.")
+        with reading(self.path, "FASTA file that can be indexed (compress it with bgzip, not with gzip)"):
+            self.file: Any = pyfaidx.Fasta(str(self.path), as_raw=True, sequence_always_upper=True)
+            self.lengths: Mapping[str, int] = {name: len(self.file[name]) for name in self.file.keys()}  # noqa: SIM118
+        self.close = self.file.close
+
+    def letters(self, contig: str, start: int, end: int) -> np.ndarray:
+        """ASCII letters `(end - start,)` uint8, upper case, of a part that lies within the contig."""
+        text: str = self.file.faidx.fetch(contig, start + 1, end)
+        return np.frombuffer(str(text).encode(), np.uint8)
+
+
+class Windows(Examples):
+    """One-hot windows of a genome, centred on regions: examples for `jaxlift.score` and for anything that indexes.
+
+    >>> import jaxlift, pathlib, tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp(), "genome.fa")
+    >>> _ = path.write_text(">chr1\\nACGTNACGTA\\n")
+    >>> windows = jaxlift.genomics.Windows(path, jaxlift.genomics.Regions(["chr1", "chr1"], [3, 8], [5, 10]), width=4)
+    >>> windows[0].tolist()
+    [[0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]]
+    >>> len(windows), [str(name) for name in windows.left_out.name]
+    (1, ['chr1:8-10'])
+
+    A window has `width` positions, `width // 2` of them before the region's summit, or before its middle where it has
+    none. One that would leave its contig, or whose contig the genome lacks, is left out: `left_out` has its region, and
+    `jaxlift.score` says so and writes the others to ``STORE.kept.bed`` (narrowPeak).
+
+    Args:
+        genome: the path of a FASTA file, which is indexed if it isn't yet.
+        regions: `Regions`, or the path of a BED file (see `read_regions`).
+        width: how many positions the model takes.
+        stranded: whether regions on strand ``"-"`` are read as their reverse complement.
+        channel_axis: -1 for examples `(width, 4)`, -2 for `(4, width)`.
+        unknown: N as ``"zeros"``, or as ``"quarters"`` of each base.
+        ambiguous: IUPAC's letters for one of several bases (R for A or G) as ``"unknown"``, as equal ``"shares"`` of
+            those, or ``"refuse"``: the example is malformed then.
+
+    Attributes:
+        regions: those whose windows lie within the genome, in their order.
+        left_out: the others.
+
+    Raises:
+        ValueError: if no region has a window in the genome, or an argument has no such value.
+        ModuleNotFoundError: if pyfaidx is not installed: ``pip install 'jaxlift[genomics]'``.
+    """
+
+    letters = BASES
+
+    def __init__(
+        self,
+        genome: str | Path,
+        regions: Regions | str | Path,
+        width: int,
+        *,
+        stranded: bool = True,
+        channel_axis: int = -1,
+        unknown: Unknown = "zeros",
+        ambiguous: Ambiguous = "unknown",
+    ) -> None:
+        check_count("width", width)
+        self.encoding, self.width = Encoding(unknown, ambiguous, channel_axis), width
+        self.shape, self.dtype = self.encoding.shape(width), np.dtype(np.float32)
+        given = regions if isinstance(regions, Regions) else read_regions(regions)
+        self.genome = Genome(genome)
+        self.close = self.genome.close
+        start = given.centre - width // 2
+        length = np.array([self.genome.lengths.get(contig, -1) for contig in given.contig])
+        kept = (start >= 0) & (start + width <= length)
+        self.regions, self.left_out, self.start = given[kept], given[~kept], start[kept]
+        self.is_missing = length[~kept] < 0
+        self.turned = (self.regions.strand == "-") & stranded
+        self.count = len(self.regions)
+        origin = "" if isinstance(regions, Regions) else f" at {regions}"
+        self.source = f"{genome}{origin}"
+        if not self.count:
+            raise ValueError(f"{self.source}: no region has a window within its contig. {self._why_left_out()}")
+
+    @property
+    def hint(self) -> str:
+        return f"Windows have {self.width} positions: give the width that the model takes. " + (
+            "With channel_axis=-2 they are (4, L)." if self.encoding.channel_axis == -1 else ""
+        )
+
+    @functools.cached_property
+    def columns(self) -> dict[str, np.ndarray]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The regions' names and strands, the windows' places, and the summits."""
+        regions = self.regions
+        strand = np.where(self.turned, "-", np.where(regions.strand == "-", "+", regions.strand))
+        return {
+            "name": regions.name,
+            "contig": regions.contig,
+            "start": self.start,
+            "end": self.start + self.width,
+            "strand": strand.astype(np.dtypes.StringDType()),
+            "summit": regions.centre,
+        }
+
+    def keys(self, start: int, stop: int) -> np.ndarray:
+        """Of the windows' places, so that neither the order of the regions nor other regions matter."""
+        columns = zip(*(self.columns[name][start:stop] for name in ("contig", "start", "end", "strand")), strict=True)
+        return keys_of(f"{contig}:{begin}-{end}({strand})" for contig, begin, end, strand in columns)
+
+    def row(self, number: int) -> np.ndarray:
+        return self.encoding(self.letters_of(number))
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        letters = np.empty((max(stop - start, 0), self.width), np.uint8)
+        for i in range(start, stop):
+            letters[i - start] = self.letters_of(i)
+        return self.encoding(letters)
+
+    def letters_of(self, number: int) -> np.ndarray:
+        """ASCII letters `(width,)` uint8 of one window, in the direction in which the model reads it."""
+        start = int(self.start[number])
+        letters = self.genome.letters(self.regions.contig[number], start, start + self.width)
+        return reverse_complement(letters) if self.turned[number] else letters
+
+    def digest(self) -> str:
+        """Of all places, and of what the genome has at some of them."""
+        digest = hashlib.sha256(super().digest().encode())
+        for name, column in self.columns.items():
+            digest.update(repr((name, column.tolist())).encode())
+        return digest.hexdigest()
+
+    def __len__(self) -> int:
+        return self.count or 0
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"there is no window {number}: there are {len(self)}.")
+        return self.row(number % len(self))
+
+    def accompany(self, store: Path) -> list[str]:
+        """Write the regions that are kept beside the store, if others are left out, and say which."""
+        path = store.with_suffix(".kept.bed")
+        if not len(self.left_out):
+            path.unlink(missing_ok=True)  # of an earlier run, of other regions
+            return []
+        self.regions.write(path)
+        return [f"{self._why_left_out()} The {self.count} others are in {path}."]
+
+    def _why_left_out(self) -> str:
+        """How many regions have no window, and why."""
+        said = []
+        outside = self.left_out.name[~self.is_missing]
+        if len(outside):
+            said.append(
+                f"{_count(len(outside), 'region')} left out, because a window of {self.width} leaves the contig: "
+                f"{_some(outside)}."
+            )
+        missing = Counter(map(str, self.left_out.contig[self.is_missing]))
+        if missing:
+            said.append(
+                f"{_count(sum(missing.values()), 'region')} left out, because the genome has no contig "
+                f"{_some([*missing])}; it has {_some([*self.genome.lengths])}."
+            )
+        return " ".join(said)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _some(names: Any, most: int = 5) -> str:
+    shown = ", ".join(map(str, names[:most]))
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
