@@ -19,7 +19,7 @@ import zarr
 import jaxlift
 from jaxlift.commands._main import main
 from jaxlift.genomics import Regions, Windows, read_regions
-from jaxlift.genomics._export import _pieces, export
+from jaxlift.genomics._export import _joined, _pieces, export
 from jaxlift.scoring import _run
 
 WIDTH = 40
@@ -231,15 +231,34 @@ def test_the_nearest_summit_wherever_it_is(seed):
     equal_tracks(found, track(values[order], places, width))
 
 
-def test_many_bases_that_touch(tmp_path):
-    """Runs are joined, up to a length that is passed here."""
+def test_bases_that_touch_are_joined():
+    """Up to a length that is passed here, and not where the next contig begins."""
     n, width = 900, 100
-    values = np.arange(n * width, dtype=np.float32).reshape(n, width)
-    start = np.arange(n) * width
-    windows = Regions(np.full(n, "chr1"), start, start + width)
-    pieces = list(jaxlift.genomics._export._joined(_pieces(windows, np.arange(n), values)))
-    assert [begin for _, begin, _ in pieces] == [0, 65600]
-    np.testing.assert_array_equal(np.concatenate([piece for _, _, piece in pieces]), values.ravel())
+    values = np.arange((n + 1) * width, dtype=np.float32).reshape(n + 1, width)
+    start = np.arange(n + 1) * width
+    windows = Regions(np.array(["chr1"] * n + ["chr2"]), start, start + width)
+    runs = list(_joined(_pieces(windows, np.arange(n + 1), values)))
+    assert [(contig, begin) for contig, begin, _ in runs] == [("chr1", 0), ("chr1", 65600), ("chr2", 90000)]
+    np.testing.assert_array_equal(np.concatenate([run for _, _, run in runs]), values.ravel())
+
+
+def test_without_summits_their_centres(store, tmp_path):
+    shutil.copytree(store, tmp_path / "s.zarr")
+    group = zarr.open_group(tmp_path / "s.zarr")
+    meta = dict(group.attrs["jaxlift"])
+    group.attrs["jaxlift"] = meta | {"columns": [name for name in meta["columns"] if name != "summit"]}
+    for path, name in ((store, "with"), (tmp_path / "s.zarr", "without")):
+        track, peaks = tmp_path / f"{name}.bw", tmp_path / f"{name}.narrowPeak"
+        export(path, bigwig=track, narrowpeak=peaks, chrom_sizes=LENGTHS)
+    equal_tracks(as_track(tmp_path / "without.bw"), as_track(tmp_path / "with.bw"))
+    assert (tmp_path / "without.narrowPeak").read_text() == (tmp_path / "with.narrowPeak").read_text()
+
+
+def test_places_must_be_those_of_the_scores(store, tmp_path):
+    shutil.copytree(store, tmp_path / "s.zarr")
+    zarr.open_group(tmp_path / "s.zarr")["end"][1] += 1
+    with pytest.raises(ValueError, match="has 40 scores of each example, but places such as chr1:110-151"):
+        export(tmp_path / "s.zarr", narrowpeak=tmp_path / "s.narrowPeak")
 
 
 def test_contributions_make_the_same_track(store, contributions, tmp_path):
@@ -326,8 +345,8 @@ def test_without_places_rows_are_as_the_model_read_them(tmp_path):
 def test_places_must_be_in_the_contigs(store, tmp_path):
     with pytest.raises(ValueError, match=r"chrom_sizes has no chr10, chr2, .*it has chr1, chrX"):
         export(store, bigwig=tmp_path / "s.bw", chrom_sizes={"chr1": 600, "chrX": 1})
-    with pytest.raises(ValueError, match=r"chr1 has 590 bases .*window there of 560-600 \(1 end"):
-        export(store, bigwig=tmp_path / "s.bw", chrom_sizes=LENGTHS | {"chr1": 590})
+    with pytest.raises(ValueError, match=r"chr1 has 599 bases .*window there of 560-600 \(1 end"):
+        export(store, bigwig=tmp_path / "s.bw", chrom_sizes=LENGTHS | {"chr1": 599})
     with pytest.raises(ValueError, match="needs the contigs' lengths: give chrom_sizes"):
         export(store, bigwig=tmp_path / "s.bw")
     for content, message in (

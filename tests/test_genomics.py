@@ -15,7 +15,7 @@ import zarr
 import jaxlift
 from jaxlift import references
 from jaxlift.commands._main import main
-from jaxlift.genomics import Regions, Windows, read_regions
+from jaxlift.genomics import MatchedRegions, Regions, Windows, read_regions
 from jaxlift.scoring import Status, StoreError
 from jaxlift.scoring._examples import Encoding, open_array
 from jaxlift.scoring._letters import Ambiguous, letters_of, one_hot_of, reverse_complement
@@ -331,10 +331,8 @@ def test_the_command(files, monkeypatch, capsys):
 def test_messages_of_the_command(files, monkeypatch, capsys, arguments, parts):
     monkeypatch.chdir(files)
     monkeypatch.syspath_prepend(str(scored.ROOT / "tests"))
-    try:
+    with contextlib.suppress(SystemExit):  # the parser's
         assert main(["score", "scored:model", "genome.fa", "--target", "1", *arguments]) == 2
-    except SystemExit as ended:  # the parser's
-        assert ended.code == 2
     printed = capsys.readouterr().err
     assert all(part in printed for part in parts), printed
 
@@ -380,3 +378,30 @@ def test_frequencies_of_letters(tmp_path):
     for wrong in ("0.5,0.5", "0.5,0.5,0.5,0.5", [1.5, -0.5, 0, 0]):
         with pytest.raises(ValueError, match="4 numbers of 0 or more with the sum 1"):
             jaxlift.score(attr, x, out=tmp_path / "other", reference=wrong, progress="none")
+
+
+def test_matched_regions_as_references(files, monkeypatch, capsys):
+    """Against the windows that the places say, one after the other; and the same on the command line."""
+    examples = windows(files, channel_axis=-2)
+    matched = MatchedRegions(
+        files / "genome.fa", WIDTH, per_region=2, tolerance=0.2, exclude=files / "peaks.narrowPeak"
+    )
+    attr = jaxlift.attribute(scored.letters_first, target=1, channel_axis=-2)
+    summary = jaxlift.score(attr, examples, out=files / "s", reference=matched, progress="none")
+    assert summary.scored == 4
+    found = zarr.open(files / "s")["contributions"][:]
+    for i in range(4):
+        place = [examples.columns[name][i] for name in ("contig", "start", "end", "name")]
+        texts = [CONTIGS[contig][start : start + WIDTH].upper() for contig, start in matched.places(*place)]
+        references = np.array([[["ACGT".index(letter) for letter in text]] for text in texts])
+        references = np.eye(4, dtype=np.float32)[references[:, 0]].transpose(0, 2, 1)
+        np.testing.assert_allclose(found[i], attr(examples[i][None], reference=references)[0], atol=2e-6)
+    with pytest.raises(ValueError, match="matched regions of 40 positions are references of"):
+        jaxlift.score(attr, scored.sequences(3).transpose(0, 2, 1), out=files / "t", reference=matched)
+    monkeypatch.chdir(files)
+    monkeypatch.syspath_prepend(str(scored.ROOT / "tests"))
+    run = ["score", "scored:model", "genome.fa", "--target", "1", "--reference", "gc_matched", "--shuffles", "30"]
+    assert main([*run, "--regions", "peaks.narrowPeak", "--width", "40", "--out", "u"]) == 3
+    assert "fewer than the 30 that are wanted" in capsys.readouterr().err
+    assert main([*run, "--out", "v"]) == 2
+    assert "give --regions and --width" in capsys.readouterr().err

@@ -208,6 +208,23 @@ def test_what_is_held_costs_no_pass_of_the_model():
     assert len({program.as_text().count("stablehlo.convolution") for program in programs}) == 1
 
 
+def test_the_usual_heads():
+    """Those called counts and profile need no name."""
+    outputs = network(jnp.float32(X))
+    np.testing.assert_array_equal(targets.log_counts()(outputs), targets.log_counts("counts")(outputs))
+    np.testing.assert_array_equal(targets.profile()(outputs), targets.profile("profile")(outputs))
+    assert targets.from_text("counts,profile_held").names == ("counts", "profile_held")
+
+
+@pytest.mark.parametrize(("head", "numbers"), [("counts", (1,)), ("profile", (2, 0)), ("counts", ())])
+def test_a_head_itself(head, numbers):
+    outputs = network(jnp.float32(X))
+    wanted = [outputs[head][i][numbers] for i in range(len(X))]
+    np.testing.assert_array_equal(targets.of_head(head, numbers)(outputs), wanted)
+    with pytest.raises(ValueError, match="no output"):
+        targets.of_head("counts", (5,))(outputs)
+
+
 class TestErrors:
     x, reference = jnp.float32(X), jnp.float32(REFERENCES[0])
 
@@ -241,7 +258,13 @@ class TestErrors:
     def test_heads(self):
         heads = r"there are 'counts' \(1, 2\), 'profile' \(1, 8, 2\)"
         self.raises(f"no head 'count': {heads}", targets.log_counts("count"))
-        self.raises(f"Say head=: {heads}", targets.profile())
+        self.raises(f"Say head=: {heads}", targets.weighted(np.ones(8)))
+        other = "Say head=: there are 'logits' .1, 8, 2., 'reads' .1, 2."
+
+        def others(x):
+            return {"logits": profile_of(x), "reads": network(x)["counts"]}
+
+        self.raises(other, targets.profile(), model=others)
         self.raises(
             r"no head 2: there are 'profile' \(1, 8, 2\), 'counts'", targets.log_counts(2), model=as_named_tuple
         )

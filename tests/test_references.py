@@ -68,7 +68,25 @@ def test_each_shuffle_is_as_likely(sequence):
     assert chi_square < freedom + 5 * (2 * freedom) ** 0.5 + 5  # mean n, variance 2 n
 
 
-def test_reproducible_alone_and_in_batches():
+@pytest.mark.parametrize("sequence", SEQUENCES)
+def test_letters_are_kept(sequence):
+    shuffles = list(map(text, references.mononucleotide_shuffle(one_hot(sequence), jax.random.key(1), 20)))
+    assert all(Counter(shuffle) == Counter(sequence) for shuffle in shuffles)
+    assert len(set(shuffles)) > 10 or len(set(sequence)) < 3 or len(sequence) < 5
+
+
+@pytest.mark.parametrize("sequence", ["ACGT", "AACNC", "G", "AAT"])
+def test_each_order_is_as_likely(sequence):
+    possible, draws = sorted(set(map("".join, itertools.permutations(sequence)))), 6000
+    counts = Counter(map(text, references.mononucleotide_shuffle(one_hot(sequence), jax.random.key(2), draws)))
+    assert set(counts) == set(possible)
+    expected, freedom = draws / len(possible), len(possible) - 1
+    chi_square = sum((counts[each] - expected) ** 2 / expected for each in possible)
+    assert chi_square < freedom + 5 * (2 * freedom) ** 0.5 + 5  # mean n, variance 2 n
+
+
+@pytest.mark.parametrize("shuffled", [shuffled, references.mononucleotide_shuffle])
+def test_reproducible_alone_and_in_batches(shuffled):
     batch = jnp.stack([one_hot(s * 5) for s in ("ACGTTGCA", "GATTACAG", "CCAGTNAC")])
     keys = jax.random.split(jax.random.key(3), 3)
     together = jax.jit(jax.vmap(lambda x, key: shuffled(x, key, 4)))(batch, keys)
@@ -77,7 +95,8 @@ def test_reproducible_alone_and_in_batches():
     assert (shuffled(batch[0], keys[1], 4) != together[0]).any()
 
 
-def test_what_is_not_one_hot_is_nan():
+@pytest.mark.parametrize("shuffled", [shuffled, references.mononucleotide_shuffle])
+def test_what_is_not_one_hot_is_nan(shuffled):
     x = jnp.asarray(one_hot("ACGTACGT"))
     for bad in (0.5 * x, x.at[3].set(1), x - 1):
         assert jnp.isnan(jax.jit(lambda x: shuffled(x, jax.random.key(0), 2))(bad)).all()
@@ -85,18 +104,34 @@ def test_what_is_not_one_hot_is_nan():
             shuffled(bad, jax.random.key(0), 2)
 
 
-def test_a_sequence_without_a_base_has_nothing_to_shuffle():
+@pytest.mark.parametrize("shuffled", [shuffled, references.mononucleotide_shuffle])
+def test_a_sequence_without_a_base_has_nothing_to_shuffle(shuffled):
     nothing = jnp.zeros((6, 4))
     with pytest.raises(ValueError, match="no base at all"):
         shuffled(nothing, jax.random.key(1), 20)
     assert (jax.jit(shuffled, static_argnums=2)(nothing, jax.random.key(1), 20) == 0).all()
 
 
-def test_bad_arguments_of_shuffles():
-    with pytest.raises(ValueError, match=r"one sequence \(L, 4\), got shape \(2, 5, 4\): jax\.vmap"):
-        references.dinucleotide_shuffle(jnp.zeros((2, 5, 4)), jax.random.key(0))
-    with pytest.raises(TypeError, match=r"got int32"):
-        references.dinucleotide_shuffle(jnp.zeros((5, 4), int), jax.random.key(0))
+@pytest.mark.parametrize("kind", ["dinucleotide", "mononucleotide"])
+def test_bad_arguments_of_shuffles(kind):
+    shuffle = getattr(references, f"{kind}_shuffle")
+    with pytest.raises(ValueError, match=rf"a {kind} .* one sequence \(L, 4\), got shape \(2, 5, 4\): jax\.vmap"):
+        shuffle(jnp.zeros((2, 5, 4)), jax.random.key(0))
+    with pytest.raises(TypeError, match=rf"a {kind} .* got int32"):
+        shuffle(jnp.zeros((5, 4), int), jax.random.key(0))
+    with pytest.raises(TypeError, match=rf"a {kind} .* got the text 'ACGT'"):
+        shuffle("ACGT", jax.random.key(0))
+    with pytest.raises(ValueError, match="count=0"):
+        shuffle(jnp.eye(4), jax.random.key(0), 0)
+
+
+def test_uniform():
+    np.testing.assert_array_equal(references.uniform(jnp.ones((3, 5, 4))), np.full((5, 4), 0.25))
+    np.testing.assert_array_equal(references.uniform(jnp.ones((3, 4, 5)), channel_axis=-2), np.full((4, 5), 0.25))
+    with pytest.raises(TypeError, match="got int32"):
+        references.uniform(jnp.ones((3, 5, 4), int))
+    with pytest.raises(ValueError, match="channel_axis=2"):
+        references.uniform(jnp.ones((3, 5, 4)), channel_axis=2)
 
 
 @pytest.mark.usefixtures("x64")

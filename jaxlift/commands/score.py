@@ -18,12 +18,14 @@ from jaxlift._attribute import attribute
 from jaxlift.commands._parser import BAD_EXAMPLES, FINISHED, TERMINATED, Parser, imported, imported_model, number
 from jaxlift.genomics import targets
 from jaxlift.genomics._ensemble import ensemble
+from jaxlift.genomics._matched import MatchedRegions
 from jaxlift.genomics._windows import Windows
 from jaxlift.scoring._examples import Encoding, Examples, open_array
 from jaxlift.scoring._letters import Ambiguous, Unknown
 from jaxlift.scoring._reference import NAMES
 from jaxlift.scoring._run import Summary, explained, is_explained, score
 
+MATCHED = "gc_matched"  # the reference that needs a genome
 SAID_BY_ATTRIBUTION = (
     *("paired", "shared", "target", "head", "strands", "rule", "output", "normalize_target", "channel_axis", "layout"),
     "precision",
@@ -76,14 +78,16 @@ def add(commands: Any) -> None:
         "--reference",
         default="zeros",
         metavar="REF",
-        help=f"{', '.join(NAMES)}, frequencies such as 0.3,0.2,0.2,0.3, a file, or package.module:function of one "
-        "example [%(default)s]",
+        help=f"{', '.join(NAMES)}, {MATCHED}, frequencies such as 0.3,0.2,0.2,0.3, a file, or package.module:function "
+        "of one example [%(default)s]",
     )
     pairing = compared.add_mutually_exclusive_group()
     pairing.add_argument("--paired", action="store_true", help="the file has one reference for each example")
     pairing.add_argument("--shared", action="store_true", help="each example is compared with all in the file")
-    compared.add_argument("--shuffles", type=number(1), default=20, metavar="N", help="of each example [%(default)s]")
-    compared.add_argument("--seed", type=number(), default=0, help="of the shuffles [%(default)s]")
+    compared.add_argument(
+        "--shuffles", type=number(1), default=20, metavar="N", help="or matched regions of each example [%(default)s]"
+    )
+    compared.add_argument("--seed", type=number(), default=0, help="that they are drawn from [%(default)s]")
     add_run(parser)
     parser.set_defaults(do=_score, parser=parser)
 
@@ -129,9 +133,9 @@ def add_explained(parser: Parser) -> None:
     what.add_argument(
         "--target",
         type=_target_text,
-        help=f"an output's number, several for several axes (1,2), 'all', {', '.join(targets.NAMES)} or several of these "
-        "with commas between them, an .npy file with a number or weights for each example, or package.module:function "
-        "of the outputs [the only one]",
+        help=f"an output's number, several for several axes (1,2), 'all', {', '.join(targets.NAMES)} or several of "
+        "these with commas between them, an .npy file with a number or weights for each example, or "
+        "package.module:function of the outputs [the only one]",
     )
     what.add_argument("--head", metavar="NAME", help="which of several outputs, by its name or number")
     what.add_argument(
@@ -236,8 +240,15 @@ def _score(given: argparse.Namespace) -> int:
     pairing = {"pairing": "shared"} if given.shared else {"pairing": "paired"} if given.paired else {}
     attr = attribution_of(given, **pairing)
     axis = explained(attr).options.last_channel_axis
-    with _examples(given, axis) as examples:
-        options = run_options(given)
+    with contextlib.ExitStack() as held:
+        examples = held.enter_context(_examples(given, axis))
+        if reference == MATCHED:
+            if not isinstance(examples, Windows):
+                raise ValueError(f"--reference {MATCHED} takes windows of the genome: give --regions and --width.")
+            regions = MatchedRegions(
+                given.examples, given.width, per_region=given.shuffles, exclude=given.regions, seed=given.seed
+            )
+            reference = held.enter_context(contextlib.closing(regions))
         summary = score(
             attr,
             examples,
@@ -245,7 +256,7 @@ def _score(given: argparse.Namespace) -> int:
             reference=reference,
             shuffles=given.shuffles,
             seed=given.seed,
-            **options,
+            **run_options(given),
         )
     return ended(given, summary)
 

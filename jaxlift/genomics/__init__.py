@@ -7,6 +7,7 @@ from jaxlift.genomics import targets as targets
 from jaxlift.genomics._ensemble import Ensemble as Ensemble
 from jaxlift.genomics._ensemble import ensemble as ensemble
 from jaxlift.genomics._export import export as export
+from jaxlift.genomics._matched import MatchedRegions as MatchedRegions
 from jaxlift.genomics._regions import Regions as Regions
 from jaxlift.genomics._regions import read_regions as read_regions
 from jaxlift.genomics._variants import variants as variants

@@ -133,7 +133,9 @@ def export(
     has_rows, has_track = h5 is not None or npz is not None, bigwig is not None or bedgraph is not None
     _check_scores(store, has_rows, has_track)
     if bigwig is not None and chrom_sizes is None:
-        raise ValueError("a bigWig file needs the contigs' lengths: give chrom_sizes=, such as a file hg38.chrom.sizes.")
+        raise ValueError(
+            "a bigWig file needs the contigs' lengths: give chrom_sizes=, such as a file hg38.chrom.sizes."
+        )
 
     chosen: Dtype | None = None
     with contextlib.ExitStack() as stack:
@@ -387,8 +389,8 @@ def _pieces(regions: Regions, order: np.ndarray, values: np.ndarray) -> Iterator
         start = starts[i]
         # Twice the distance between a summit, which lies before a base, and the middle of a base.
         own = np.abs(2 * (np.arange(start, start + width) - centres[i]) + 1)
-        done = min(start - begin, len(held)) if contigs[i] == contig else len(held)
-        if done:
+        done = start - begin if contigs[i] == contig else len(held)
+        if len(held[:done]):
             yield contig, begin, held[:done]
         held, distances = held[done:], distances[done:]
         shared = len(held)

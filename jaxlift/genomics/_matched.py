@@ -11,8 +11,10 @@ import numpy as np
 
 from jaxlift._arguments import check_count
 from jaxlift.genomics._regions import Regions, read_regions
-from jaxlift.genomics._windows import Genome
+from jaxlift.genomics._windows import Genome, Windows
+from jaxlift.scoring._examples import Examples, Records, Status
 from jaxlift.scoring._letters import IS_BASE
+from jaxlift.scoring._reference import Reference
 
 # How many letters are read at once, and how many windows there are to choose from, at most.
 PIECE, MOST = 2**24, 2**21
@@ -92,6 +94,40 @@ class MatchedRegions:
         """
         places = self.places(contig, start, end, name)
         return np.stack([self.genome.letters(contig, start, start + self.width) for contig, start in places])
+
+    def of_examples(self, examples: Examples) -> Reference:
+        """What `jaxlift.score` compares windows of a genome with: their matched regions, in the same encoding.
+
+        A window for which too few match has no reference, and is reported with the reason.
+
+        Raises:
+            ValueError: if the examples are no windows of a genome, or of another width.
+        """
+        if not isinstance(examples, Windows) or examples.width != self.width:
+            raise ValueError(
+                f"matched regions of {self.width} positions are references of jaxlift.genomics.Windows of that width, "
+                f"got {examples.source} of shape {examples.shape}."
+            )
+        columns = [examples.columns[name] for name in ("contig", "start", "end", "name")]
+
+        def of_records(records: Records, first: int) -> np.ndarray:
+            made = np.zeros((len(records.values), self.per_region, *examples.shape), np.float32)
+            for i in np.flatnonzero(records.status == Status.SCORED):
+                try:
+                    made[i] = examples.encoding(self(*(column[first + i] for column in columns)))
+                except ValueError as error:
+                    records.status[i] = Status.NO_REFERENCE
+                    records.messages[first + int(i)] = str(error)
+            return made
+
+        description = {
+            "name": "gc_matched",
+            "regions": self.per_region,
+            "tolerance": self.tolerance,
+            "seed": self.seed,
+            "exclude": None if self.exclude is None else self.exclude.checksum,
+        }
+        return Reference(description, None, self.per_region, of_records)
 
     def places(self, contig: str, start: int, end: int, name: str = "") -> list[tuple[str, int]]:
         """The contigs and the starts of the same, in the order in which they were drawn."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -71,6 +72,12 @@ class Regions:
     def centre(self) -> np.ndarray:
         """The summit, or the middle where there is none."""
         return np.where(self.summit >= 0, self.summit, (self.start + self.end) // 2)
+
+    @property
+    def checksum(self) -> str:
+        """Of all columns."""
+        columns = [getattr(self, column.name).tolist() for column in fields(self)]
+        return hashlib.sha256(repr(columns).encode()).hexdigest()
 
     def write(self, path: Path) -> None:
         """Write them as narrowPeak, with the summits. Scores and signals are not known: 0 and -1."""

@@ -75,8 +75,10 @@ def variants(
     >>> _ = (folder / "genome.fa").write_text(">chr1\\nACGTACGTAC\\n")
     >>> _ = (folder / "variants.tsv").write_text("chr1\\t5\\tA\\tC\\trs1\\nchr1\\t6\\tA\\tT\\trs2\\n")
     >>> attr = jaxlift.attribute(lambda x: jnp.tanh(x[:, :, 1].sum(1)))       # of the number of Cs
-    >>> found = variants(attr, folder / "genome.fa", folder / "variants.tsv", out=folder / "v.zarr", width=4,
-    ...                  tsv=folder / "v.tsv", progress="none")
+    >>> files = {"genome": folder / "genome.fa", "vcf": folder / "variants.tsv"}
+    >>> found = jaxlift.genomics.variants(
+    ...     attr, **files, width=4, out=folder / "v.zarr", tsv=folder / "v.tsv", progress="none"
+    ... )
     >>> found.kept, found.refused
     (1, {'another reference allele': 1})
     >>> print((folder / "v.tsv").read_text().replace("\\t", " "), end="")

@@ -370,7 +370,7 @@ def _drawn(matrix: np.ndarray, n: int, key: Array | None) -> Array:
     with np.errstate(divide="ignore"):
         logits = jnp.asarray(np.log(matrix))
     letters = jax.random.categorical(key, logits, shape=(n, len(matrix)))
-    return jnp.where(matrix.any(1)[None, :, None], jax.nn.one_hot(letters, LETTERS, dtype=matrix.dtype), 0)
+    return jnp.where(jnp.asarray(matrix).any(1, keepdims=True)[None], jax.nn.one_hot(letters, LETTERS, dtype=matrix.dtype), 0)
 
 
 def _runner(

@@ -7,13 +7,14 @@
 ...     h = jnp.tanh(x @ kernel)
 ...     return {"profile": h, "counts": h.sum((1, 2))[:, None]}
 >>> x = jax.nn.one_hot(jnp.array([[0, 1, 2, 3, 3]]), 4)
->>> both = targets.named(counts=targets.log_counts("counts"), profile=targets.profile("profile", softmax="held"))
+>>> both = targets.named(counts=targets.log_counts(), profile=targets.profile(softmax="held"))
 >>> jaxlift.attribute(model, target=both)(x, reference=jnp.zeros((5, 4))).shape
 (1, 2, 5, 4)
 
 Each function makes a target, for `target=` of `jaxlift.attribute` and of other methods. `head` says which of a model's
 outputs it is made of: the key of a dictionary, the field of a named tuple or of a module, the number in a list or a
-tuple; or a tuple of these that leads to an output further inside. It is left out where the model returns one array.
+tuple; or a tuple of these that leads to an output further inside. It may be left out where the model returns one array,
+or calls the heads of these targets ``counts`` and ``profile``.
 """
 
 from __future__ import annotations
@@ -55,11 +56,11 @@ def log_counts(head: Head = None) -> Outputs:
     `chrombpnet`, ``tf.reduce_sum(model.outputs[1], axis=-1)``), and bpnet-lite, whose models have one track
     (`CountWrapper`).
 
-    >>> log_counts("counts")({"counts": jnp.array([[1.0, 2.0]])})
+    >>> log_counts()({"counts": jnp.array([[1.0, 2.0]]), "profile": jnp.zeros((1, 5))})
     Array([3.], dtype=float32)
 
     Args:
-        head: which output.
+        head: which output; left out, that called ``counts``, or the only one.
 
     Returns:
         A target, a function of the model's outputs.
@@ -69,7 +70,7 @@ def log_counts(head: Head = None) -> Outputs:
     """
 
     def target(outputs: Any) -> Array:
-        y = picked(outputs, head)
+        y = picked(outputs, head, "counts")
         if y.ndim not in (1, 2):
             raise ValueError(
                 f"log counts have the shape (N,) or (N, K), but the head has {y.shape}. For an output with positions "
@@ -99,7 +100,8 @@ def profile(
     [0.01, 0.02, 0.98]
 
     Args:
-        head: which output: logits `(N, L)` or `(N, L, K)`, in any order of axes after the batch's.
+        head: which output: logits `(N, L)` or `(N, L, K)`, in any order of axes after the batch's. Left out, that
+            called ``profile``, or the only one.
         softmax: whether what the softmax comes to is explained or held constant.
         axis: the axes of one example along which probabilities sum to 1, as 0 for those of `(L, K)` where each track
             has a profile of its own; the target is then the sum over tracks. Left out, all: bpnet-lite has one softmax
@@ -120,7 +122,7 @@ def profile(
         return tuple(checked_axis("axis", each, logits.ndim - 1) + 1 for each in given)
 
     def centred(outputs: Any) -> Array:
-        logits = picked(outputs, head)
+        logits = picked(outputs, head, "profile")
         axes = axes_of(logits)
         if np.prod([logits.shape[each] for each in axes]) < 2:
             raise ValueError(
@@ -216,8 +218,8 @@ def mask(windows: Any, intervals: Iterable[Any], *, length: int, bin: int = 1, o
 
     Args:
         windows: what the model sees: `jaxlift.genomics.Windows`, or columns ``contig``, ``start``, ``end`` and, if not
-            all are of the genome's strand, ``strand``, where "-" is the reverse complement: a mapping, or an object with
-            such attributes. 0-based and half-open.
+            all are of the genome's strand, ``strand``, where "-" is the reverse complement: a mapping, or an object
+            with such attributes. 0-based and half-open.
         intervals: ``(contig, start, end)``, 0-based and half-open: for all windows; or a list of them for each window.
         length: how many positions the output has.
         bin: how many bases are one position of the output.
@@ -416,8 +418,16 @@ def held(target: Any) -> Held:
     return Held(jax.vmap(lambda y: weights_of(y, target, normalize=False)), partial(picked, head=None))
 
 
-def picked(outputs: Any, head: Head) -> Array:
-    """The output that a head names, an array, or the error that says which there are."""
+def picked(outputs: Any, head: Head, usual: str | None = None) -> Array:
+    """The output that a head names, an array, or the error that says which there are.
+
+    Args:
+        outputs: of a model.
+        head: as for all targets. None is the `usual` one, if there is a head of this name, or the only one.
+        usual: what the head is called in most models.
+    """
+    if head is None and any(str(name) == usual for name, _ in _inside(outputs)):
+        head = usual
     for key in () if head is None else head if isinstance(head, tuple) else (head,):
         inside = _inside(outputs)
         found = [child for i, (name, child) in enumerate(inside) if str(key) == str(name) or key == i]

@@ -345,6 +345,9 @@ class Encoding:
         return (length, len(BASES)) if self.channel_axis % 2 else (len(BASES), length)
 
 
+PLAIN = Encoding()
+
+
 def keys_of(names: Iterable[str]) -> np.ndarray:
     """A number for each name, `(n,)` uint32, which is the same in every file and every run."""
     return np.array([zlib.crc32(name.encode()) for name in names], np.uint32)
@@ -366,7 +369,7 @@ class FastaExamples(Examples):
             f"model takes.{axis}"
         )
 
-    def __init__(self, path: Path, encoding: Encoding = Encoding()) -> None:
+    def __init__(self, path: Path, encoding: Encoding = PLAIN) -> None:
         self.source, self.encoding = str(path), encoding
         self.file: Any = (gzip.open if path.suffix == ".gz" else open)(path, "rb")  # for as long as the run
         self.close = self.file.close
@@ -531,7 +534,7 @@ def npy_header(file: Any, source: str, needs_axis: bool = False) -> tuple[tuple[
     return shape, fortran, dtype
 
 
-def open_array(text: str | Path, encoding: Encoding = Encoding()) -> Examples:
+def open_array(text: str | Path, encoding: Encoding = PLAIN) -> Examples:
     """The array in a file: ``path``, or ``path:name`` where the file has several.
 
     Args:
@@ -629,7 +632,7 @@ def _like_first(item: Any, source: str) -> tuple[tuple[int, ...], np.dtype]:
     return first.shape, numeric(first.dtype, source)
 
 
-def open_examples(examples: Any, encoding: Encoding = Encoding()) -> Examples:
+def open_examples(examples: Any, encoding: Encoding = PLAIN) -> Examples:
     """Examples from whatever a user has them in; those of a FASTA file in this encoding."""
     if isinstance(examples, Examples):
         return examples

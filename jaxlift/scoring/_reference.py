@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +14,27 @@ from jax import Array
 
 from jaxlift import references
 from jaxlift.scoring import _identity
-from jaxlift.scoring._examples import ArrayExamples, Encoding, Examples, Records, Status, channels, open_array
+from jaxlift.scoring._examples import (
+    PLAIN,
+    ArrayExamples,
+    Encoding,
+    Examples,
+    Records,
+    Status,
+    channels,
+    open_array,
+)
 
 NAMES = ("zeros", "uniform", "mean", "frequencies", "dinucleotide_shuffle", "mononucleotide_shuffle")
-Given = str | Path | np.ndarray | Array | Examples | Callable[[np.ndarray], Any] | None
+
+
+class OfExamples(Protocol):
+    """What makes the reference of a run from its examples, such as `jaxlift.genomics.MatchedRegions`."""
+
+    def of_examples(self, examples: Examples) -> Reference: ...
+
+
+Given = str | Path | np.ndarray | Array | Examples | OfExamples | Callable[[np.ndarray], Any] | None
 
 
 @dataclass
@@ -50,7 +67,7 @@ def read_reference(
     shuffles: int,
     seed: int,
     stored: np.ndarray | None,
-    encoding: Encoding = Encoding(),
+    encoding: Encoding = PLAIN,
 ) -> Reference:
     """What a user's `reference=` means beside these examples.
 
@@ -68,6 +85,8 @@ def read_reference(
         return Reference(None)
     if isinstance(given, Examples):
         return _of_array(given, examples, paired, shared)
+    if hasattr(given, "of_examples"):
+        return cast(OfExamples, given).of_examples(examples)
     if callable(given):
         return _of_function(given, examples)
     if isinstance(given, str) and _is_numbers(given):

@@ -114,13 +114,13 @@ def score(
             with ``:name`` after it where the file has several arrays. Numbers that aren't floating-point are made so.
             Records of a FASTA file are one-hot along the `channel_axis` that `attr` was given: `(L, 4)` as it comes.
         out: the store's path, on a file system that all processes share.
-        reference: ``"zeros"``; ``"uniform"``, the same share of each letter; frequencies of the letters, such as ``[0.3,
-            0.2, 0.2, 0.3]``; ``"mean"`` of all examples; ``"frequencies"`` of the channels in all examples;
+        reference: ``"zeros"``; ``"uniform"``, the same share of each letter; frequencies of the letters, such as
+            ``[0.3, 0.2, 0.2, 0.3]``; ``"mean"`` of all examples; ``"frequencies"`` of the channels in all examples;
             ``"dinucleotide_shuffle"`` or ``"mononucleotide_shuffle"``; an array, or the path of one, read by its rank
-            as by `attr`, `(N, R, ...)` for several references of each example; or a function of one example (NumPy, on
-            the host) that returns one reference or several. Or None, for a rule that needs none. Frequencies and
-            shuffles are along the `channel_axis` of `attr`. Where there are as many references as examples, `attr` has
-            to say how they pair.
+            as by `attr`, `(N, R, ...)` for several references of each example; `jaxlift.genomics.MatchedRegions`; or a
+            function of one example (NumPy, on the host) that returns one reference or several. Or None, for a rule that
+            needs none. Frequencies and shuffles are along the `channel_axis` of `attr`. Where there are as many
+            references as examples, `attr` has to say how they pair.
         shuffles, seed: how many shuffles each example is compared with, and what they are drawn from. An example's
             shuffles depend on the seed and on its place in the genome, its name in a FASTA file, or else its number,
             and on nothing else.
