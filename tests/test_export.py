@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import h5py
@@ -12,15 +13,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pybigtools
+import pyBigWig
 import pytest
 import scored
 import zarr
 
 import jaxlift
 from jaxlift.commands._main import main
-from jaxlift.genomics import Regions, Windows, read_regions
+from jaxlift.genomics import Regions, Windows, _export, read_regions
 from jaxlift.genomics._export import _joined, _pieces, export
 from jaxlift.scoring import _run
+from jaxlift.scoring._store import Store
 
 WIDTH = 40
 LENGTHS = {"chr2": 300, "chr1": 600, "chr10": 50}  # in an order that is neither that of names nor that of numbers
@@ -187,7 +190,7 @@ def test_dtype_as_asked(store, tmp_path):
     with h5py.File(tmp_path / "s.h5") as file:
         np.testing.assert_array_equal(file["shap/seq"][...], rows(store)[1])
     with pytest.raises(ValueError, match="dtype='float64': expected"):
-        export(store, h5=tmp_path / "s.h5", dtype="float64")  # pyright: ignore[reportArgumentType]
+        export(store, h5=tmp_path / "s.h5", dtype="float64")
 
 
 def test_bigwig_has_each_base_once(store, tmp_path):
@@ -384,7 +387,7 @@ def test_a_file_is_complete_or_what_it_was(store, tmp_path, monkeypatch):
     names = {"s.h5", "s.ohe.npz", "s.hyp.npz", "s.bw", "s.gz", "s.narrowPeak"}
     for name in names:
         (tmp_path / name).write_text("before")
-    whole = jaxlift.scoring._store.Store.one_hot
+    whole = Store.one_hot
 
     def cut_short(self, start, stop):
         if start:
@@ -392,13 +395,31 @@ def test_a_file_is_complete_or_what_it_was(store, tmp_path, monkeypatch):
         return whole(self, start, stop)
 
     with monkeypatch.context() as patch:
-        patch.setattr(jaxlift.scoring._store.Store, "one_hot", cut_short)
+        patch.setattr(Store, "one_hot", cut_short)
         with pytest.raises(OSError, match="the disk is gone"):
             export(store, **files, chrom_sizes=LENGTHS)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(names, "before")
     export(store, **files, chrom_sizes=LENGTHS)
     assert {path.name for path in tmp_path.iterdir()} == names
     assert b"before" not in {path.read_bytes() for path in tmp_path.iterdir()}
+
+
+def test_a_bigwig_that_is_cut_short(store, tmp_path, monkeypatch):
+    """As pyBigWig leaves one on a full disk, without an error."""
+
+    class Cut:
+        def __init__(self, path, mode):
+            self.path, self.file = Path(path), pyBigWig.open(path, mode)
+            self.addHeader, self.addEntries = self.file.addHeader, self.file.addEntries
+
+        def close(self):
+            self.file.close()
+            os.truncate(self.path, self.path.stat().st_size - 10)
+
+    monkeypatch.setattr(_export, "extra", lambda name: types.SimpleNamespace(open=Cut))
+    with pytest.raises(OSError, match="could not be written to its end"):
+        export(store, bigwig=tmp_path / "s.bw", chrom_sizes=LENGTHS)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_store_without_scores(fasta, tmp_path):

@@ -125,6 +125,13 @@ def test_windows(files, channel_axis, unknown, ambiguous):
     assert [*found.columns["strand"]] == [strand for *_, strand in kept]
 
 
+def test_windows_as_wide_as_their_regions(files):
+    (files / "even.bed").write_text("chr1\t100\t140\nchr1\t301\t341\n")
+    found = windows(files, "even.bed", width=None)
+    assert found.columns["start"].tolist() == [100, 301]
+    assert found.shape == (40, 4)
+
+
 def test_windows_of_one_strand(files):
     found = windows(files, stranded=False)
     np.testing.assert_array_equal(found[2], windows(files)[2][::-1, ::-1])
@@ -319,7 +326,7 @@ def test_the_command(files, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["--regions", "peaks.narrowPeak"], ["--regions needs --width"]),
+        (["--regions", "peaks.narrowPeak"], ["regions have 20 to 200 positions", "--width"]),
         (["--width", "40"], ["--width is for windows of a genome: give --regions"]),
         (["--regions", "nowhere.bed", "--width", "40"], ["nowhere.bed"]),
         (["--regions", "peaks.narrowPeak", "--width", "40", "--target", "count"], ["count", "counts"]),
@@ -404,4 +411,4 @@ def test_matched_regions_as_references(files, monkeypatch, capsys):
     assert main([*run, "--regions", "peaks.narrowPeak", "--width", "40", "--out", "u"]) == 3
     assert "fewer than the 30 that are wanted" in capsys.readouterr().err
     assert main([*run, "--out", "v"]) == 2
-    assert "give --regions and --width" in capsys.readouterr().err
+    assert "give --regions." in capsys.readouterr().err

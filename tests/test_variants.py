@@ -17,7 +17,7 @@ from test_scoring import compiled_once, environment, read, same
 
 import jaxlift
 from jaxlift.commands._main import main
-from jaxlift.genomics import targets
+from jaxlift.genomics import export, targets
 from jaxlift.genomics._variants import COLUMNS, Alleles, variants, variants_table
 from jaxlift.genomics._windows import Genome
 from jaxlift.scoring import Status, StoreError
@@ -399,6 +399,13 @@ class TestTable:
         rows = table(tmp_path / "s.tsv")
         assert [row["status"] for row in rows[:4]] == ["malformed"] * 3 + ["scored"]
         assert rows[0]["effect"] == "nan"
+
+
+def test_is_no_track(genome, tmp_path):
+    """Both alleles are at the same place, where a track has one value."""
+    variants(attr, genome, written(tmp_path / "v.vcf", VARIANTS[:2]), out=tmp_path / "s", width=WIDTH, progress="none")
+    with pytest.raises(ValueError, match="both alleles of each variant, at the same place"):
+        export(tmp_path / "s", bedgraph=tmp_path / "s.bedgraph")
 
 
 def test_interrupted(genome, tmp_path, monkeypatch):

@@ -17,8 +17,8 @@ def add(commands: Any) -> None:
         "export",
         help="files for TF-MoDISco, Fi-NeMo and genome browsers",
         description="Write a store's scores in the formats of other tools, several at once if you like. Examples "
-        "without scores are left out, and the others have the same order in all files. Files that are there are "
-        "replaced, each once it is complete.",
+        "without scores are left out; rows of H5, npz and narrowPeak files are in the store's order. Files that are "
+        "there are replaced, each once it is complete.",
     )
     parser.add_argument("store", type=Path)
     files = parser.add_argument_group("what is written")

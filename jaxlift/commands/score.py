@@ -67,7 +67,9 @@ def add(commands: Any) -> None:
         help="the examples are windows of a genome, a FASTA file, centred on the regions in this file, BED of three "
         "columns to narrowPeak, at their summits if they have them",
     )
-    genome.add_argument("--width", type=number(1), metavar="L", help="positions that the model takes")
+    genome.add_argument(
+        "--width", type=number(1), metavar="L", help="positions that the model takes [those of each region]"
+    )
     genome.add_argument(
         "--unstranded", action="store_true", help="read regions on strand - as the others, not as reverse complement"
     )
@@ -244,9 +246,9 @@ def _score(given: argparse.Namespace) -> int:
         examples = held.enter_context(_examples(given, axis))
         if reference == MATCHED:
             if not isinstance(examples, Windows):
-                raise ValueError(f"--reference {MATCHED} takes windows of the genome: give --regions and --width.")
+                raise ValueError(f"--reference {MATCHED} takes windows of the genome: give --regions.")
             regions = MatchedRegions(
-                given.examples, given.width, per_region=given.shuffles, exclude=given.regions, seed=given.seed
+                given.examples, examples.width, per_region=given.shuffles, exclude=given.regions, seed=given.seed
             )
             reference = held.enter_context(contextlib.closing(regions))
         summary = score(
@@ -268,8 +270,6 @@ def _examples(given: argparse.Namespace, axis: int) -> contextlib.closing[Exampl
             if getattr(given, name):
                 raise ValueError(f"--{name} is for windows of a genome: give --regions too.")
         return contextlib.closing(open_array(given.examples, Encoding(given.unknown, given.ambiguous, axis)))
-    if given.width is None:
-        raise ValueError("--regions needs --width, the number of positions that the model takes.")
     windows = Windows(
         given.examples,
         given.regions,

@@ -6,11 +6,14 @@ What it needs beside JAX and NumPy is the extra ``jaxlift[genomics]``, and is im
 from jaxlift.genomics import targets as targets
 from jaxlift.genomics._ensemble import Ensemble as Ensemble
 from jaxlift.genomics._ensemble import ensemble as ensemble
+from jaxlift.genomics._export import Exported as Exported
 from jaxlift.genomics._export import export as export
 from jaxlift.genomics._matched import MatchedRegions as MatchedRegions
 from jaxlift.genomics._regions import Regions as Regions
 from jaxlift.genomics._regions import read_regions as read_regions
+from jaxlift.genomics._variants import VariantSummary as VariantSummary
 from jaxlift.genomics._variants import variants as variants
+from jaxlift.genomics._variants import variants_table as variants_table
 from jaxlift.genomics._windows import Windows as Windows
 from jaxlift.genomics.experiments import ablate as ablate
 from jaxlift.genomics.experiments import marginalize as marginalize

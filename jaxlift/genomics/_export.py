@@ -23,6 +23,7 @@ from jaxlift.genomics._regions import Regions
 from jaxlift.genomics._windows import Genome, _some
 from jaxlift.scoring._examples import Status
 from jaxlift.scoring._extra import extra
+from jaxlift.scoring._files import appearing
 from jaxlift.scoring._store import Store
 
 Dtype = Literal["float16", "float32"]
@@ -133,21 +134,19 @@ def export(
     has_rows, has_track = h5 is not None or npz is not None, bigwig is not None or bedgraph is not None
     _check_scores(store, has_rows, has_track)
     if bigwig is not None and chrom_sizes is None:
-        raise ValueError(
-            "a bigWig file needs the contigs' lengths: give chrom_sizes=, such as a file hg38.chrom.sizes."
-        )
+        raise ValueError("a bigWig file needs the contigs' lengths: give chrom_sizes=, such as hg38.chrom.sizes.")
 
     chosen: Dtype | None = None
     with contextlib.ExitStack() as stack:
 
         def opened(path: str | Path, made: Callable[..., Any], *about: Any) -> Any:
-            return stack.enter_context(made(stack.enter_context(_appearing(Path(path))), *about))
+            return stack.enter_context(made(stack.enter_context(appearing(Path(path))), *about))
 
         takers: list[Take] = []
         if has_track or narrowpeak is not None:
             regions = _regions(store, kept)
             if narrowpeak is not None:
-                replace(regions, summit=regions.centre).write(stack.enter_context(_appearing(Path(narrowpeak))))
+                replace(regions, summit=regions.centre).write(stack.enter_context(appearing(Path(narrowpeak))))
             if has_track:
                 lengths = {} if chrom_sizes is None else _lengths(chrom_sizes)
                 order = _order(regions, lengths)
@@ -236,6 +235,11 @@ def _regions(store: Store, kept: np.ndarray) -> Regions:
             f"{store.path} doesn't say where in a genome its examples are (it has no columns {', '.join(missing)}), "
             "which bigWig, bedGraph and narrowPeak need: score a genome with `--regions`, in Python Windows(...)."
         )
+    if "explained" in store.columns:
+        raise ValueError(
+            f"{store.path} has both alleles of each variant, at the same place, and a track has one value there: read "
+            "their scores from the store."
+        )
     regions = Regions(**{name: column[kept] for name, column in columns.items() if column is not None})
     width = store.arrays[store.output].shape[-3 - store.letters_axis]
     wrong = np.flatnonzero(regions.end - regions.start != width)
@@ -312,17 +316,6 @@ def _batches(store: Store, kept: np.ndarray, target: str | None) -> Iterator[tup
         one_hot[is_reverse] = one_hot[is_reverse, ::-1, ::-1]
         one_hot = one_hot.transpose(0, 2, 1)
         yield one_hot, scores, one_hot * scores
-
-
-@contextlib.contextmanager
-def _appearing(path: Path) -> Iterator[Path]:
-    """A name to write a file under, which gets its own when it is complete."""
-    draft = path.with_name(f".{path.name}.draft")
-    try:
-        yield draft
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -418,12 +411,18 @@ def _joined(pieces: Iterable[Run]) -> Iterator[Run]:
 
 @contextlib.contextmanager
 def _bigwig(path: Path, lengths: Mapping[str, int]) -> Iterator[Write]:
+    path.touch()  # pyBigWig doesn't say what is the matter where this fails
     file = extra("pyBigWig").open(str(path), "w")
     try:
         file.addHeader(list(lengths.items()))
         yield lambda contig, start, values: file.addEntries(contig, start, values=values, span=1, step=1)
     finally:
         file.close()
+    with path.open("rb") as written:  # it ends as it begins, unless a disk was full, which pyBigWig passes over
+        first = written.read(4)
+        written.seek(-4, io.SEEK_END)
+        if written.read() != first:
+            raise OSError(f"the bigWig file could not be written to its end: is the disk of {path.parent} full?")
 
 
 @contextlib.contextmanager

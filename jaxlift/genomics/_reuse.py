@@ -3,8 +3,8 @@ computed again.
 
 A changed position reaches a window of positions of each layer of convolutions. These windows are known when the program
 is traced, but for where they begin; so the program is evaluated on windows, filled up at their ends with values of the
-unchanged input, up to the first operation that mixes all positions. Sums and products over the positions are
-updated by what the window changed, maxima by the largest values before and after it. From the first operation on that
+unchanged input, up to the first operation that mixes all positions. Sums over the positions are updated by what the
+window changed, maxima by the largest values before and after it. From the first operation on that
 isn't known here the whole array is computed.
 """
 
@@ -66,7 +66,6 @@ class Window:
     Attributes:
         reference: the whole array as it was.
         values: the window: an array like that, but shorter along the axis.
-        merged: the shape that the array has been given since, in which the axis is a part of a longer one.
     """
 
     reference: Array
@@ -75,7 +74,6 @@ class Window:
     first: int = 0
     stride: int = 1
     mirrored: bool = False
-    merged: tuple[int, ...] | None = None
 
     @property
     def size(self) -> int:
@@ -119,11 +117,9 @@ class _Evaluation:
         """The outputs of one equation."""
         if not any(isinstance(operand, Window | Whole) for operand in operands):
             return versions.bind(eqn, operands)
-        rule = _RULES.get(eqn.primitive)
-        outputs = None
+        rule, outputs = _RULES.get(eqn.primitive), None
         if rule and not any(isinstance(operand, Whole) for operand in operands):
-            is_merged = any(isinstance(operand, Window) and operand.merged for operand in operands)
-            outputs = None if is_merged and rule not in _OF_MERGED else rule(self, eqn, operands)
+            outputs = rule(self, eqn, operands)
         if outputs is None:
             outputs = map(Whole, versions.bind(eqn, [self.whole(operand) for operand in operands]))
         return list(outputs)
@@ -142,8 +138,7 @@ class _Evaluation:
         wide = [(value.size, value.size, 0) if axis == value.axis else (0, 0, 0) for axis in range(value.values.ndim)]
         array = lax.pad(value.reference, jnp.zeros((), value.reference.dtype), wide)
         array = lax.dynamic_update_slice_in_dim(array, value.values, place + value.size, value.axis)
-        array = lax.slice_in_dim(array, value.size, value.size + value.length, axis=value.axis)
-        return array if value.merged is None else array.reshape(value.merged)
+        return lax.slice_in_dim(array, value.size, value.size + value.length, axis=value.axis)
 
     def held(self, array: Array, like: Window, first: int, size: int, fill: Any = 0, step: int = 1) -> Array:
         """A part of an unchanged array, of as many positions as a window's, beyond whose ends stands `fill`.
@@ -208,11 +203,6 @@ def _elementwise(of: _Evaluation, eqn: JaxprEqn, operands: Sequence[Any]) -> lis
     like = windows[0]
     if any(window.grid != like.grid for window in windows):
         return None
-    if like.merged:
-        if any(operand is not like and np.ndim(operand) for operand in operands):
-            return None
-        values = versions.bind(eqn, [like.values if operand is like else operand for operand in operands])
-        return _windows(eqn, operands, values, like)
     first = min(window.first for window in windows)
     size = max(window.first + window.size for window in windows) - first
     if size >= like.length:
@@ -343,17 +333,6 @@ def _reshaped(of: _Evaluation, eqn: JaxprEqn, operands: Sequence[Any]) -> list[W
         if size == window.length and math.prod(shape[:axis]) == before:
             values = _with(eqn, [window.values], new_sizes=_replaced(shape, axis, window.size))
             return _windows(eqn, operands, values, replace(window, axis=axis))
-    return [replace(window, merged=shape)] if _axes_of_merged(old, shape, window.axis) else None
-
-
-def _axes_of_merged(old: Sequence[int], shape: Sequence[int], axis: int) -> tuple[int, range] | None:
-    """The axis of a new shape that an axis is a part of, and all old axes that this is made of."""
-    for new, size in enumerate(shape):
-        for start in range(axis + 1):
-            for stop in range(axis + 1, len(old) + 1):
-                is_made_of = math.prod(old[start:stop]) == size and list(old[:start]) == list(shape[:new])
-                if is_made_of and list(old[stop:]) == list(shape[new + 1 :]):
-                    return new, range(start, stop)
     return None
 
 
@@ -380,39 +359,27 @@ def _reduced(of: _Evaluation, eqn: JaxprEqn, operands: Sequence[Any]) -> list[An
     return None
 
 
-def _multiplied(of: _Evaluation, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any] | None:
-    """Matrix products. One over the positions is changed by the product with what the window changed."""
+def _multiplied(of: _Evaluation, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Window] | None:
+    """Matrix products at each position. (In one over the positions, a part of the matrix for each window would take
+    longer to read than the whole product takes.)
+    """
     if all(isinstance(operand, Window) for operand in operands):
         return None
     i = 0 if isinstance(operands[0], Window) else 1
-    window, matrix = operands[i], jnp.asarray(operands[1 - i])
+    window, other = operands[i], operands[1 - i]
     contracted, batch = eqn.params["dimension_numbers"]
-    shape = window.merged or window.reference.shape
-    axis, parts = _axes_of_merged(window.reference.shape, shape, window.axis) or (None, range(0))
-    if axis in contracted[i]:
-        # The matrix with the axes of which the contracted one is made, and of these positions those of the window.
-        other = contracted[1 - i][contracted[i].index(axis)]
-        sizes = window.reference.shape[parts.start : parts.stop]
-        matrix = matrix.reshape(*matrix.shape[:other], *sizes, *matrix.shape[other + 1 :])
-        like = replace(window, axis=other + window.axis - parts.start)
-        matrix = lax.collapse(of.held(matrix, like, window.first, window.size), other, other + len(parts))
-        change = lax.collapse(of.difference(window), parts.start, parts.stop)
-        [total] = versions.bind(eqn, _replaced(operands, i, window.reference.reshape(shape)))
-        [change] = versions.bind(eqn, [change, matrix] if i == 0 else [matrix, change])
-        return [Whole(total + change)]
-    if axis in batch[i] or axis is None or window.merged:
+    if window.axis in (*contracted[i], *batch[i]):
         return None
-    free = [axis for axis in range(len(shape)) if axis not in (*contracted[i], *batch[i])]
-    before = len(batch[0]) + (i and matrix.ndim - len(contracted[0]) - len(batch[0]))  # the axes that come first
+    free = [axis for axis in range(window.values.ndim) if axis not in (*contracted[i], *batch[i])]
+    before = len(batch[0]) + (i and np.ndim(other) - len(contracted[0]) - len(batch[0]))  # the axes that come first
     values = versions.bind(eqn, _replaced(operands, i, window.values))
-    return _windows(eqn, operands, values, replace(window, axis=before + free.index(axis)))
+    return _windows(eqn, operands, values, replace(window, axis=before + free.index(window.axis)))
 
 
 # What is done with the equations of a primitive that has windows among its operands; it gives None where it must be
 # given the whole arrays.
 _SUMS, _MAXIMA = frozenset(primitives("reduce_sum")), frozenset(primitives("reduce_max"))
 _POOLED_SUMS = frozenset(primitives("reduce_window_sum"))
-_OF_MERGED = frozenset((_elementwise, _multiplied))
 _RULES: dict[Any, Callable[..., list[Any] | None]] = {}
 for _rule, _members in {
     _elementwise: ELEMENTWISE,

@@ -20,10 +20,10 @@ import jax
 import numpy as np
 
 from jaxlift._arguments import check_count
-from jaxlift.genomics._export import _appearing
 from jaxlift.genomics._windows import Genome
 from jaxlift.scoring._examples import DamagedError, Encoding, Examples, MalformedError, Status, reading
 from jaxlift.scoring._extra import extra
+from jaxlift.scoring._files import appearing
 from jaxlift.scoring._letters import BASES, Ambiguous, Unknown
 from jaxlift.scoring._run import Summary, explained, score
 from jaxlift.scoring._store import Store
@@ -266,7 +266,7 @@ class Alleles(Examples):
         if not self.refused:
             path.unlink(missing_ok=True)  # of an earlier run, of other variants
             return []
-        with _appearing(path) as draft, draft.open("w") as file:
+        with appearing(path) as draft, draft.open("w") as file:
             print(*COLUMNS, "reason", sep="\t", file=file)
             for variant, reason, detail in self.refused:
                 print(*variant.row(), f"{reason}: {detail}", sep="\t", file=file)
@@ -438,7 +438,7 @@ def variants_table(store: Store | str | Path, tsv: str | Path, *, log_counts: bo
         header += [f"{number}{suffix}" for number in (*NUMBERS, *(OF_COUNTS if name in logs else ()))]
     step = 2 * store.chunk
     Path(tsv).parent.mkdir(parents=True, exist_ok=True)
-    with _appearing(Path(tsv)) as draft, draft.open("w") as file:
+    with appearing(Path(tsv)) as draft, draft.open("w") as file:
         print(*header, "status", sep="\t", file=file)
         for start in range(0, store.count, step):
             part = slice(start, min(start + step, store.count))

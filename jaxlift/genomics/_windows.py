@@ -15,6 +15,7 @@ from jaxlift._arguments import check_count
 from jaxlift.genomics._regions import Regions, read_regions
 from jaxlift.scoring._examples import Encoding, Examples, keys_of, reading
 from jaxlift.scoring._extra import extra
+from jaxlift.scoring._files import appearing
 from jaxlift.scoring._letters import BASES, Ambiguous, Unknown, reverse_complement
 
 
@@ -63,7 +64,7 @@ class Windows(Examples):
     Args:
         genome: the path of a FASTA file, which is indexed if it isn't yet.
         regions: `Regions`, or the path of a BED file (see `read_regions`).
-        width: how many positions the model takes.
+        width: how many positions the model takes; left out, as many as all regions have.
         stranded: whether regions on strand ``"-"`` are read as their reverse complement.
         channel_axis: -1 for examples `(width, 4)`, -2 for `(4, width)`.
         unknown: N as ``"zeros"``, or as ``"quarters"`` of each base.
@@ -85,17 +86,18 @@ class Windows(Examples):
         self,
         genome: str | Path,
         regions: Regions | str | Path,
-        width: int,
+        width: int | None = None,
         *,
         stranded: bool = True,
         channel_axis: int = -1,
         unknown: Unknown = "zeros",
         ambiguous: Ambiguous = "unknown",
     ) -> None:
-        check_count("width", width)
-        self.encoding, self.width = Encoding(unknown, ambiguous, channel_axis), width
-        self.shape, self.dtype = self.encoding.shape(width), np.dtype(np.float32)
         given = regions if isinstance(regions, Regions) else read_regions(regions)
+        self.width = width = _width(given) if width is None else width
+        check_count("width", width)
+        self.encoding = Encoding(unknown, ambiguous, channel_axis)
+        self.shape, self.dtype = self.encoding.shape(width), np.dtype(np.float32)
         self.genome = Genome(genome)
         self.close = self.genome.close
         start = given.centre - width // 2
@@ -171,7 +173,8 @@ class Windows(Examples):
         if not len(self.left_out):
             path.unlink(missing_ok=True)  # of an earlier run, of other regions
             return []
-        self.regions.write(path)
+        with appearing(path) as draft:
+            self.regions.write(draft)
         return [f"{self._why_left_out()} The {self.count} others are in {path}."]
 
     def _why_left_out(self) -> str:
@@ -190,6 +193,16 @@ class Windows(Examples):
                 f"{_some([*missing])}; it has {_some([*self.genome.lengths])}."
             )
         return " ".join(said)
+
+
+def _width(regions: Regions) -> int:
+    """How many positions all regions have."""
+    widths = np.unique(regions.end - regions.start)
+    if len(widths) > 1:
+        raise ValueError(
+            f"regions have {widths[0]} to {widths[-1]} positions: say how many the model takes, with width=."
+        )
+    return int(widths[0])
 
 
 def _count(number: int, what: str) -> str:

@@ -252,9 +252,9 @@ def saturation(
     """The effects of all single substitutions: `jaxlift.mutagenesis`, without computing again what can't change.
 
     A substitution reaches a window of positions of each convolution, elementwise operation and pooling. Only these
-    windows are computed, up to what mixes all positions; sums and matrix products over the positions are updated by the
-    windows' change. From the first operation on that isn't one of those (attention, a recurrence), or where
-    the window is as long as the sequence, everything is computed. The scores are those of `jaxlift.mutagenesis` to
+    windows are computed; sums, means and maxima over the positions are updated by what changed there. From the first
+    operation on that isn't one of those (a dense layer of all positions, attention, a recurrence), or from where the
+    window is as long as the sequence, everything is computed. The scores are those of `jaxlift.mutagenesis` to
     rounding, in any case.
 
     >>> import jax.numpy as jnp
@@ -370,7 +370,8 @@ def _drawn(matrix: np.ndarray, n: int, key: Array | None) -> Array:
     with np.errstate(divide="ignore"):
         logits = jnp.asarray(np.log(matrix))
     letters = jax.random.categorical(key, logits, shape=(n, len(matrix)))
-    return jnp.where(jnp.asarray(matrix).any(1, keepdims=True)[None], jax.nn.one_hot(letters, LETTERS, dtype=matrix.dtype), 0)
+    is_drawn = jnp.asarray(matrix).any(1, keepdims=True)[None]
+    return jnp.where(is_drawn, jax.nn.one_hot(letters, LETTERS, dtype=matrix.dtype), 0)
 
 
 def _runner(
