@@ -25,9 +25,9 @@ import zarr
 from test_scoring import compiled_once, environment, fasta, read, started
 
 import jaxlift
-from jaxlift.scoring import _progress
 from jaxlift.commands._main import main
 from jaxlift.commands._parser import imported_model
+from jaxlift.scoring import _progress
 
 __all__ = ["compiled_once"]
 X = scored.sequences(30)

@@ -99,7 +99,10 @@ WINDOWED = {
     "padding": lambda x: jnp.pad(conv(x, FIRST), ((0, 0), (3, 4), (0, 0)), constant_values=0.5).max(1),
     "depthwise": lambda x: pool(jax.nn.softplus(conv(x, DEPTHWISE, feature_group_count=4)), 5, 2, "SAME").max(1),
     "dilated pooling": lambda x: pool(conv(x, FIRST), 3, 2, "SAME", window_dilation=(1, 3, 1)).sum(1),
+    "a dense layer at each position": lambda x: jnp.einsum("ck,nlc->nlk", HEAD, conv(x, FIRST)).max(1),
     "positions to channels": lambda x: jnp.einsum("lk,nlc->nkc", OVER, conv(x, FIRST)),
+    "the sequence itself": lambda x: x[:, 3:5],
+    "a constant": lambda x: jnp.ones((len(x), 2)),
     "an image of one row": lambda x: lax.conv_general_dilated(
         x[:, None], PLANE, (1, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     ).max(2)[:, 0],
@@ -116,8 +119,6 @@ WHOLE = {
     "transposed convolution": lambda x: lax.conv_general_dilated(
         x, FIRST, (1,), [(2, 3)], lhs_dilation=(2,), dimension_numbers=("NWC", "WIO", "NWC")
     ).max(1),
-    "the sequence itself": lambda x: x[:, 3:5].reshape(len(x), -1),
-    "a constant": lambda x: jnp.ones((len(x), 2)),
     "cumulative": lambda x: jnp.cumsum(conv(x, FIRST), 1).max(1),
     "flattened, then more": lambda x: jnp.sort(conv(x, FIRST).reshape(len(x), -1))[:, ::20],
 }
@@ -143,7 +144,7 @@ def test_saturation_is_mutagenesis(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_which_programs_are_evaluated_on_windows(name, monkeypatch):
-    """The first values that are computed whole have lost the positions' axis, or are all that a model has."""
+    """Those windows end where all positions meet."""
     became_whole, evaluated = [], _reuse._Evaluation.evaluated
 
     def watched(self, eqn, operands):
@@ -156,9 +157,68 @@ def test_which_programs_are_evaluated_on_windows(name, monkeypatch):
     model, x = MODELS[name], sequences(1)[0]
     changed = _reuse.changed_outputs(lambda x: model(x[None]), x, 0)
     jax.make_jaxpr(changed)(x, (0, x[:1]))
-    assert (set(became_whole) <= {"reduce_sum", "reduce_max", "dot_general"}) == (
-        name in WINDOWED or name in ("a constant", "the sequence itself")
-    ) or name == "attention"
+    if name in WINDOWED:
+        assert set(became_whole) <= {"reduce_sum", "reduce_max", "dot_general", "reshape"}
+    else:
+        assert became_whole
+
+
+def random_layers(rng):
+    """A length, and layers that keep the axes of `(1, L, C)`, of random sizes, strides and paddings."""
+    first = length = int(rng.integers(8, 60))
+    channels, layers = 4, []
+    kinds = ["conv", "conv", "pool", "crop", "pad", "turn", "residual", "join", "norm"]
+    for kind in rng.choice(kinds, rng.integers(2, 7)):
+        size, step, dilation = int(rng.integers(1, 6)), int(rng.choice([1, 1, 2, 3])), int(rng.choice([1, 1, 2, 4]))
+        low, high = map(int, rng.integers(-2, 5, 2))
+        left = (length + low + high - (size - 1) * dilation - 1) // step + 1
+        kernel = rng.normal(size=(size, channels, 5)) / size
+        start, stop = sorted(map(int, rng.choice(length, 2))) if length > 1 else (0, 0)
+        if kind == "conv" and min(left, length + low + high) > 0:
+            layers.append(lambda h, k=kernel, s=step, p=(low, high), d=dilation: conv(h, k, s, [p], rhs_dilation=(d,)))
+            length, channels = left, 5
+        elif kind == "pool" and length >= size:
+            layers.append(lambda h, n=size, s=step: pool(h, n, s))
+            length = (length - size) // step + 1
+        elif kind == "crop":
+            layers.append(lambda h, where=slice(start, stop + 1, step): h[:, where])
+            length = (stop - start) // step + 1
+        elif kind == "pad" and length + min(low, 0) + min(high, 0) > 0:
+            layers.append(lambda h, ends=(low, high, 0): lax.pad(h, np.float64(0.7), [(0, 0, 0), ends, (0, 0, 0)]))
+            length += low + high
+        elif kind == "turn":
+            layers.append(lambda h: h[:, ::-1, ::-1])
+        elif kind == "residual":
+            kernel = rng.normal(size=(3, channels, channels)) / channels
+            layers.append(lambda h, k=kernel, d=dilation: h + jnp.tanh(conv(h, k, rhs_dilation=(d,))))
+        elif kind == "join":
+            layers.append(lambda h, k=kernel[:3]: jnp.concatenate([h, conv(h, k)], -1))
+            channels += 5
+        elif kind == "norm":
+            layers.append(lambda h: jnp.where(h > 0.1, h, h.mean(-1, keepdims=True)))
+    return first, layers
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("seed", range(30))
+def test_random_programs_on_windows(seed):
+    rng = np.random.default_rng(seed)
+    length, layers = random_layers(rng)
+    end = [lambda h: h.sum(1), lambda h: h.max((1, 2)), lambda h: h, lambda h: h.reshape(-1)[::3]][seed % 4]
+
+    def program(x):
+        h = x[None]
+        for layer in layers:
+            h = layer(h)
+        return end(h)
+
+    x, new = sequences(2, length, seed)
+    changed = _reuse.changed_outputs(program, x, 0)
+    at, new = jnp.arange(length), jnp.asarray(new[:, None])
+    found = jax.jit(jax.vmap(lambda *change: changed(x, change)))(at, new)
+    expected = jax.jit(jax.vmap(lambda at, new: program(jnp.asarray(x).at[at].set(new[0]))))(at, new)
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12 * (1 + np.abs(expected).max()))
 
 
 def test_saturation_spares_computation():
@@ -180,21 +240,20 @@ def test_saturation_of_short_sequences(length):
     x = sequences(3, length).astype(np.float32)
     model = lambda x: conv(jnp.tanh(conv(x, FIRST.astype(np.float32))), SECOND.astype(np.float32)).sum((1, 2))  # noqa: E731
     expected = jaxlift.mutagenesis(model)(x)
-    for batch_size in (None, 2):
-        np.testing.assert_allclose(saturation(model, x, batch_size=batch_size), expected, atol=1e-5)
-    first = saturation(lambda x: model(x.mT), x.mT, channel_axis=-2, chunk=3)
+    np.testing.assert_allclose(saturation(model, x, batch_size=2), expected, atol=1e-5)
+    first = saturation(lambda x: model(x.mT), x.swapaxes(1, 2), channel_axis=-2, chunk=3, batch_size=None)
     np.testing.assert_allclose(first, jnp.asarray(expected).mT, atol=1e-5)
 
 
 @pytest.mark.usefixtures("x64")
 def test_saturation_takes_targets_as_others_do():
-    x = sequences(2)
+    x = sequences(2, 8)
+    small = lambda x: jnp.tanh(conv(x, FIRST)).mean(1)  # noqa: E731
     for target in (1, np.array([0, 2]), "all", lambda y: y[:, 0] - y[:, 1]):
-        expected = jaxlift.mutagenesis(residual, target=target)(x)
-        np.testing.assert_allclose(saturation(residual, x, target=target), expected, atol=1e-13)
-        np.testing.assert_allclose(
-            jax.jit(lambda x, t=target: saturation(residual, x, target=t))(x), expected, atol=1e-13
-        )
+        expected = jaxlift.mutagenesis(small, target=target)(x)
+        np.testing.assert_allclose(saturation(small, x, target=target), expected, atol=1e-13)
+    traced = jax.jit(lambda x: saturation(small, x, target=1))(x)
+    np.testing.assert_allclose(traced, saturation(small, x, target=1), atol=1e-13)
 
 
 def test_bad_arguments_of_saturation():
@@ -301,6 +360,8 @@ def test_bad_arguments_of_marginalize():
         marginalize(model, "A", x, strand="x")
     with pytest.raises(TypeError, match="a model is a function"):
         marginalize(3, "A", x)
+    with pytest.raises(ValueError, match=r"must be batched, .* an output of shape \(\)"):
+        marginalize(lambda x: x.sum(), "A", x)
 
 
 @pytest.mark.parametrize("batch_size", [None, 3])

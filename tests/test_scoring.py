@@ -656,7 +656,11 @@ CASES = {
         ValueError,
         r"models of one array: .*functools\.partial",
     ),
-    "targets": ({"attr": jaxlift.attribute(scored.model, target=[0, 1])}, ValueError, r"a row for each of 2 examples, but numpy.ndarray has 53"),
+    "targets": (
+        {"attr": jaxlift.attribute(scored.model, target=[0, 1])},
+        ValueError,
+        r"a row for each of 2 examples, but numpy.ndarray has 53",
+    ),
     "no such reference": ({"reference": "zeroes"}, ValueError, r"'zeroes' must be one of 'zeros', 'uniform', 'mean'"),
     "reference shape": (
         {"reference": np.zeros((3, 4))},

@@ -120,7 +120,7 @@ def marginalize(
 
     Raises:
         ValueError: if the motif has other letters or isn't of distributions, doesn't fit where it is put, or needs a
-            key; or the backgrounds aren't one-hot, or 0 where a letter isn't known.
+            key; the backgrounds aren't one-hot, or 0 where a letter isn't known; or the model isn't batched.
         TypeError: if the model can't be called, or the key isn't one.
     """
     x = _sequences(backgrounds, channel_axis, "marginalize")
@@ -246,7 +246,7 @@ def saturation(
     *,
     target: Target = None,
     channel_axis: int = -1,
-    chunk: int = 128,
+    chunk: int = 64,
     batch_size: int | None = 1,
 ) -> Array:
     """The effects of all single substitutions: `jaxlift.mutagenesis`, without computing again what can't change.
@@ -259,7 +259,7 @@ def saturation(
 
     >>> import jax.numpy as jnp
     >>> weights = jnp.array([[1.0, 2.0], [0.0, 5.0], [2.0, 2.0]])
-    >>> saturation(lambda x: (x * weights).sum((1, 2)), jnp.array([[[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]]))
+    >>> saturation(lambda x: jnp.tensordot(x, weights, 2), jnp.array([[[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]]))
     Array([[[ 0.,  1.],
             [-5.,  0.],
             [ 0.,  0.]]], dtype=float32)
@@ -392,6 +392,12 @@ def _runner(
         found = called(model, (one,), one, True)
         if callable(target):
             found = target(found)
+        for leaf in jax.tree.leaves(found):
+            if jnp.shape(leaf)[:1] != (1,):
+                raise ValueError(
+                    "the model must be batched, (N, L, 4) -> (N, ...), but on a batch of one sequence it has an output "
+                    f"of shape {jnp.shape(leaf)}. If it takes one sequence and no batch, pass jax.vmap(model)."
+                )
         y = jax.tree.map(lambda leaf: jnp.asarray(leaf)[0], found)
         if target is None or callable(target):
             return y

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from jaxlift.scoring._examples import (
 NAMES = ("zeros", "uniform", "mean", "frequencies", "dinucleotide_shuffle", "mononucleotide_shuffle")
 
 
+@runtime_checkable
 class OfExamples(Protocol):
     """What makes the reference of a run from its examples, such as `jaxlift.genomics.MatchedRegions`."""
 
@@ -85,8 +86,8 @@ def read_reference(
         return Reference(None)
     if isinstance(given, Examples):
         return _of_array(given, examples, paired, shared)
-    if hasattr(given, "of_examples"):
-        return cast(OfExamples, given).of_examples(examples)
+    if isinstance(given, OfExamples):
+        return given.of_examples(examples)
     if callable(given):
         return _of_function(given, examples)
     if isinstance(given, str) and _is_numbers(given):
