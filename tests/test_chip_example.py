@@ -154,6 +154,8 @@ def test_quick_run(tmp_path):
     assert profile["possible"] < profile["network"] < 0.7 * profile["mean profile"]
     for target, means in results["tracks"].items():
         assert means["sites"] > 3 * means["elsewhere"], target
+    for factor, of in results["variants"].items():
+        assert of["in"] < 2 * min(of["beside"], -0.05), factor
     assert (tmp_path / "chip.png").exists()
 
     if not HAS_MODISCO:
