@@ -1,36 +1,79 @@
-"""Explain where a trained network sees a splice site: how much each base contributes.
+"""Explain where a trained network sees a gene's splice sites, and how a known variant makes a new one.
 
-The network is the first of SpliceAI's five, dilated convolutions with 10,000 bases of context, as a Keras model on JAX;
-it is used as it is. The sequence is random but for an exon in its middle, with the consensus of an acceptor before it
-and of a donor after it. It is compared with shuffled copies of itself.
+The network is SpliceAI: five dilated residual convolutional networks with 10,000 bases of context, Keras models on JAX,
+used as they are. The gene is that of human beta globin, HBB, on chromosome 11. What is explained is the log-odds of an
+acceptor or of a donor, averaged over the five; the reference is no bases at all, zeros, which is what SpliceAI itself
+puts outside of a gene. The variant is HBB:c.93-21G>A, base 110 of intron 1, a common cause of beta thalassemia: it
+makes an AG, and most transcripts then begin exon 2 there, 19 bases early. The contributions to each allele's log-odds
+sum to its difference from those of zeros, so what the alleles differ in sums to the variant's effect.
+
+It needs, beside `pip install -e '.[models]'`:
+- the PyPI package spliceai 1.3.1, which pip downloads in the first run, and which is read without being installed. It
+  has the networks (for non-commercial use) and the places of exons in GRCh38.
+- the DNA, GenBank's U01317, the beta globin region, from Debian's package emboss-test: from where `apt install
+  emboss-test` puts it, or else downloaded by apt-get and read without being installed. On other systems, give a file
+  with that record in EMBL's format: --record FILE.
 """
 
 import argparse
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 from keras_models import log_probabilities_of
 from matplotlib.figure import Figure
+from packages import wheel
 
 import jaxlift
+from jaxlift import plots
+from jaxlift.genomics import ensemble
 
-CONTEXT = 10_000  # bases that the network sees around each position, half on each side
-BRANCH_AND_ACCEPTOR, DONOR = "TACTAACTTTTCTTTCTCTTTTCTTCTCCTTGCAG", "CAGGTAAGTAT"
-DONOR_CLASS = 2  # of none, acceptor, donor
+SPLICEAI = "spliceai", "1.3.1"
+SIDE = 5_000  # bases that the network sees on each side of a position
+ACCEPTOR, DONOR = 1, 2  # classes; 0 is neither
+FIRST = 62_136  # the gene's first base in the record, from 0
+VARIANT, NEW_ACCEPTOR = 251, 253  # in the gene, from 0: G becomes A, and the base from which the exon goes on then
+RECORD = "usr/share/EMBOSS/test/embl/hum1.dat"
 
 
-def make_sequence(rng: np.random.Generator, exon: int = 120) -> tuple[str, int]:
-    """A sequence, and the place of the last base of its exon."""
+def record_file(folder: Path = Path("output/packages")) -> Path:
+    """The file with GenBank's U01317, of Debian's package."""
+    if (installed := Path("/", RECORD)).exists():
+        return installed
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        if not list(folder.glob("emboss-test_*.deb")):
+            subprocess.run(["apt-get", "download", "--quiet", "emboss-test"], cwd=folder, check=True)
+        subprocess.run(["dpkg-deb", "-x", next(folder.glob("emboss-test_*.deb")), folder / "emboss-test"], check=True)
+    except (FileNotFoundError, subprocess.CalledProcessError) as error:
+        raise SystemExit(
+            f"The DNA is in Debian's package emboss-test, which could not be had: {error}. Install it, `apt install "
+            "emboss-test`, or give a file with GenBank's U01317 in EMBL's format: --record FILE."
+        ) from error
+    return folder / "emboss-test" / RECORD
 
-    def random_bases(n: int) -> str:
-        return "".join(rng.choice(list("ACGT"), n))
 
-    left = random_bases(CONTEXT // 2 - exon - len(BRANCH_AND_ACCEPTOR))
-    before = left + BRANCH_AND_ACCEPTOR + random_bases(exon) + DONOR[:3]
-    return before + DONOR[3:] + random_bases(CONTEXT // 2), len(before) - 1
+def read_dna(file: Path) -> str:
+    """The DNA of U01317, from a file in EMBL's format: between SQ and //, lines of bases with a number at the end."""
+    _, found, record = file.read_text().partition("\nID   U01317;")
+    if not found:
+        raise SystemExit(f"{file} has no record U01317 in EMBL's format.")
+    _, bases = record.partition("\n//")[0].partition("\nSQ ")[2].split("\n", 1)
+    return "".join(filter(str.isalpha, bases)).upper()
+
+
+def read_exons() -> list[tuple[int, int, str]]:
+    """Those of HBB in chromosome 11 of GRCh38, half-open and from 0. The gene is on the strand -, so they descend."""
+    for line in wheel(*SPLICEAI).read("spliceai/annotations/grch38.txt").decode().splitlines():
+        name, *_, starts, ends = line.split("\t")
+        if name == "HBB":
+            pairs = list(zip(starts.split(",")[:-1], ends.split(",")[:-1], strict=True))[::-1]
+            return [(int(a), int(b), f"exon {n}") for n, (a, b) in enumerate(pairs, 1)]
+    raise ValueError("SpliceAI's annotation has no gene HBB.")
 
 
 def one_hot(sequence: str) -> np.ndarray:
@@ -38,54 +81,126 @@ def one_hot(sequence: str) -> np.ndarray:
     return np.eye(4, dtype=np.float32)[["ACGT".index(base) for base in sequence]]
 
 
-def picture(bases: str, start: int, scores: dict[str, np.ndarray]) -> Figure:
-    """The contributions of the bases around the site."""
-    colours = {"A": "#2e8b57", "C": "#2c6fbb", "G": "#e69f00", "T": "#c0392b"}
-    figure, axes = plt.subplots(
-        len(scores), 1, figsize=(10, 1.9 * len(scores)), sharex=True, sharey=True, layout="constrained"
-    )
-    for axis, (name, values) in zip(axes, scores.items(), strict=True):
-        axis.bar(range(len(bases)), values, width=0.8, color=[colours[base] for base in bases])
-        axis.axhline(0, color="0.3", linewidth=0.6)
-        axis.set_ylabel(f"{name}\ncontribution", fontsize=9)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.margins(x=0.005)
-    axes[-1].set_xticks(range(len(bases)), bases, fontsize=7)
-    axes[-1].set_xlabel(f"bases, the first {-start} before the last of the exon", fontsize=9)
+def around(gene: np.ndarray, position: int) -> np.ndarray:
+    """What the network sees of a gene `(length, 4)` for one position, with zeros outside: `(10001, 4)`."""
+    return np.pad(gene, ((SIDE, SIDE), (0, 0)))[position : position + 2 * SIDE + 1]
+
+
+def log_odds_of(network: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
+    """The log-odds of the classes in the middle of windows, `(N, 10001, 4) -> (N, 3)`."""
+
+    def log_odds(x: jax.Array) -> jax.Array:
+        log_probabilities = network(x)[:, 0]
+        others = (jnp.roll(log_probabilities, shift, axis=1) for shift in (1, 2))
+        return log_probabilities - jnp.logaddexp(*others)
+
+    return log_odds
+
+
+def picture(
+    sites: list[np.ndarray], starts: list[int], alleles: dict[str, np.ndarray], start: int, spans: list[plots.Span]
+) -> Figure:
+    """The logos of the gene's splice sites, and below them those of the new acceptor."""
+    figure = Figure((12, 1.9 + 1.6 * len(alleles)), layout="constrained")
+    rows = figure.add_gridspec(1 + len(alleles), len(sites), height_ratios=[1.2] + [1.0] * len(alleles))
+    shared: dict[str, Any] = {"strand": "-", "contig": "chr11", "spans": spans}
+    drawn = [*sites, *alleles.values()]
+    shared["limits"] = min(np.minimum(s, 0).sum(1).min() for s in drawn), max(s.clip(0).sum(1).max() for s in drawn)
+    for column, (scores, place) in enumerate(zip(sites, starts, strict=True)):
+        axes = plots.logo(scores, ax=figure.add_subplot(rows[0, column]), start=place, **shared)
+        axes.set(xlabel="", ylabel="" if column else "log-odds")
+    for row, (name, scores) in enumerate(alleles.items(), start=1):
+        if row > 1:
+            shared["spans"] = [(first, last, "") for first, last, _ in spans]
+        axes = plots.logo(scores, ax=figure.add_subplot(rows[row, :]), start=start, **shared)
+        axes.set_ylabel(name)
+        if row < len(alleles):
+            axes.set_xlabel("")
+            axes.tick_params(labelbottom=False)
     return figure
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("output/splice.png"), help="where the picture goes")
-    parser.add_argument("--references", type=int, default=3, help="how many shuffled copies to compare with")
+    parser.add_argument("--record", type=Path, help="a file with GenBank's U01317 in EMBL's format")
+    parser.add_argument("--rule", choices=["rescale", "revealcancel"], default="rescale", help="of the contributions")
     options = parser.parse_args()
 
-    log_probabilities = log_probabilities_of("spliceai", "1.3.1", "spliceai/models/spliceai1.h5")
-    rng = np.random.default_rng(0)
-    sequence, site = make_sequence(rng)
-    x = one_hot(sequence)
-    position = site - CONTEXT // 2  # among the outputs, which the context is cut from
-    references = np.stack([rng.permutation(x) for _ in range(options.references)])
-    predicted = np.exp(np.asarray(jax.jit(log_probabilities)(jnp.asarray(x[None]))))[0, position]
-    print(f"probability of a donor at the exon's last base: {predicted[DONOR_CLASS]:.3f}")
+    exons = read_exons()
+    start, end = exons[-1][0], exons[0][1]
+    length = end - start
+    dna = read_dna(options.record or record_file())[FIRST : FIRST + length]
+    # In the gene, from 0: the first bases of exons but for the first exon's, and the last but for the last one's.
+    places = {ACCEPTOR: [end - b for _, b, _ in exons[1:]], DONOR: [end - a - 1 for a, _, _ in exons[:-1]]}
 
-    window = slice(site - 45, site + 25)
-    scores, worst = {}, 0.0
-    for rule, name in [("rescale", "Rescale"), ("revealcancel", "RevealCancel")]:
-        attr = jaxlift.attribute(log_probabilities, target=(position, DONOR_CLASS), rule=rule, average=False, full=True)
-        contributions, delta, *_ = jax.device_get(
-            jax.jit(attr)(jnp.asarray(x[None]), reference=jnp.asarray(references))
-        )
-        worst = float(np.maximum(worst, (np.abs(delta) / np.abs(contributions).sum((2, 3))).max()))
-        scores[name] = contributions.mean((0, 1)).sum(-1)[window]
-        print(f"{name:12} contributions sum to {contributions.mean((0, 1)).sum():+.3f}")
-    print(f"largest summation-to-delta error, relative to the sum of absolute contributions: {worst:.1e}")
+    networks = [log_probabilities_of(*SPLICEAI, f"spliceai/models/spliceai{n}.h5") for n in range(1, 6)]
+
+    @jax.jit
+    def probabilities(genes: jax.Array) -> jax.Array:
+        """What SpliceAI reports, of every position: `(N, length, 4) -> (N, length, 3)`."""
+        padded = jnp.pad(genes, ((0, 0), (SIDE, SIDE), (0, 0)))
+        return jnp.stack([jnp.exp(network(padded)) for network in networks]).mean(0)
+
+    model = ensemble(map(log_odds_of, networks))
+    normal, variant = one_hot(dna), one_hot(dna[:VARIANT] + "A" + dna[VARIANT + 1 :])
+    probability = np.asarray(probabilities(jnp.stack([normal, variant])))
+    errors = []
+
+    def explain(kind: int, *questions: tuple[int, np.ndarray, np.ndarray]) -> list[np.ndarray]:
+        """Contributions `(length, 4)` to a class, for each position, gene and reference."""
+        x = np.stack([around(gene, place) for place, gene, _ in questions])
+        references = np.stack([around(reference, place) for place, _, reference in questions])
+        attr = jax.jit(jaxlift.attribute(model, target=model.mean(kind), rule=options.rule, full=True))
+        scores, delta, *_ = jax.device_get(attr(x, reference=references[:, None]))
+        errors.extend(np.abs(delta) / np.abs(scores).sum((1, 2)))
+        return [score[SIDE - q[0] :][:length] for score, q in zip(scores, questions, strict=True)]
+
+    nothing = np.zeros_like(normal)
+    donors = explain(DONOR, *((place, normal, nothing) for place in places[DONOR]))
+    *acceptors, before, after, between = explain(
+        ACCEPTOR,
+        *((place, normal, nothing) for place in places[ACCEPTOR]),
+        (NEW_ACCEPTOR, normal, nothing),
+        (NEW_ACCEPTOR, variant, nothing),
+        (NEW_ACCEPTOR, variant, normal),
+    )
+    found = []
+    for kind, name, scores in [(DONOR, "donor", donors), (ACCEPTOR, "acceptor", acceptors)]:
+        for place, score in zip(places[kind], scores, strict=True):
+            signal = slice(place + 1, place + 3) if kind == DONOR else slice(place - 2, place)
+            found.append((place, score))
+            print(
+                f"{name:8} at chr11:{end - place:,}: probability {probability[0, place, kind]:.3f}, contributions sum "
+                f"to {score.sum():+.2f}, of which {dna[signal]} {score[signal].sum():+.2f}"
+            )
+    print(f"variant at chr11:{end - VARIANT:,}, {dna[VARIANT]} to A; new acceptor at {end - NEW_ACCEPTOR:,}:")
+    chances = probability[:, NEW_ACCEPTOR, ACCEPTOR]
+    print(f"probability {chances[0]:.4f} normally, {chances[1]:.3f} with the variant")
+    print(
+        f"contributions sum to {before.sum():+.2f} normally and {after.sum():+.2f} with the variant: its effect is "
+        f"{after.sum() - before.sum():+.2f} log-odds"
+    )
+    print(
+        f"explained against the normal gene: {between.sum():+.2f}, of which {between[VARIANT, 0]:+.2f} for the A that "
+        f"came and {between[VARIANT, 2]:+.2f} for the G that went"
+    )
+    print(f"largest summation-to-delta error, relative to the sum of absolute contributions: {max(errors):.1e}")
 
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    picture(sequence[window], -45, scores).savefig(options.output, dpi=200)
+    found.sort(key=lambda site: site[0])
+    wide, near = 14, slice(NEW_ACCEPTOR - 43, NEW_ACCEPTOR + 37)
+    alleles = {"normal": before[near], "variant": after[near], "difference": after[near] - before[near]}
+    spans = [*exons, (end - VARIANT - 1, end - VARIANT, "variant")]
+    picture(
+        [score[place - wide : place + wide] for place, score in found],
+        [end - place - wide for place, _ in found],
+        alleles,
+        end - near.stop,
+        spans,
+    ).savefig(options.output, dpi=150)
     print(f"picture: {options.output}")
-    if not worst <= 1e-4:  # NaN is an error too
+    if not all(error <= 1e-4 for error in errors):  # NaN is an error too
         raise SystemExit("the contributions don't sum to the difference of the outputs")
 
 

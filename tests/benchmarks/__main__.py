@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from . import accelerators, measure, report
+from . import accelerators, genomics, measure, report
 from .networks import NETWORKS, QUICK_SIZES, SIZES, size
 
 CURVE = (1, 3, 10, 30, 100)
@@ -36,6 +36,15 @@ def main() -> None:
         help="nothing but what compilers for these, tpu or gpu, make of it, without a device; they are installed in "
         "environments of their own (0.3 and 5.5 GB)",
     )
+    parser.add_argument(
+        "--genomics",
+        type=int,
+        nargs="?",
+        const=64,
+        metavar="REGIONS",
+        help="nothing but scores of so many regions, from a genome to a file, beside bpnet-lite's [64]",
+    )
+    parser.add_argument("--python", type=Path, help="that has bpnet-lite, for --genomics; else it is installed")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="time against references, 8 examples of --networks")
     parser.add_argument("--rounds", type=int, help="turns of each competitor")
     parser.add_argument("--limit", type=float, help="seconds that one call may take")
@@ -60,6 +69,11 @@ def main() -> None:
             results.setdefault("accelerators", []).append(row)
             options.out.write_text(json.dumps(results, indent=1))
         console.print(accelerators.table(results["accelerators"]))
+        return
+    if options.genomics:
+        results["genomics"] = genomics.measured(options.genomics, options.rounds or 3, options.python)
+        options.out.write_text(json.dumps(results, indent=1))
+        print(genomics.shown(results["genomics"]))
         return
     if not options.only_compile:
         python, reason = (None, "--no-peers") if options.no_peers else measure.peers_python()
