@@ -207,15 +207,16 @@ def score(
                 program.compile(batch_size) if batch_size else program.fit(
                     default_budget(devices[0]) if memory is None else as_bytes(memory)
                 )
-                return program, _new_store(path, settings | {"batch_size": program.batch}, program, compared)
-            batch = store.settings["batch_size"]
-            changed = differences(store.settings, settings | {"batch_size": batch_size or batch})
+                settings |= {"batch_size": program.batch, "in_turn": program.in_turn}
+                return program, _new_store(path, settings, program, compared)
+            batch, in_turn = store.settings["batch_size"], store.settings.get("in_turn", False)
+            changed = differences(store.settings, settings | {"batch_size": batch_size or batch, "in_turn": in_turn})
             if changed:
                 raise StoreError(
                     "\n  ".join([f"{path} was made with other settings:", *changed])
                     + "\nGo on with the same settings, choose another path, or begin anew with overwrite=True."
                 )
-            program.batch = batch
+            program.batch, program.in_turn = batch, in_turn
             if is_first and not read_only:
                 store.clean()
             return program, store
@@ -397,7 +398,7 @@ class Run:
                         break
                     if began is None:
                         if not hasattr(self.program, "compiled"):
-                            self.program.compile(self.program.batch)
+                            self.program.compile(self.program.batch, self.program.in_turn)
                         began = time.monotonic()
                     computing.append((step, self.program(step.x, step.numbers, step.given, step.aims)))
                     if len(computing) > 1:
