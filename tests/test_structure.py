@@ -53,3 +53,10 @@ def test_a_part_imports_what_is_below_it(part):
         if name.split(".")[1:2] == [part]:
             parts = {module.split(".")[1] for module in imports}
             assert parts <= BELOW[part] | {part}, name
+
+
+@pytest.mark.parametrize(("part", "above"), [("scoring", {"genomics", "commands"}), ("genomics", {"commands"})])
+def test_a_part_imports_nothing_above_it(part, above):
+    for name, imports in IMPORTS.items():
+        if name.split(".")[1:2] == [part]:
+            assert not above & {module.split(".")[1] for module in imports}, name
