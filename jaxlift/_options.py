@@ -26,8 +26,9 @@ class Options:
         target: which of an example's outputs is explained. ``None`` if there is only one. An int, or for outputs of
             several axes a tuple of ints. An integer array `(N,)`: an output for each example. A floating-point array,
             of the shape of an example's outputs, or of the batch's: their weighted sum (a class contrast is one call).
-            A function from the model's outputs on a batch to `(N,)`. ``"all"``: every output, from one forward pass. A
-            target given with the call takes its place: ``attr(x, reference=r, target=labels)``.
+            A function from the model's outputs on a batch to `(N,)`. `Held`: a weighted sum whose weights are made of
+            the outputs at the input and held constant, or several sums by name. ``"all"``: every output, from one
+            forward pass. A target given with the call takes its place: ``attr(x, reference=r, target=labels)``.
         normalize_target: take the mean over all outputs off the target (paper, eq. 5), so that contributions to the
             logits of a softmax don't count what all classes gain alike.
         layer: the name of a value inside of `fun`, given with `jax.ad_checkpoint.checkpoint_name`, or a tuple of such
