@@ -493,31 +493,17 @@ def attending(x):
     return jnp.einsum("nst,ntc->nsc", weights, x).reshape(len(x), -1)[:, :3]
 
 
-def convolving(x):
-    h = jax.lax.conv_general_dilated(x, KERNEL, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))
-    return jnp.tanh(jax.nn.relu(h).max(1) @ KERNEL[0].T[:, :3])
-
-
-def normalising(x):
-    h = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 0.1)
-    return jnp.tanh(h.reshape(len(x), -1)[:, :3]) * h[:, :, 0].sum(1, keepdims=True)
-
-
-KERNEL = jnp.asarray(np.random.default_rng(1).normal(size=(3, 4, 6)), jnp.float32)
-
-
-@pytest.mark.parametrize("fun", [attending, convolving, normalising])
 @pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
 @pytest.mark.parametrize(
     ("n", "shape", "pairing"),
-    [(2, (5, 4), None), (1, (3, 5, 4), "shared"), (3, (2, 5, 4), "shared"), (3, (3, 5, 4), "paired")],
-    ids=["one", "one example", "shared", "paired"],
+    [(2, (5, 4), None), (1, (3, 5, 4), "shared"), (3, (2, 5, 4), "shared")],
+    ids=["one", "one example", "shared"],
 )
-def test_all_targets_together_are_each_alone(fun, rule, n, shape, pairing):
+def test_all_targets_together_are_each_alone(rule, n, shape, pairing):
     """One reference or one example is a program of its own, in which nothing waits on accelerators."""
     rng = np.random.default_rng(2)
     x, reference = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((n, 5, 4), shape))
-    together = jaxlift.attribute(fun, target="all", rule=rule, pairing=pairing)(x, reference=reference)
+    together = jaxlift.attribute(attending, target="all", rule=rule, pairing=pairing)(x, reference=reference)
     for target in range(3):
-        alone = jaxlift.attribute(fun, target=target, rule=rule, pairing=pairing)(x, reference=reference)
+        alone = jaxlift.attribute(attending, target=target, rule=rule, pairing=pairing)(x, reference=reference)
         np.testing.assert_allclose(together[:, target], alone, atol=1e-5)
