@@ -366,12 +366,15 @@ def test_places_must_be_in_the_contigs(store, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["chrom.sizes"]
 
 
-def test_files_that_can_not_be_written(store, tmp_path):
+def test_files_that_can_not_be_written(store, fasta, tmp_path):
     for files, error, message in (
         ({}, ValueError, "nothing to write: name a file for h5, npz"),
         ({"h5": tmp_path}, ValueError, "is a folder"),
         ({"h5": tmp_path / "none" / "s.h5"}, FileNotFoundError, "there is no folder .*none for s.h5"),
         ({"h5": tmp_path / "s", "narrowpeak": tmp_path / "s"}, ValueError, "two files"),
+        ({"h5": tmp_path / "s", "narrowpeak": tmp_path / "t" / ".." / "s"}, ValueError, "two files"),
+        ({"bigwig": fasta, "chrom_sizes": fasta}, ValueError, "this run reads it"),
+        ({"bigwig": tmp_path / "s", "chrom_sizes": LENGTHS | {"long": 2**32}}, ValueError, "which long don't have"),
         ({"narrowpeak": tmp_path / "s.narrowPeak.gz"}, ValueError, "plain text"),
     ):
         with pytest.raises(error, match=message):

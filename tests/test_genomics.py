@@ -2,11 +2,13 @@
 
 import contextlib
 import gzip
+import os
 from typing import get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pysam
 import pytest
 import scored
 import xarray
@@ -84,6 +86,7 @@ def test_regions(files):
         ("chr1\t10\t20\nchr1\tten\t20\n", ["line 2"]),
         ("chr1\t20\t10\n", ["line 1", "0 <= start < end"]),
         ("chr1\t10\t20\ta\t0\tx\n", ["strand", "'x'"]),
+        (f"chr1\t10\t{10**19}\n", ["line 1", "of 63 bits"]),
         ("chr1\t10\t20\ta\t0\t+\t1\t1\t1\t10\n", ["summit", "outside"]),
     ],
 )
@@ -304,8 +307,9 @@ def test_the_command(files, monkeypatch, capsys):
     others = other(x, reference=reference) + other(x[:, ::-1, ::-1], reference=reference)[:, ::-1, ::-1]
     np.testing.assert_allclose(zarr.open("three")["contributions"][:], (wanted + turned + others) / 4, atol=2e-6)
     run[1] = "scored:heads"
-    assert main([*run, "--head", "main", "--reference", "uniform", "--out", "head", "--quiet"]) == 0
-    np.testing.assert_allclose(zarr.open("head")["contributions"][:], wanted, atol=1e-6)
+    for head in ("main", "1"):  # the keys of a dictionary are in order
+        assert main([*run, "--head", head, "--reference", "uniform", "--out", head, "--quiet"]) == 0
+        np.testing.assert_allclose(zarr.open(head)["contributions"][:], wanted, atol=1e-6)
     named = [*run[:-1], "counts@counts,profile_held@main", "--reference", "uniform", "--out", "named", "--quiet"]
     assert main(named) == 0
     store = Store(files / "named", "r")
@@ -316,6 +320,9 @@ def test_the_command(files, monkeypatch, capsys):
     weights = jax.nn.softmax(logits, 1)
     held = jaxlift.attribute(lambda x: scored.model(x) - scored.model(x).mean(1, keepdims=True), target=weights)
     np.testing.assert_allclose(store.scored(0, 4, "profile_held"), held(x, reference=reference), atol=2e-6)
+    (files / "text.npy").write_text("no array")
+    assert main([*run[:-1], "text.npy", "--quiet"]) == 74
+    assert "text.npy is damaged, cut short, or no array" in capsys.readouterr().err
     np.save("labels.npy", np.array([0, 1, 2, 1]))
     run[1] = "scored:model"
     assert main([*run[:-1], "labels.npy", "--reference", "uniform", "--out", "four", "--quiet"]) == 0
@@ -333,6 +340,7 @@ def test_the_command(files, monkeypatch, capsys):
         (["--regions", "peaks.narrowPeak", "--width", "40", "--layout", "N4L"], ["(1, 4, 40)"]),
         (["--regions", "peaks.narrowPeak", "--width", "40", "--head", "x"], ["no head 'x'", "there is one array"]),
         (["--regions", "peaks.narrowPeak", "--width", "40", "--target", "all", "--head", "x"], ["leave it out"]),
+        (["--regions", "peaks.narrowPeak", "--width", "40", "--strands", "both", "--target", "1,2"], ["turn"]),
     ],
 )
 def test_messages_of_the_command(files, monkeypatch, capsys, arguments, parts):
@@ -412,3 +420,69 @@ def test_matched_regions_as_references(files, monkeypatch, capsys):
     assert "fewer than the 30 that are wanted" in capsys.readouterr().err
     assert main([*run, "--out", "v"]) == 2
     assert "give --regions." in capsys.readouterr().err
+
+
+def test_lines_that_are_no_narrow_peaks(tmp_path):
+    """A tenth of twelve columns is the number of blocks; a byte-order mark is no part of a name."""
+    path = tmp_path / "x.bed"
+    path.write_bytes(b"\xef\xbb\xbftrack1\t50\t150\tg1\t0\t+\t50\t150\t0\t2\t10,10\t0,90\r\nbrowserA 5 15\n")
+    regions = read_regions(path)
+    assert [*regions.contig] == ["track1", "browserA"]
+    assert regions.centre.tolist() == [100, 10]
+    assert regions.summit.tolist() == [-1, -1]
+
+
+def test_files_beside_a_store(files, monkeypatch):
+    """They are named after it, and nothing that a run reads is written over."""
+    attr = jaxlift.attribute(scored.model, target=1)
+    for name in ("fold.1", "fold.2", "fold.zarr"):
+        jaxlift.score(attr, windows(files), out=files / name, reference="zeros", progress="none")
+    assert {path.name for path in files.glob("*.kept.bed")} == {"fold.1.kept.bed", "fold.2.kept.bed", "fold.kept.bed"}
+    before = (files / "fold.kept.bed").read_text()
+    with pytest.raises(ValueError, match=r"fold\.kept\.bed would be written over, and this run reads it"):
+        jaxlift.score(attr, windows(files, "fold.kept.bed"), out=files / "fold.zarr", reference="zeros", overwrite=True)
+    assert (files / "fold.kept.bed").read_text() == before
+    assert (files / "fold.zarr").exists()
+
+
+@pytest.mark.parametrize("change", [lambda text: text[:1] + "x" + text[1:], lambda text: text[:-30], lambda t: t[20:]])
+def test_an_index_of_another_file(files, change):
+    windows(files)
+    path = files / "genome.fa"
+    path.write_text(change(path.read_text()))
+    os.utime(path, (1, 1))  # as a copy that keeps its time has it, which pyfaidx goes by
+    with pytest.raises(ValueError, match=r"genome\.fa\.fai is the index of another file"):
+        windows(files)
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n", ""])
+def test_an_index_of_this_file(tmp_path, ending):
+    """With line ends of both kinds, a last line without one, and descriptions."""
+    lines = [">a", "ACGTA", "CC", f">b {'long ' * 30}", "GGGTT", "TTTAA"]
+    (tmp_path / "x.fa").write_bytes(((ending or "\n").join(lines) + ending).encode())
+    for _ in range(2):
+        found = Windows(tmp_path / "x.fa", Regions(["a", "b"], [3, 5], [7, 9]), 4)
+        assert [letters_of(found[i]).tobytes() for i in range(2)] == [b"TACC", b"TTTA"]
+
+
+def test_a_bgzipped_genome(files):
+    pysam.tabix_compress(str(files / "genome.fa"), str(files / "packed.fa.gz"))
+    packed = Windows(files / "packed.fa.gz", files / "peaks.narrowPeak", WIDTH)
+    np.testing.assert_array_equal(packed.read(0, 4).values, windows(files).read(0, 4).values)
+
+
+def test_all_targets_by_number(files):
+    attr = jaxlift.attribute(scored.model, target="all")
+    jaxlift.score(attr, windows(files), out=files / "s", reference="zeros", progress="none")
+    store = Store(files / "s", "r")
+    assert store.targets == ("0", "1", "2")
+    x = windows(files).read(0, 4).values
+    wanted = jaxlift.attribute(scored.model, target=2)(x, reference=jnp.zeros((WIDTH, 4)))
+    np.testing.assert_allclose(store.scored(0, 4, "2"), wanted, atol=1e-6)
+    assert store.one_hot(0, 4).shape == (4, WIDTH, 4)
+
+
+def test_labels_out_of_range(tmp_path):
+    attr = jaxlift.attribute(scored.model, target=np.array([0, 3]))
+    with pytest.raises(ValueError, match="targets must be from 0 to 2, but they are from 0 to 3"):
+        jaxlift.score(attr, scored.sequences(2), out=tmp_path / "s", reference="zeros")

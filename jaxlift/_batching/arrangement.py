@@ -12,6 +12,7 @@ from math import prod
 from typing import Any, TypeVar
 
 import jax
+import jax.core
 from jax import Array, lax
 
 from jaxlift._core import versions

@@ -128,7 +128,8 @@ def _tracks(
     length = len(next(iter(rows.values())))
     columns = store.columns
     site = Site(length)
-    if {"contig", "start"} <= columns.keys():
+    # Behind an insertion or a deletion, an allele's positions are not the genome's: it is drawn in its own.
+    if {"contig", "start", "end"} <= columns.keys() and columns["end"][number] - columns["start"][number] == length:
         strand = str(columns["strand"][number]) if "strand" in columns else "."
         site = Site(length, str(columns["contig"][number]), int(columns["start"][number]), strand)
     start, stop = site.positions(given.positions) if given.positions else (0, length)

@@ -20,7 +20,7 @@ from jaxlift.genomics import targets
 from jaxlift.genomics._ensemble import ensemble
 from jaxlift.genomics._matched import MatchedRegions
 from jaxlift.genomics._windows import Windows
-from jaxlift.scoring._examples import Encoding, Examples, open_array
+from jaxlift.scoring._examples import Encoding, Examples, open_array, reading
 from jaxlift.scoring._letters import Ambiguous, Unknown
 from jaxlift.scoring._reference import NAMES
 from jaxlift.scoring._run import Summary, explained, is_explained, score
@@ -204,6 +204,8 @@ def attribution_of(given: argparse.Namespace, **options: Any) -> Callable[..., A
         return models[0]
     model, target = models[0], _target(given.target, given.head)
     if len(models) > 1 or given.strands == "both":
+        if isinstance(target, np.ndarray):
+            target = targets.weighted(target, per_example=True)
         model = ensemble(models, strands=given.strands)
         target = model.mean(target)
     return attribute(model, target=target, **own, **options)
@@ -309,7 +311,8 @@ def _target(text: str | None, head: str | None) -> Any:
     if text == "all":
         return text
     if is_file:
-        return np.load(text, mmap_mode="r")
+        with reading(Path(text), "array that np.save wrote"):
+            return np.load(text, mmap_mode="r")
     return imported(text) if ":" in text else targets.from_text(text, head)
 
 

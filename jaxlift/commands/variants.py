@@ -21,6 +21,7 @@ from jaxlift.commands.score import (
     run_options,
 )
 from jaxlift.genomics._variants import variants
+from jaxlift.scoring._files import beside
 
 
 def add(commands: Any) -> None:
@@ -67,7 +68,7 @@ def _variants(given: argparse.Namespace) -> int:
         given.vcf,
         out=given.out,
         width=given.width,
-        tsv=given.tsv or given.out.with_suffix(".effects.tsv"),
+        tsv=given.tsv or beside(given.out, ".effects.tsv"),
         log_counts=given.log_counts or _counts(given.target),
         unknown=given.unknown,
         ambiguous=given.ambiguous,

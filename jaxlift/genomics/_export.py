@@ -23,7 +23,7 @@ from jaxlift.genomics._regions import Regions
 from jaxlift.genomics._windows import Genome, _some
 from jaxlift.scoring._examples import Status
 from jaxlift.scoring._extra import extra
-from jaxlift.scoring._files import appearing
+from jaxlift.scoring._files import appearing, check_not_read
 from jaxlift.scoring._store import Store
 
 Dtype = Literal["float16", "float32"]
@@ -124,7 +124,7 @@ def export(
         store = Store(Path(store), mode="r")
     pair = () if npz is None else (Path(f"{npz}.ohe.npz"), Path(f"{npz}.hyp.npz"))
     files = tuple(Path(path) for path in (h5, *pair, bigwig, bedgraph, narrowpeak) if path is not None)
-    _check_files(files)
+    _check_files(files, [chrom_sizes] if isinstance(chrom_sizes, str | Path) else [])
     if narrowpeak is not None and str(narrowpeak).endswith(".gz"):
         raise ValueError(f"{narrowpeak}: a narrowPeak file is written as plain text, which Fi-NeMo needs: omit .gz.")
     status = np.asarray(store.arrays["status"][...])
@@ -171,12 +171,14 @@ def export(
     return Exported(files, int(kept.sum()), left_out, chosen)
 
 
-def _check_files(files: Sequence[Path]) -> None:
+def _check_files(files: Sequence[Path], read: Iterable[str | Path]) -> None:
     if not files:
         raise ValueError("there is nothing to write: name a file for h5, npz, bigwig, bedgraph or narrowpeak.")
+    resolved = [path.resolve() for path in files]
     for path in files:
-        if files.count(path) > 1:
+        if resolved.count(path.resolve()) > 1:
             raise ValueError(f"{path} is to be two files: give each another name.")
+        check_not_read(path, read)
         if path.is_dir():
             raise ValueError(f"{path} is a folder: expected the name of a file to write.")
         if not path.parent.is_dir():
@@ -203,7 +205,7 @@ def _lengths(sizes: Mapping[str, int] | str | Path) -> dict[str, int]:
     if isinstance(sizes, Mapping):
         return {str(contig): int(length) for contig, length in sizes.items()}
     path = Path(sizes)
-    if path.suffix != ".fai" and {".fa", ".fasta", ".fna"} & {*path.suffixes}:
+    if Path(path.name.removesuffix(".gz").removesuffix(".bgz")).suffix in (".fa", ".fasta", ".fna"):
         genome = Genome(path)
         genome.close()
         return dict(genome.lengths)
@@ -414,6 +416,11 @@ def _bigwig(path: Path, lengths: Mapping[str, int]) -> Iterator[Write]:
     path.touch()  # pyBigWig doesn't say what is the matter where this fails
     file = extra("pyBigWig").open(str(path), "w")
     try:
+        too_long = [contig for contig, length in lengths.items() if not 0 < length < 2**32]
+        if too_long:
+            raise ValueError(
+                f"a bigWig file has contigs of 1 to {2**32 - 1} bases, which {_some(too_long)} don't have."
+            )
         file.addHeader(list(lengths.items()))
         yield lambda contig, start, values: file.addEntries(contig, start, values=values, span=1, step=1)
     finally:

@@ -122,6 +122,7 @@ class MatchedRegions:
 
         description = {
             "name": "gc_matched",
+            "contigs": hashlib.sha256(repr(sorted(self.genome.lengths.items())).encode()).hexdigest(),
             "regions": self.per_region,
             "tolerance": self.tolerance,
             "seed": self.seed,

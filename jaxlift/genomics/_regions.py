@@ -91,8 +91,9 @@ class Regions:
 def read_regions(path: str | Path) -> Regions:
     """Read a BED file, plain or gzipped: of three columns (contig, start, end) to narrowPeak's ten.
 
-    Columns four and six are the name and the strand. Column ten, the offset of the summit, counts where there are ten:
-    -1 says that there is none, as in ENCODE's files. Comments, ``track`` and ``browser`` lines are passed over.
+    Columns four and six are the name and the strand. Column ten, the offset of the summit, counts where there are ten
+    and no more: -1 says that there is none, as in ENCODE's files. Comments, ``track`` and ``browser`` lines are passed
+    over.
 
     >>> import jaxlift, pathlib, tempfile
     >>> path = pathlib.Path(tempfile.mkdtemp(), "peaks.narrowPeak")
@@ -113,9 +114,12 @@ def read_regions(path: str | Path) -> Regions:
     """
     path = Path(path)
     rows: list[tuple[str, int, int, str, str, int]] = []
-    with reading(path, "BED file"), (gzip.open if path.suffix == ".gz" else open)(path, "rt") as file:
+    with (
+        reading(path, "BED file"),
+        (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file,
+    ):
         for number, line in enumerate(file, 1):
-            if not line.strip() or line.startswith(("#", "track", "browser")):
+            if line.startswith("#") or line.split()[:1] in ([], ["track"], ["browser"]):
                 continue
             rows.append(_row(line, f"{path}, line {number}"))
     if not rows:
@@ -128,14 +132,14 @@ def _row(line: str, place: str) -> tuple[str, int, int, str, str, int]:
     columns = line.rstrip("\r\n").split("\t") if "\t" in line else line.split()
     try:
         contig, start, end = columns[0], int(columns[1]), int(columns[2])
-        offset = int(columns[9]) if len(columns) >= NARROW_PEAK else -1
+        offset = int(columns[9]) if len(columns) == NARROW_PEAK else -1
     except (IndexError, ValueError):
         raise MalformedError(
             f"{place}: expected contig, start, end and, of a narrowPeak file, the summit's offset in column 10, got "
             f"{line.strip()[:60]!r}."
         ) from None
-    if not 0 <= start < end:
-        raise MalformedError(f"{place}: expected 0 <= start < end, got {start} and {end}.")
+    if not 0 <= start < end < 2**63:
+        raise MalformedError(f"{place}: expected 0 <= start < end, of 63 bits, got {start} and {end}.")
     if offset >= end - start:
         raise MalformedError(f"{place}: the summit, {offset} from the start, lies outside of {start}-{end}.")
     name = columns[3] if len(columns) > 3 and columns[3] not in ("", ".") else f"{contig}:{start}-{end}"

@@ -23,7 +23,7 @@ from jaxlift._arguments import check_count
 from jaxlift.genomics._windows import Genome
 from jaxlift.scoring._examples import DamagedError, Encoding, Examples, MalformedError, Status, reading
 from jaxlift.scoring._extra import extra
-from jaxlift.scoring._files import appearing
+from jaxlift.scoring._files import appearing, beside, check_not_read
 from jaxlift.scoring._letters import BASES, Ambiguous, Unknown
 from jaxlift.scoring._run import Summary, explained, score
 from jaxlift.scoring._store import Store
@@ -127,11 +127,14 @@ def variants(
         ModuleNotFoundError: if pysam or pyfaidx is not installed: ``pip install 'jaxlift[genomics]'``.
     """
     explainer = explained(attr)
+    if not explainer.method.needs_reference:
+        raise ValueError("variants compare one allele with the other, and this rule or method compares with nothing.")
     if explainer.options.pairing == "shared":
         raise ValueError("each allele is compared with the other one alone: leave out pairing='shared'.")
     for written in (_list_of_refused(Path(out).resolve()), *([] if tsv is None else [Path(tsv)])):
-        if written.resolve() in (Path(vcf).resolve(), Path(genome).resolve()):
-            raise ValueError(f"{written} would be written over, and this run reads it: choose another path.")
+        check_not_read(written, [vcf, genome])
+        if written.is_dir():
+            raise ValueError(f"{written} is a folder: expected the name of a file to write.")
     with contextlib.closing(Genome(genome)) as opened:
         alleles = Alleles(opened, vcf, width, Encoding(unknown, ambiguous, explainer.options.last_channel_axis))
         scores = score(explainer.with_options(pairing="paired"), alleles, reference=alleles.others(), out=out, **run)
@@ -305,7 +308,7 @@ class Alleles(Examples):
 
 def _list_of_refused(store: Path) -> Path:
     """Where the list of the variants that are not in a store is."""
-    return store.with_suffix(".refused.tsv")
+    return beside(store, ".refused.tsv")
 
 
 def _kind_of(allele: str) -> str:

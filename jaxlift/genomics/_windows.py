@@ -7,16 +7,18 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from jaxlift._arguments import check_count
 from jaxlift.genomics._regions import Regions, read_regions
-from jaxlift.scoring._examples import Encoding, Examples, keys_of, reading
+from jaxlift.scoring._examples import Encoding, Examples, MalformedError, keys_of, reading
 from jaxlift.scoring._extra import extra
-from jaxlift.scoring._files import appearing
+from jaxlift.scoring._files import appearing, beside, check_not_read
 from jaxlift.scoring._letters import BASES, Ambiguous, Unknown, reverse_complement
+
+HEADER = 4096  # bytes of a contig's description, at most, in which its name is looked for
 
 
 class Genome:
@@ -34,10 +36,34 @@ class Genome:
         self.path = Path(path)
         if not self.path.exists():
             raise FileNotFoundError(f"there is no file {self.path}.")
+        if self.path.suffix in (".gz", ".bgz"):
+            extra("Bio")  # which pyfaidx reads bgzipped files with
         with reading(self.path, "FASTA file that can be indexed (compress it with bgzip, not with gzip)"):
             self.file: Any = pyfaidx.Fasta(str(self.path), as_raw=True, sequence_always_upper=True)
             self.lengths: Mapping[str, int] = {name: len(self.file[name]) for name in self.file.keys()}  # noqa: SIM118
         self.close = self.file.close
+        if self.path.suffix not in (".gz", ".bgz"):
+            self._check_index()
+
+    def _check_index(self) -> None:
+        """Raise the error for an index of another file, which pyfaidx takes for this one's if it is not older."""
+        size, end = self.path.stat().st_size, 0
+        with self.path.open("rb") as file:
+            for name, entry in self.file.faidx.index.items():
+                begin = entry.offset - min(entry.offset, len(name) + HEADER)
+                file.seek(begin)
+                header = file.read(entry.offset - begin).rstrip(b"\r\n").rpartition(b"\n")[2]
+                lines, rest = divmod(entry.rlen, entry.lenc or 1)
+                end = max(end, entry.offset + lines * entry.lenb + rest)
+                if b"".join(header.split()[:1]) != b">" + name.encode() and len(header) < len(name) + HEADER - 1:
+                    self._refuse_index(f"there is no {name} where it says")
+            file.seek(min(end, size))
+            if size < end - len("\r\n") or file.read(HEADER).strip():
+                self._refuse_index("the file ends elsewhere")
+
+    def _refuse_index(self, why: str) -> NoReturn:
+        self.close()
+        raise MalformedError(f"{self.path}.fai is the index of another file ({why}): delete it, and run this again.")
 
     def letters(self, contig: str, start: int, end: int) -> np.ndarray:
         """ASCII letters `(end - start,)` uint8, upper case, of a part that lies within the contig."""
@@ -59,7 +85,7 @@ class Windows(Examples):
 
     A window has `width` positions, `width // 2` of them before the region's summit, or before its middle where it has
     none. One that would leave its contig, or whose contig the genome lacks, is left out: `left_out` has its region, and
-    `jaxlift.score` says so and writes the others to ``STORE.kept.bed`` (narrowPeak).
+    `jaxlift.score` says so. It writes the others to ``STORE.kept.bed`` (narrowPeak).
 
     Args:
         genome: the path of a FASTA file, which is indexed if it isn't yet.
@@ -98,6 +124,7 @@ class Windows(Examples):
         check_count("width", width)
         self.encoding = Encoding(unknown, ambiguous, channel_axis)
         self.shape, self.dtype = self.encoding.shape(width), np.dtype(np.float32)
+        self.reads = [genome, *([] if isinstance(regions, Regions) else [regions])]
         self.genome = Genome(genome)
         self.close = self.genome.close
         start = given.centre - width // 2
@@ -168,14 +195,12 @@ class Windows(Examples):
         return self.row(number % len(self))
 
     def accompany(self, store: Path) -> list[str]:
-        """Write the regions that are kept beside the store, if others are left out, and say which."""
-        path = store.with_suffix(".kept.bed")
-        if not len(self.left_out):
-            path.unlink(missing_ok=True)  # of an earlier run, of other regions
-            return []
+        """Write the regions that are kept beside the store, and say which are left out."""
+        path = beside(store, ".kept.bed")
+        check_not_read(path, self.reads)
         with appearing(path) as draft:
             self.regions.write(draft)
-        return [f"{self._why_left_out()} The {self.count} others are in {path}."]
+        return [f"{self._why_left_out()} The {self.count} others are in {path}."] if len(self.left_out) else []
 
     def _why_left_out(self) -> str:
         """How many regions have no window, and why."""

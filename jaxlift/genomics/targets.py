@@ -415,7 +415,9 @@ def held(target: Any) -> Held:
         raise ValueError(
             f"expected a target for all examples, got {described(target)}: write weighted(...) or named(...)."
         )
-    return Held(jax.vmap(lambda y: weights_of(y, target, normalize=False)), partial(picked, head=None))
+    of_each = jax.vmap(lambda y: weights_of(y, target, normalize=False))
+    is_positional = isinstance(target, tuple) and len(target) > 1  # of one axis, it may be of classes
+    return Held(of_each, lambda outputs, *_: picked(outputs, None), positional=is_positional)
 
 
 def picked(outputs: Any, head: Head, usual: str | None = None) -> Array:
@@ -430,7 +432,7 @@ def picked(outputs: Any, head: Head, usual: str | None = None) -> Array:
         head = usual
     for key in () if head is None else head if isinstance(head, tuple) else (head,):
         inside = _inside(outputs)
-        found = [child for i, (name, child) in enumerate(inside) if str(key) == str(name) or key == i]
+        found = [child for i, (name, child) in enumerate(inside) if str(key) in (str(name), str(i))]
         if not found:
             raise ValueError(f"the model's outputs have no head {key!r}: {_listed(outputs)}.")
         outputs = found[0]

@@ -70,7 +70,7 @@ class Program:
             )
             raise
         self.aims = _of_each_example(target, self.model.outputs, examples)
-        self.targets: tuple[str, ...] = target.names if isinstance(target, Held) else ()
+        self.targets = _names_of(target, self.model.outputs)
         self.attr = replace(attr, fun=self.model).with_options(
             argnums=0, full=True, pairing=pairing, target=None if callable(target) or self.aims is not None else target
         )
@@ -182,6 +182,11 @@ def _of_each_example(target: Any, outputs: Any, examples: Examples) -> Any:
         [output] = jax.tree.leaves(outputs)[:1]
         is_label = np.issubdtype(np.asarray(target).dtype, np.integer)
         found = np.asarray(target) if is_label or np.ndim(target) == len(output.shape) > 1 else None
+        count = output.shape[-1] if is_label and len(output.shape) == 2 else None
+        if found is not None and count and not ((-count <= found) & (found < count)).all():
+            raise ValueError(
+                f"targets must be from 0 to {count - 1}, but they are from {found.min()} to {found.max()}."
+            )
     for each in jax.tree.leaves(found):
         if len(each) != examples.count:
             raise ValueError(
@@ -191,6 +196,15 @@ def _of_each_example(target: Any, outputs: Any, examples: Examples) -> Any:
         if not np.isfinite(each).all():
             raise ValueError("the target has a NaN or an infinity.")
     return found
+
+
+def _names_of(target: Any, outputs: Any) -> tuple[str, ...]:
+    """The names of several outputs that are explained; their numbers, where all outputs of one axis are."""
+    if isinstance(target, Held):
+        return target.names
+    [output] = jax.tree.leaves(outputs)[:1]
+    is_all = isinstance(target, str) and target == "all" and len(output.shape) == 2
+    return tuple(map(str, range(output.shape[1]))) if is_all else ()
 
 
 def canonical(dtype: Any) -> Any:

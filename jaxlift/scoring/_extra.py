@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-GENOMICS = ("pyBigWig", "pyfaidx", "pysam")
+GENOMICS = {"Bio": "biopython", "pyBigWig": "pyBigWig", "pyfaidx": "pyfaidx", "pysam": "pysam"}  # and their packages
 
 
 def extra(name: str) -> Any:
@@ -13,7 +13,7 @@ def extra(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != name.partition(".")[0]:
             raise
-        group = "genomics" if error.name in GENOMICS else "scoring"
+        group, package = ("genomics", GENOMICS[name]) if name in GENOMICS else ("scoring", error.name)
         raise ModuleNotFoundError(
-            f"this needs {error.name}, which is not installed: pip install 'jaxlift[{group}]'", name=error.name
+            f"this needs {package}, which is not installed: pip install 'jaxlift[{group}]'", name=error.name
         ) from error

@@ -161,6 +161,7 @@ def score(
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1.")
 
+    notes: list[str] = []
     with contextlib.ExitStack() as held:
         if source is not examples:
             held.callback(source.close)
@@ -208,6 +209,7 @@ def score(
                     default_budget(devices[0]) if memory is None else as_bytes(memory)
                 )
                 settings |= {"batch_size": program.batch, "in_turn": program.in_turn}
+                notes.extend(source.accompany(path))
                 return program, _new_store(path, settings, program, compared)
             batch, in_turn = store.settings["batch_size"], store.settings.get("in_turn", False)
             changed = differences(store.settings, settings | {"batch_size": batch_size or batch, "in_turn": in_turn})
@@ -217,6 +219,8 @@ def score(
                     + "\nGo on with the same settings, choose another path, or begin anew with overwrite=True."
                 )
             program.batch, program.in_turn = batch, in_turn
+            if is_first and not read_only:
+                notes.extend(source.accompany(path))
             if is_first and not read_only:
                 store.clean()
             return program, store
@@ -239,7 +243,6 @@ def score(
                     **_identity.machine(),
                 }
             )
-        notes = tuple(source.accompany(path)) if team.index == 0 else ()
         run = Run(program, store, source, team, progress)
         try:
             run.all()
@@ -249,7 +252,7 @@ def score(
         finally:
             run.progress.close()
         team.wait("scored")
-        summary = replace(summarize(path, computed=run.computed, seconds=run.seconds), notes=notes)
+        summary = replace(summarize(path, computed=run.computed, seconds=run.seconds), notes=tuple(notes))
         if team.index == 0:
             store.note(
                 ended=_now(), scored=summary.scored, bad=len(summary.bad), largest_delta=_json(summary.largest_delta)
@@ -530,14 +533,17 @@ def _new_store(path: Path, settings: dict[str, Any], program: Program, reference
     scores, delta, y, y_ref = program.rows
     arrays = {output: scores, "delta": delta, "output": y, "output_reference": y_ref}
     dimensions: dict[str, tuple[str, ...]] = {}
-    of_targets = ("target",) if program.targets else ()
-    if program.targets:
+    targets = program.targets if delta[0] == (len(program.targets),) else ()  # not where references have an axis too
+    of_targets = ("target",) if targets else ()
+    if targets:
         dimensions |= dict.fromkeys(["delta", "output", "output_reference"], of_targets)
     axis = letters_axis(examples, program.attr.options.last_channel_axis)
-    if axis is not None and len(scores[0]) == len(examples.shape) + len(of_targets):
-        arrays["sequence"] = (examples.shape[axis % 2 - 1],), np.dtype(np.uint8)
+    if axis is not None:
+        arrays["sequence"] = (examples.shape[-3 - axis],), np.dtype(np.uint8)
         axes = ("position", "letter") if axis == -1 else ("letter", "position")
-        dimensions |= {output: (*of_targets, *axes), "sequence": ("position",)}
+        dimensions |= {"sequence": ("position",)}
+        if len(scores[0]) == len(examples.shape) + len(of_targets):
+            dimensions |= {output: (*of_targets, *axes)}
     return Store.create(
         path,
         settings,
@@ -547,7 +553,7 @@ def _new_store(path: Path, settings: dict[str, Any], program: Program, reference
         reference=reference.constant,
         columns=examples.columns,
         dimensions=dimensions,
-        targets=program.targets,
+        targets=targets,
     )
 
 
