@@ -26,7 +26,7 @@ import zarr
 import jaxlift
 from jaxlift import references
 from jaxlift._memory import as_bytes
-from jaxlift.scoring import Status, StoreError
+from jaxlift.scoring import Status, StoreError, _device
 from jaxlift.scoring._examples import open_examples
 from jaxlift.scoring._store import lock
 
@@ -409,6 +409,24 @@ class TestBatches:
         assert traces(53) == traces(7)  # eight batches and a ragged one, as one whole one
         close(tmp_path / "53", against_zeros)
         assert read(tmp_path / "53")["contributions"].shape == X.shape
+
+    @pytest.mark.parametrize("reference", ["zeros", "dinucleotide_shuffle"])
+    def test_large_examples_one_after_the_other(self, tmp_path, monkeypatch, reference):
+        """On hosts, where one takes much memory: the same scores, and the same bits where a run goes on."""
+        options = {"batch_size": None, "reference": reference, "shuffles": 3, "devices": jax.local_devices()[:2]}
+        score(X, tmp_path / "at once", **options)
+        monkeypatch.setattr(_device, "WORK_ENOUGH", 0)
+        score(X, tmp_path / "in turn", **options)
+        settings = [zarr.open_group(tmp_path / name).attrs["jaxlift"]["settings"] for name in ("at once", "in turn")]
+        assert [each["in_turn"] for each in settings] == [False, True]
+        for name in ("contributions", "output", "output_reference"):
+            np.testing.assert_allclose(*(read(tmp_path / of)[name] for of in ("at once", "in turn")), atol=1e-6)
+        shutil.copytree(tmp_path / "in turn", tmp_path / "again")
+        status = zarr.open_group(tmp_path / "again")["status"]
+        status[: status.chunks[0]] = 0
+        monkeypatch.undo()
+        score(X, tmp_path / "again", **options)
+        same(tmp_path / "in turn", tmp_path / "again")
 
     def test_batch_from_the_compiled_programs_memory(self, tmp_path, against_zeros):
         sizes = {}
