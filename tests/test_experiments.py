@@ -130,7 +130,9 @@ def sequences(n, length=LENGTH, seed=1):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(  # each third at once, the others among the long tests
+    "name", [pytest.param(name, marks=pytest.mark.slow if i % 3 else ()) for i, name in enumerate(MODELS)]
+)
 def test_saturation_is_mutagenesis(name):
     model, x = MODELS[name], sequences(2)
     x[0, [0, 7]] = 0  # N, and no letter is there then
@@ -201,7 +203,7 @@ def random_layers(rng):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(10))
 def test_random_programs_on_windows(seed):
     rng = np.random.default_rng(seed)
     length, layers = random_layers(rng)
