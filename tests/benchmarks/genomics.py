@@ -141,9 +141,9 @@ def own(*options: str) -> dict[str, list[float]]:
 
     compiled = Program.compile
 
-    def timed(self: Program, batch: int) -> None:
+    def timed(self: Program, *how: Any, **more: Any) -> None:
         steps.ended("scoring")
-        compiled(self, batch)
+        compiled(self, *how, **more)
         steps.ended("compiling")
 
     Program.compile = timed
