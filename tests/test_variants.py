@@ -408,6 +408,16 @@ def test_is_no_track(genome, tmp_path):
         export(tmp_path / "s", bedgraph=tmp_path / "s.bedgraph")
 
 
+def test_behind_an_indel_a_picture_has_no_coordinates(genome, tmp_path, capsys):
+    """Of the deletion's allele positions behind it are not the genome's; of the genome's own they are."""
+    deletion = next(each for each in VARIANTS if each[4] == "deletion")
+    variants(attr, genome, written(tmp_path / "v.vcf", [deletion]), out=tmp_path / "s", width=WIDTH, progress="none")
+    plot = ["plot", str(tmp_path / "s"), "--positions", "chr1:125-135", "--out", str(tmp_path / "s.png")]
+    assert main([*plot, "1"]) == 0
+    assert main([*plot, "0"]) == 2
+    assert "this store has no coordinates" in capsys.readouterr().err
+
+
 def test_interrupted(genome, tmp_path, monkeypatch):
     """What was finished is kept, the table says what is not, and the same call comes to the same bits."""
     vcf = written(tmp_path / "v.tsv", many(60))
