@@ -23,7 +23,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pyBigWig
 from chip_data import Contig, Peak, Site, call_peaks, simulate, write_genome, write_peaks, write_variants
 from chip_network import INPUT, OUTPUT, WEIGHTS, BPNet
@@ -31,6 +30,7 @@ from chip_report import AROUND, FOUND, Match, find_planted, picture, projected, 
 from flax import nnx
 from network_files import read, write
 from scipy.special import rel_entr
+from training import optimizer_of
 
 EXAMPLES = Path(__file__).parent.resolve()  # where the commands find the network
 TARGETS = ["counts", "profile"]  # which are the names of the network's outputs
@@ -94,8 +94,7 @@ def train(genome: dict[str, Contig], peaks: list[Peak], steps: int, saved: Path,
     if saved.exists() and not again:
         read(saved, model)
         return model
-    schedule = optax.warmup_cosine_decay_schedule(0.0, 1e-2, steps // 15, steps)
-    optimizer = nnx.Optimizer(model, optax.adam(schedule), wrt=nnx.Param)
+    optimizer = optimizer_of(model, 1e-2, steps)
 
     @nnx.jit
     def step(model: BPNet, optimizer: nnx.Optimizer, x: jax.Array, reads: jax.Array) -> None:

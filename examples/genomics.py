@@ -23,6 +23,7 @@ from motifs import BACKGROUND, BOTH, LENGTH, MOTIFS, STRONG, TASKS, in_windows, 
 from network_files import read, write
 from sklearn.metrics import roc_auc_score
 from timing import seconds
+from training import optimizer_of
 
 import jaxlift
 from jaxlift.references import dinucleotide_shuffle
@@ -85,8 +86,7 @@ def train(steps: int, saved: Path, again: bool) -> Network:
     if saved.exists() and not again:
         read(saved, model)
         return model
-    schedule = optax.warmup_cosine_decay_schedule(0.0, 3e-3, steps // 15, steps)
-    optimizer = nnx.Optimizer(model, optax.adam(schedule), wrt=nnx.Param)
+    optimizer = optimizer_of(model, 3e-3, steps)
 
     @nnx.jit
     def step(model: Network, optimizer: nnx.Optimizer, sequences: jax.Array, labels: jax.Array) -> None:

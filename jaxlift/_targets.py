@@ -149,27 +149,39 @@ def aim_of_each(target: Target, n: int, output: Callable[[], Any]) -> Any:
                 f"{[row.shape for row in rows]}."
             )
         return replace(target, rows=rows)
+    target = cast(Array | np.ndarray, target)  # `checked_target` has made lists arrays
+    if not is_of_each(target, output):
+        return None
     aim = jnp.asarray(target)
-    if jnp.issubdtype(aim.dtype, jnp.integer):
-        if aim.ndim == 0:
-            return None
-        (count,) = _single_axis(output().shape, target)
-        if not isinstance(target, Tracer):  # what is known is checked, under jax.jit too
-            known = np.asarray(target)
-            if not ((-count <= known) & (known < count)).all():
-                raise ValueError(
-                    f"targets must be between 0 and {count - 1}, but they are between {known.min()} and {known.max()}."
-                )
-        per_example = True
-    elif jnp.issubdtype(aim.dtype, jnp.floating):
-        per_example = aim.ndim > 1 and aim.ndim == len(output().shape) + 1
-    else:
-        raise TypeError(f"a target array must hold indices or weights, but its dtype is {aim.dtype}.")
-    if per_example and aim.shape[0] != n:
+    if aim.shape[0] != n:
         raise ValueError(
             f"a target for each example must have length {n}, as the batch has, but its shape is {aim.shape}."
         )
-    return aim if per_example else None
+    return aim
+
+
+def is_of_each(target: Array | np.ndarray, output: Callable[[], Any]) -> bool:
+    """Whether an array is a target for each example: labels, or weights with one axis more than an example's output.
+
+    Args:
+        target: the array.
+        output: gives the shape of one example's output, where that matters.
+    """
+    dtype, ndim = jnp.result_type(target), np.ndim(target)
+    if jnp.issubdtype(dtype, jnp.floating):
+        return ndim > 1 and ndim == len(output().shape) + 1
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise TypeError(f"a target array must hold indices or weights, but its dtype is {dtype}.")
+    if ndim == 0:
+        return False
+    (count,) = _single_axis(output().shape, target)
+    if not isinstance(target, Tracer):  # what is known is checked, under jax.jit too
+        known = np.asarray(target)
+        if not ((-count <= known) & (known < count)).all():
+            raise ValueError(
+                f"targets must be between 0 and {count - 1}, but they are between {known.min()} and {known.max()}."
+            )
+    return True
 
 
 def weights_of(y: Array, target: Any, normalize: bool) -> Array:

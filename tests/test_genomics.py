@@ -484,5 +484,5 @@ def test_all_targets_by_number(files):
 
 def test_labels_out_of_range(tmp_path):
     attr = jaxlift.attribute(scored.model, target=np.array([0, 3]))
-    with pytest.raises(ValueError, match="targets must be from 0 to 2, but they are from 0 to 3"):
+    with pytest.raises(ValueError, match="targets must be between 0 and 2, but they are between 0 and 3"):
         jaxlift.score(attr, scored.sequences(2), out=tmp_path / "s", reference="zeros")

@@ -19,8 +19,9 @@ from typing import Any, Literal, TextIO
 
 import numpy as np
 
+from jaxlift._arguments import some_of
 from jaxlift.genomics._regions import Regions
-from jaxlift.genomics._windows import Genome, _some
+from jaxlift.genomics._windows import Genome
 from jaxlift.scoring._examples import Status
 from jaxlift.scoring._extra import extra
 from jaxlift.scoring._files import appearing, check_not_read
@@ -260,7 +261,9 @@ def _order(regions: Regions, lengths: Mapping[str, int]) -> np.ndarray:
     ranks = {contig: rank for rank, contig in enumerate(contigs)}
     unknown = sorted({*present} - ranks.keys())
     if unknown:
-        raise ValueError(f"chrom_sizes has no {_some(unknown)}, where the store has windows; it has {_some(contigs)}.")
+        raise ValueError(
+            f"chrom_sizes has no {some_of(unknown)}, where the store has windows; it has {some_of(contigs)}."
+        )
     if lengths:
         outside = np.flatnonzero(regions.end > np.array([lengths[contig] for contig in present]))
         if len(outside):
@@ -419,7 +422,7 @@ def _bigwig(path: Path, lengths: Mapping[str, int]) -> Iterator[Write]:
         too_long = [contig for contig, length in lengths.items() if not 0 < length < 2**32]
         if too_long:
             raise ValueError(
-                f"a bigWig file has contigs of 1 to {2**32 - 1} bases, which {_some(too_long)} don't have."
+                f"a bigWig file has contigs of 1 to {2**32 - 1} bases, which {some_of(too_long)} don't have."
             )
         file.addHeader(list(lengths.items()))
         yield lambda contig, start, values: file.addEntries(contig, start, values=values, span=1, step=1)

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from jaxlift._arguments import check_count
+from jaxlift._arguments import check_count, some_of
 from jaxlift.genomics._regions import Regions, read_regions
 from jaxlift.scoring._examples import Encoding, Examples, MalformedError, keys_of, reading
 from jaxlift.scoring._extra import extra
@@ -50,7 +50,7 @@ class Genome:
         size, end = self.path.stat().st_size, 0
         with self.path.open("rb") as file:
             for name, entry in self.file.faidx.index.items():
-                begin = entry.offset - min(entry.offset, len(name) + HEADER)
+                begin = max(0, entry.offset - len(name) - HEADER)
                 file.seek(begin)
                 header = file.read(entry.offset - begin).rstrip(b"\r\n").rpartition(b"\n")[2]
                 lines, rest = divmod(entry.rlen, entry.lenc or 1)
@@ -209,13 +209,13 @@ class Windows(Examples):
         if len(outside):
             said.append(
                 f"{_count(len(outside), 'region')} left out, because a window of {self.width} leaves the contig: "
-                f"{_some(outside)}."
+                f"{some_of(outside)}."
             )
         missing = Counter(map(str, self.left_out.contig[self.is_missing]))
         if missing:
             said.append(
                 f"{_count(sum(missing.values()), 'region')} left out, because the genome has no contig "
-                f"{_some([*missing])}; it has {_some([*self.genome.lengths])}."
+                f"{some_of([*missing])}; it has {some_of([*self.genome.lengths])}."
             )
         return " ".join(said)
 
@@ -232,8 +232,3 @@ def _width(regions: Regions) -> int:
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def _some(names: Any, most: int = 5) -> str:
-    shown = ", ".join(map(str, names[:most]))
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxlift._arguments import some_of
 from jaxlift._explainer import Explainer
 from jaxlift._memory import as_bytes
 from jaxlift.scoring import _identity
@@ -70,8 +71,7 @@ class Summary:
             lines.append(f"largest convergence delta {self.largest_delta:.2g}, of example {self.largest_at}")
         for status in dict.fromkeys(self.bad.values()):
             numbers = [number for number, other in self.bad.items() if other == status]
-            shown = ", ".join(map(str, numbers[:20])) + (f" and {len(numbers) - 20} more" if len(numbers) > 20 else "")
-            lines.append(f"{len(numbers)} {status.name.lower().replace('_', ' ')}: {shown}")
+            lines.append(f"{len(numbers)} {status.name.lower().replace('_', ' ')}: {some_of(numbers, 20)}")
         return "\n".join([*lines, *self.notes, f"result in {self.path}"])
 
 
