@@ -421,6 +421,8 @@ class TestBatches:
         assert [each["in_turn"] for each in settings] == [False, True]
         for name in ("contributions", "output", "output_reference"):
             np.testing.assert_allclose(*(read(tmp_path / of)[name] for of in ("at once", "in turn")), atol=1e-6)
+        with pytest.raises(MemoryError, match="one example takes"):
+            score(X, tmp_path / "small", memory=100, **options)
         shutil.copytree(tmp_path / "in turn", tmp_path / "again")
         status = zarr.open_group(tmp_path / "again")["status"]
         status[: status.chunks[0]] = 0
