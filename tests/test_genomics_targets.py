@@ -615,7 +615,7 @@ class TestEnsemble:
 
         each = [attribute(one, target=target) for fold in FOLDS for one in (fold, turned(fold))]
         same(found, jax.tree.map(lambda *leaves: np.mean(leaves, 0), *each), 1e-9)
-        with pytest.raises(ValueError, match="run in the opposite direction: say turn="):
+        with pytest.raises(ValueError, match=r"run in the opposite direction: give ensemble\(\.\.\., turn=\)"):
             ensemble(FOLDS, strands="both").mean(target)
         with pytest.raises(ValueError, match="run in the opposite direction"):
             ensemble(FOLDS, strands="both").mean(targets.named(a=target))

@@ -59,7 +59,7 @@ class Ensemble:
         if one.positional and self.strands == "both" and self.turn is None:
             raise ValueError(
                 "the target has weights for positions, but the outputs on the reverse complement run in the opposite "
-                "direction: say turn=, such as lambda y: y[:, ::-1] for outputs (N, L)."
+                "direction: give ensemble(..., turn=), such as lambda y: y[:, ::-1] for outputs (N, L)."
             )
         count = len(self.models) * (2 if self.strands == "both" else 1)
 
