@@ -4,6 +4,7 @@ import gzip
 import importlib
 import io
 import json
+import os
 import pickle
 import re
 import shutil
@@ -25,7 +26,7 @@ import zarr
 from test_scoring import compiled_once, environment, fasta, read, started
 
 import jaxlift
-from jaxlift.commands._main import main
+from jaxlift.commands._main import COMMANDS, main
 from jaxlift.commands._parser import imported_model
 from jaxlift.scoring import _progress
 
@@ -79,7 +80,7 @@ def test_score_and_info(run):
     assert code == 0
     for part in ("30 of 30 examples scored", "(30, 40, 4)", "scored:model", "Rescale()", "name zeros", "batch size: 4"):
         assert part in out
-    assert out.count("run: ") == 2
+    assert out.count("run: ") == 1  # the other had nothing to do
 
 
 @pytest.mark.parametrize(
@@ -160,6 +161,8 @@ def damaged(name, folder):
             return np.save(folder / name, X[0])
         case "first":  # letters first
             return np.save(folder / name, X.swapaxes(1, 2))
+        case "labels":
+            return np.save(folder / name, np.arange(30) % 7)
         case "three":
             return np.save(folder / name, X[:3])
         case "objects" if suffix == "npy":
@@ -185,7 +188,29 @@ def damaged(name, folder):
             content = b"import sys\nsys.exit(0)\n"
         case "needs":
             content = b"import nothing_of_this_name\n"
+        case "syntax":
+            content = b"def model(:\n"
+        case "odd":
+            content = ODD.encode()
     return (folder / name).write_bytes(content)
+
+
+# Models, references and targets that aren't.
+ODD = """
+import jax, jax.numpy as jnp, numpy as np, scored
+
+print("said while it is imported")
+
+def nothing(x): return None
+def text(x): return "scores"
+def one_example(x): return scored.model(x).sum()
+def whole_numbers(x): return x.argmax(-1).sum(-1)
+def leaves_jax(x): return jax.pure_callback(np.sum, jax.ShapeDtypeStruct((1,), x.dtype), x)
+def fails(x): raise ValueError("rule='own' isn't pairing='paired'")
+def no_reference(x): raise KeyError("none")
+
+class Rule: pass
+"""
 
 
 class Bomb:
@@ -214,7 +239,35 @@ MESSAGES = [
         2,
         f"--seed {2**63} must be a number of 64 bits",
     ),
+    ("score scored:model - --target 1", 2, "- is the standard input or output, which can't be taken here: name a file"),
+    ("score scored:model x.npy --target 1 --out -", 2, "- is the standard input or output"),
+    ("info -", 2, "- is the standard input or output", "`jaxlift info --help` has the options."),
+    ("export FILE FILE=nested.zarr", 2, "nested.zarr is a Zarr group, but not a store of scores"),
     # The model.
+    (
+        "score odd:nothing x.npy FILE=odd.py",
+        2,
+        "the model must return arrays, (N, ...) -> (N, ...), but",
+        "None",
+    ),
+    (
+        "score odd:text x.npy FILE=odd.py",
+        2,
+        "the model must return arrays",
+        "it returned a str",
+    ),
+    ("score odd:one_example x.npy FILE=odd.py", 2, "has shape (). If the model takes one example and no batch, name a"),
+    ("score odd:whole_numbers x.npy FILE=odd.py", 2, "the model's output has dtype int32, which has no differences"),
+    (
+        "score odd:leaves_jax x.npy FILE=odd.py",
+        2,
+        "`pure_callback` has no rule",
+        "(..., missing_rule='derivative') in a",
+    ),
+    ("score odd:fails x.npy FILE=odd.py", 2, "the model failed. ValueError: rule='own' isn't pairing='paired'\nThe"),
+    ("score scored:heads x.npy", 2, "it returns 2. Choose with --head, or with --target package.module:function."),
+    ("score scored:heads x.npy --head nine", 2, "jaxlift: the model's outputs have no head 'nine': there are 'counts'"),
+    ("score syntax:model x.npy FILE=syntax.py", 2, "syntax.py, line 1: invalid syntax."),
     ("score nowhere:model x.npy", 2, "nowhere:model: there is no module nowhere, neither in this folder nor installed"),
     ("score needs:model x.npy FILE=needs.py", 2, "needs imports nothing_of_this_name, which is not installed"),
     ("score exits:model x.npy FILE=exits.py", 2, "exits:model calls sys.exit(0) when it is run: put what is for"),
@@ -256,18 +309,36 @@ MESSAGES = [
         2,
         "--channel-axis 5 is not an axis of examples of shape (40, 4): expected -2 to 1",
     ),
+    ("score scored:model x.npy --target odd:text FILE=odd.py", 2, "the target must return arrays", "it returned a str"),
+    ("score scored:model x.npy --target 1 --rule odd:Rule FILE=odd.py", 2, "--rule <class 'odd.Rule'> is not a rule"),
+    (
+        "score scored:model x.npy --target FILE FILE=labels.npy",
+        2,
+        "--target labels.npy: targets must be between 0 and 2",
+    ),
     # The reference.
+    ("score scored:model x.npy --target 1 --reference r.npy", 2, "a file, or a function; and there is no such file."),
+    (
+        "score scored:model x.npy --target 1 --reference odd:no_reference FILE=odd.py",
+        2,
+        "--reference odd:no_reference makes no reference of the first 16 examples (KeyError: 'none')",
+    ),
+    (
+        "score scored:model x.npy --target 1 --reference 0.25,0.25,0.25,0.25 --paired",
+        2,
+        "--paired says how the references of an array go with the examples, but --reference 0.25,0.25,0.25,0.25 is",
+    ),
     (
         "score scored:model x.npy --target 1 --reference none",
         2,
         "--reference none must be one of",
         "--reference: zeros",
     ),
-    ("score scored:model x.npy --target 1 --paired", 2, "--paired says how", "--reference zeros is no file: leave one"),
+    ("score scored:model x.npy --target 1 --paired", 2, "--paired says how", "--reference zeros is none: leave one"),
     (
         "score scored:model x.npy --target 1 --shared --reference scored:reverse_complement",
         2,
-        "--reference scored:reverse_complement is no file",
+        "--reference scored:reverse_complement is none",
     ),
     ("score scored:model x.npy --paired --shared", 2, "--shared: not allowed with argument --paired"),
     (
@@ -368,7 +439,7 @@ def test_messages(run, given, code, parts, tmp_path, monkeypatch, capsys):
     given, _, file = given.partition(" FILE=")
     if file:
         damaged(file, tmp_path)
-    for name in ("exits", "needs"):
+    for name in ("exits", "needs", "odd"):
         sys.modules.pop(name, None)
     try:
         found, out, err = run(given.replace("FILE", file))
@@ -377,12 +448,12 @@ def test_messages(run, given, code, parts, tmp_path, monkeypatch, capsys):
     assert (found, out) == (code, ""), err
     for part in parts:
         assert part in err
-    assert "Traceback" not in err
+    assert not re.search("Traceback|said while it is imported", err.removeprefix("said while it is imported\n"))
     assert not (tmp_path / "scores.zarr").exists()
     assert not (tmp_path / "unpickled").exists()
 
 
-def no_scheduler(*given):
+def no_scheduler(*given, **options):
     """What JAX raises where no scheduler is, before it connects to anything."""
     raise ValueError("coordinator_address should be defined.")
 
@@ -455,9 +526,9 @@ def test_precision(run, given, written):
         (lambda meta: [], "is not a store of this version"),
         (lambda meta: meta | {"format": 99}, "is not a store of this version"),
         (lambda meta: meta | {"settings": {}}, "no settings of the run"),
-        (lambda meta: meta | {"chunk": 0}, "expected chunk, arrays and runs"),
-        (lambda meta: meta | {"arrays": ["contributions", "lost", "status", "delta"]}, "it has no array lost"),
-        (lambda meta: meta | {"runs": ["x"]}, "a run is no record of one"),
+        (lambda meta: meta | {"chunk": 0}, "no right description of the arrays"),
+        (lambda meta: meta | {"arrays": ["contributions", "status", "delta"]}, "no right description of the arrays"),
+        (lambda meta: meta | {"columns": ["lost"]}, "no right description of the arrays"),
     ],
 )
 def test_damaged_metadata(run, finished, change, message):
@@ -474,8 +545,10 @@ def test_nothing_acts_on_the_terminal(run, finished):
     finished("scores.zarr")
     group = zarr.open_group("scores.zarr")
     meta = group.attrs["jaxlift"]
-    meta["settings"]["model"]["name"] = meta["runs"][0]["host"] = "\x1b[2J\x9b31m"
+    meta["settings"]["model"]["name"] = "\x1b[2J\x9b31m"
     group.attrs["jaxlift"] = meta
+    [(_, record)] = group["runs"].groups()
+    record.attrs["jaxlift"] = record.attrs["jaxlift"] | {"host": "\x1b[2J\x9b31m"}
     code, out, _ = run("info scores.zarr")
     assert code == 0
     assert out.count("\\x1b[2J\\x9b31m") == 2
@@ -519,12 +592,65 @@ def test_a_model_that_is_explained_already(run):
     assert run("info s --json")[1].count("RevealCancel") == 1
 
 
-@pytest.mark.parametrize("arguments", ["", "score", "info", "plot", "export", "variants"])
+@pytest.mark.parametrize("arguments", ["", *(command.__name__.rpartition(".")[2] for command in COMMANDS)])
 def test_help(run, arguments, capsys):
     with pytest.raises(SystemExit) as ended:
         run(f"{arguments} --help")
     assert ended.value.code == 0
-    assert "usage: jaxlift" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "usage: jaxlift" in out
+    if arguments:
+        assert "\nexit codes:\n    0  " in out
+        assert max(map(len, out.splitlines())) < 130
+
+
+WARNS = """
+import warnings, scored
+
+def model(x):
+    for _ in range(2):
+        warnings.warn("this is old:\\n  say pairing='paired'")
+    return scored.model(x)
+"""
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("quiet", [False, True])
+def test_warnings(run, tmp_path, quiet):
+    """They are shown once, in a line, in the words of the command; and not where only errors are asked for."""
+    (tmp_path / "warns.py").write_text(WARNS)
+    sys.modules.pop("warns", None)
+    code, _, err = run(f"score warns:model x.npy --target 1 --batch-size 4 {'--quiet' * quiet}")
+    assert (code, err) == (0, "" if quiet else "jaxlift: warning: this is old: say --paired\n")
+
+
+def test_what_a_model_prints_is_apart(run, tmp_path):
+    (tmp_path / "prints.py").write_text(
+        "from scored import model\nprint('loaded')\ndef make(): print('made'); return model"
+    )
+    sys.modules.pop("prints", None)
+    code, out, err = run("score prints:make x.npy --target 1 --batch-size 4 --quiet")
+    assert (code, out, err) == (0, "", "loaded\nmade\n")
+
+
+def test_numbers_that_jax_does_not_have(run):
+    np.save("long.npy", X.astype(np.longdouble))
+    for name in ("x", "long"):
+        assert run(f"score scored:model {name}.npy --target 1 --batch-size 4 --quiet --out {name}") == (0, "", "")
+    np.testing.assert_array_equal(read("long")["contributions"], read("x")["contributions"])
+
+
+@pytest.mark.parametrize("arguments", [["info", "scores.zarr"], ["--help"], ["info", "nowhere"]])
+def test_nobody_reads_what_is_printed(tmp_path, finished, arguments):
+    """As when `head` has had enough: nothing is said of it, and the exit code is that of other commands then."""
+    finished(tmp_path / "scores.zarr")
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "jaxlift", *arguments]
+    options = {"stdout": writer, "stderr": writer if arguments[-1] == "nowhere" else subprocess.PIPE}
+    done = subprocess.run(command, cwd=tmp_path, env=environment(PYTHONUNBUFFERED=""), check=False, **options)
+    os.close(writer)
+    assert (done.returncode, done.stderr or b"") == (128 + signal.SIGPIPE, b"")
 
 
 def test_factories():
@@ -539,7 +665,8 @@ class TestProgress:
     def test_lines(self, monkeypatch, capsys):
         clock = iter([0.0, 5.0, 12.0, 12.0, 30.0, 30.0])
         monkeypatch.setattr(_progress.time, "monotonic", lambda: next(clock))
-        progress = _progress.Progress("auto", 1000, 200)
+        progress = _progress.Progress("auto", 1000)
+        progress.begin(200)
         progress.update(50, 1e-6)  # too early for a line
         progress.update(70, 2e-6)
         progress.update(80, 3e-6)
@@ -548,14 +675,16 @@ class TestProgress:
         assert second.startswith("jaxlift: 400 of 1000 (40.0%) examples, 6.667/s, 0:01:30 left")
 
     def test_bar_and_quiet(self, capsys):
-        bar = _progress.Progress("bar", 10, 0)
+        bar = _progress.Progress("bar", 10)
+        bar.begin(0)
         bar.update(5, 1e-6)
         bar.say("example 3: bad")
         bar.close()
         err = capsys.readouterr().err
         assert "5/10" in err
         assert "example 3: bad" in err
-        quiet = _progress.Progress("none", 10, 0)
+        quiet = _progress.Progress("none", 10)
+        quiet.begin(0)
         quiet.update(5, 1e-6)
         quiet.say("example 3: bad")
         assert capsys.readouterr().err == ""
@@ -567,7 +696,7 @@ def test_stopped_by_a_signal(tmp_path):
     arguments = ["score", "scored:model", "x.npy", "--target", "1", "--batch-size", "4", "--quiet"]
     process = started(*arguments, folder=tmp_path)
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("scores.zarr/status/c/*")):
+    while not list(tmp_path.glob("scores.zarr/checksum/c.*")):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.02)

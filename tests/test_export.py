@@ -22,7 +22,7 @@ import jaxlift
 from jaxlift.commands._main import main
 from jaxlift.genomics import Regions, Windows, _export, read_regions
 from jaxlift.genomics._export import _joined, _pieces, export
-from jaxlift.scoring import _run
+from jaxlift.scoring import _score
 from jaxlift.scoring._store import Store
 
 WIDTH = 40
@@ -73,7 +73,7 @@ def score(fasta, out, model=scored.model, width=WIDTH, channel_axis=-1, **option
 def store(fasta, tmp_path_factory):
     """Hypothetical scores in three chunks; read only."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_run, "BATCHES", 1)
+        patch.setattr(_score, "BATCHES", 1)
         path = score(fasta, tmp_path_factory.mktemp("store") / "hypothetical.zarr")
     assert zarr.open_group(path)["status"].chunks == (4,)
     return path

@@ -28,7 +28,8 @@ from jaxlift import references
 from jaxlift._memory import as_bytes
 from jaxlift.scoring import Status, StoreError, _device
 from jaxlift.scoring._examples import open_examples
-from jaxlift.scoring._store import lock
+from jaxlift.scoring._shards import Shard, lock
+from jaxlift.scoring._store import Store
 
 X = scored.sequences(53)
 ONE = jax.local_devices()[:1]
@@ -286,8 +287,8 @@ class TestResults:
         summary = score(
             npy(tmp_path), tmp_path / "s", reference="dinucleotide_shuffle", shuffles=2, seed=3, command=["a", "b"]
         )
-        meta = zarr.open_group(tmp_path / "s").attrs["jaxlift"]
-        settings, [run] = meta["settings"], meta["runs"]
+        store = Store(tmp_path / "s", mode="r")
+        settings, [run] = store.settings, store.runs
         assert settings["model"]["name"] == "scored:model"
         assert settings["attribution"]["rule"] == "Rescale()"
         assert settings["attribution"]["target"] == 1
@@ -375,7 +376,7 @@ class TestOverwriting:
         (tmp_path / "real").mkdir()
         (tmp_path / "link").symlink_to(tmp_path / "real")
         score(X[:9], tmp_path / "link")
-        with lock(tmp_path / "real"), pytest.raises(StoreError, match="another run works on"):
+        with lock(tmp_path / "real", Shard()), pytest.raises(StoreError, match="another run works on"):
             score(X, tmp_path / "link")
         with pytest.raises(StoreError, match="has what this run reads"):
             score(f"{tmp_path}/real:contributions", tmp_path / "link", overwrite=True)
@@ -595,7 +596,7 @@ class TestFaults:
             ),
             ({"attr": jaxlift.attribute(lambda x: 2 * scored.model(x), target=1)}, r"model.program: the store has"),
             ({"examples": X[:50]}, r"examples.count: the store has 53, this run 50"),
-            ({"examples": X[::-1]}, r"examples.checksum: the store has"),
+            ({"examples": X[::-1]}, r"examples.sample.0: the store has"),
             ({"batch_size": 5}, r"batch_size: the store has 4, this run 5"),
         ):
             message = rf"made with other settings:(?s:.*){difference}(?s:.*)overwrite=True"
@@ -646,7 +647,7 @@ class TestFaults:
         assert (tmp_path / "other" / "zarr.json").exists()
 
     def test_two_runs_exclude_each_other(self, tmp_path):
-        with lock(tmp_path / "s"), pytest.raises(StoreError, match="another run works on"):
+        with lock(tmp_path / "s", Shard()), pytest.raises(StoreError, match="another run works on"):
             score(X, tmp_path / "s")
         assert score(X, tmp_path / "s").scored == 53
 
@@ -835,9 +836,8 @@ def test_the_model_is_traced_at_the_precision(tmp_path, precision):
 
 def wait_for_a_chunk(out, process):
     """Until the process has finished a chunk of the store, or has ended."""
-    chunks = out / "status" / "c"
-    before = set(chunks.iterdir()) if chunks.exists() else set()
-    while process.poll() is None and not (chunks.exists() and {*chunks.iterdir()} - before):
+    before = {*out.glob("checksum/c.*")}
+    while process.poll() is None and not {*out.glob("checksum/c.*")} - before:
         time.sleep(0.001)
 
 
@@ -873,11 +873,12 @@ def test_killed_at_random_moments(tmp_path):
                     break
                 process.send_signal(signal.SIGKILL)
             kills += 1
-            if out.exists():  # what there is can be read, and is right
+            if (out / "checksum").exists():  # what there is can be read, and is right
                 found, wanted = read(out), read(whole)
                 done = found["status"] == Status.SCORED
                 shares.append(done.mean())
-                for name, values in found.items():
+                for name in found.keys() - {"checksum"}:
+                    values = found[name]
                     np.testing.assert_array_equal(values[done], wanted[name][done])
         same(out, whole)
         if kills >= 20:
@@ -894,26 +895,29 @@ def test_two_processes_share_a_store(tmp_path):
     shuffles = ["--reference", "dinucleotide_shuffle", "--shuffles", "40"]  # slow enough to be killed
     assert command(*arguments, *shuffles, "--out", "whole", folder=tmp_path).returncode == 0
 
-    def pair(out, *reference):
+    def pair(out, *reference, of_second=()):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             coordinator = f"localhost:{free.getsockname()[1]}"
         four = "import jax; jax.config.update('jax_num_cpu_devices', 4)"
         own = ["--distributed", "--coordinator", coordinator, "--processes", "2", "--out", out]
         return [
-            started(*arguments, *reference, *own, "--process", str(i), folder=tmp_path, first=four) for i in range(2)
+            started(*arguments, *reference, *own, "--process", str(i), *(of_second * i), folder=tmp_path, first=four)
+            for i in range(2)
         ]
 
     processes = pair("two", "--reference", "mean")
     outputs = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
-    assert "1000 of 1000 examples scored" in outputs[0][0]
+    for i, (out, _) in enumerate(outputs):
+        assert f"shard {i}/2: " in out
     same(tmp_path / "two", tmp_path / "mean")
-    [run] = zarr.open_group(tmp_path / "two").attrs["jaxlift"]["runs"]
-    assert (run["processes"], run["devices"]) == (2, 4)
+    store = Store(tmp_path / "two", mode="r")
+    assert {(run["shard"], run["devices"]) for run in store.runs} == {("0/2", 4), ("1/2", 4)}
+    assert store.sealed["scored"] == 1000
 
     processes = pair("killed", *shuffles)
-    while not any(file.name.isdigit() for file in tmp_path.glob("killed/status/c/*")):  # the first of sixteen
+    while not any(file.name[2:3].isdigit() for file in tmp_path.glob("killed/checksum/c.*")):  # the first of sixteen
         assert [process.poll() for process in processes] == [None, None]
         time.sleep(0.001)
     for process in processes:
@@ -929,10 +933,17 @@ def test_two_processes_share_a_store(tmp_path):
         same(tmp_path / out, tmp_path / "whole")
 
     # A store that the first process can't have: the other is told, and neither waits for ever.
-    with lock(tmp_path / "busy"):
+    with lock(tmp_path / "busy", Shard()):
         processes = pair("busy", "--reference", "mean")
         outputs = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [75, 2], outputs
     assert not (tmp_path / "busy").exists()
+
+    # One that can't begin, for its settings are others, or its model can't be imported: both end at once.
+    for own, code in ((["--target", "2"], 2), (["--rule", "missing:rule"], 2)):
+        processes = pair("two", "--reference", "mean", of_second=own)
+        outputs = [process.communicate(timeout=100) for process in processes]
+        assert [process.returncode for process in processes] == [2, code], outputs
+        assert "another process of this run has failed" in outputs[0][1]
 
     assert json.loads(command("info", "two", "--json", folder=tmp_path).stdout)["scored"] == 1000

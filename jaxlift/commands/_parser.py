@@ -9,13 +9,15 @@ import importlib
 import inspect
 import re
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
-from jaxlift.scoring._run import is_explained
+from jaxlift.scoring._places import place, reaching
+from jaxlift.scoring._score import is_explained
 from jaxlift.scoring._store import Store, StoreError
 
 FINISHED, FAILED, USAGE, BAD_EXAMPLES, INPUT_OUTPUT = 0, 1, 2, 3, 74
@@ -28,10 +30,33 @@ def shown(text: Any) -> str:
 
 
 DEFAULT = r" \[[^]]*\]$"  # at the end of an option's help
+# What the library says of Python, and how it is said to whoever is at a terminal.
+WORDS = {
+    r"attribute\(\.\.\., (\w+='paired')\)": r"\1",
+    r"\b(?:pairing|references)='(paired|shared)'": r"--\1",
+    r" If the input is one example without a batch, write x\[None\]\. If another argument .* batch_argnums\.": "",
+    r": for one example write x\[None\], and reference= as one example\.": ".",
+    r"pass jax\.vmap\(model\)(, or use jaxlift\.vjp)?": "name a function that is jax.vmap(model)",
+    r"Choose with target=, a function such as `.*`": "Choose with --head, or with --target package.module:function",
+    r"the path of an array, an array, or a function": "a file, or a function",
+    r", in Python \w+\([^)]*\)": "",
+    r"with missing_rule='derivative'": "with jaxlift.attribute(..., missing_rule='derivative') in a module of your own",
+    r"name a file for h5, npz, bigwig, bedgraph or narrowpeak": "give --h5, --npz, --bigwig, --bedgraph, --narrowpeak",
+}
+
+
+class Help(argparse.HelpFormatter):
+    """What has lines of its own keeps them, such as a list of exit codes; other text is filled."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if "\n" in text else super()._fill_text(text, width, indent)
 
 
 class Parser(argparse.ArgumentParser):
     """One whose errors say what to write, and leave the list of all options to ``--help``."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options | {"formatter_class": Help})
 
     def parsed(self, arguments: Sequence[str] | None) -> argparse.Namespace:
         given, unknown = self.parse_known_args(arguments)
@@ -39,6 +64,8 @@ class Parser(argparse.ArgumentParser):
             parser: Parser = getattr(given, "parser", self)
             like = [close for word in unknown for close in difflib.get_close_matches(word, parser.options(), 1)]
             parser.error(f"there is no {' '.join(unknown)}" + (f": did you mean {', '.join(like)}?" if like else "."))
+        if "-" in map(str, vars(given).values()):
+            given.parser.error("- is the standard input or output, which can't be taken here: name a file.")
         return given
 
     def options(self) -> dict[str, str]:
@@ -47,8 +74,8 @@ class Parser(argparse.ArgumentParser):
 
     def in_options(self, text: str) -> list[str]:
         """What the library says of its arguments, said of options; and what those may be that it takes as objects."""
-        text = re.sub(r"attribute\(\.\.\., (\w+='paired')\)", r"\1", text)
-        text = re.sub(r"\b(?:pairing|references)='(paired|shared)'", r"--\1", text)
+        for of_python, here in WORDS.items():
+            text = re.sub(of_python, here, text)
         named: list[str] = []
 
         def option(found: re.Match[str]) -> str:
@@ -56,7 +83,9 @@ class Parser(argparse.ArgumentParser):
             if name not in self.options():
                 return found[0]
             named.append(name)
-            return name if value in ("", "True") else f"{name} {value}"
+            if value in ("", "True"):
+                return name if re.match(r"[\s.,:;)]|$", found.string[found.end() :]) else f"{name} "
+            return f"{name} {value}"
 
         text = re.sub(r"\b([a-z_]+)=('[^']*'|-?\w+(?:[.+-]\w+)*)?", option, text)
         objects = [name for name in dict.fromkeys(named) if name in ("--target", "--rule", "--reference")]
@@ -66,11 +95,21 @@ class Parser(argparse.ArgumentParser):
         self.exit(USAGE, shown(f"jaxlift: {message}\n`{self.prog} --help` has the options.\n"))
 
 
-def opened_store(path: Path) -> Store:
+def where(text: str) -> Path:
+    """A path, or a URL."""
+    try:
+        return place(text)
+    except (ValueError, ModuleNotFoundError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def opened_store(path: Path, mode: str = "r") -> Store:
     """The store of a finished run, or of one that is still to be finished."""
-    if not path.exists():
+    with reaching(path):
+        is_there = path.exists()
+    if not is_there:
         raise StoreError(f"there is no store {path}.")
-    return Store(path, mode="r")
+    return Store(path, mode)
 
 
 def imported_model(text: str) -> Callable[..., Any]:
@@ -97,7 +136,8 @@ def imported_model(text: str) -> Callable[..., Any]:
     is_factory = all(p.default is not p.empty or p.kind in variable for p in parameters)
     if not is_factory:
         return model
-    made = model()
+    with contextlib.redirect_stdout(sys.stderr):
+        made = model()
     if not callable(made):
         raise ValueError(f"{text} takes no arguments, so it must return a model; it returned {type(made).__name__}.")
     return made
@@ -111,7 +151,10 @@ def imported(value: Any) -> Any:
     if not all(part.isidentifier() for part in (*module.split("."), *name.split("."))):
         return value
     try:
-        found = importlib.import_module(module)
+        with contextlib.redirect_stdout(sys.stderr):  # which is for what the command prints
+            found = importlib.import_module(module)
+    except SyntaxError as error:
+        raise ValueError(f"{error.filename}, line {error.lineno}: {error.msg}.") from error
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise ModuleNotFoundError(

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
-from jaxlift.commands._parser import FINISHED, opened_store, shown
+from jaxlift.commands._parser import FINISHED, opened_store, shown, where
 from jaxlift.genomics._export import export
 
 
@@ -20,23 +19,23 @@ def add(commands: Any) -> None:
         "without scores are left out; rows of H5, npz and narrowPeak files are in the store's order. Files that are "
         "there are replaced, each once it is complete.",
     )
-    parser.add_argument("store", type=Path)
+    parser.add_argument("store", type=where)
     files = parser.add_argument_group("what is written")
     files.add_argument(
-        "--h5", type=Path, metavar="FILE", help="one-hot, hypothetical and projected scores, as ChromBPNet's"
+        "--h5", type=where, metavar="FILE", help="one-hot, hypothetical and projected scores, as ChromBPNet's"
     )
     files.add_argument(
-        "--npz", type=Path, metavar="PREFIX", help="PREFIX.ohe.npz and PREFIX.hyp.npz: one-hot and hypothetical scores"
+        "--npz", type=where, metavar="PREFIX", help="PREFIX.ohe.npz and PREFIX.hyp.npz: one-hot and hypothetical scores"
     )
-    files.add_argument("--bigwig", type=Path, metavar="FILE", help="each base's contribution, for genome browsers")
-    files.add_argument("--bedgraph", type=Path, metavar="FILE", help="the same as text, gzipped if it ends with .gz")
-    files.add_argument("--narrowpeak", type=Path, metavar="FILE", help="the windows of the examples that have scores")
+    files.add_argument("--bigwig", type=where, metavar="FILE", help="each base's contribution, for genome browsers")
+    files.add_argument("--bedgraph", type=where, metavar="FILE", help="the same as text, gzipped if it ends with .gz")
+    files.add_argument("--narrowpeak", type=where, metavar="FILE", help="the windows of the examples that have scores")
     lengths = parser.add_mutually_exclusive_group()
     lengths.add_argument(
-        "--chrom-sizes", type=Path, metavar="FILE", help="names and lengths of the contigs, for --bigwig"
+        "--chrom-sizes", type=where, metavar="FILE", help="names and lengths of the contigs, for --bigwig"
     )
     lengths.add_argument(
-        "--genome", type=Path, metavar="FASTA", dest="chrom_sizes", help="the genome, instead of --chrom-sizes"
+        "--genome", type=where, metavar="FASTA", dest="chrom_sizes", help="the genome, instead of --chrom-sizes"
     )
     parser.add_argument("--target", metavar="NAME", help="which of several outputs that were explained")
     parser.add_argument(

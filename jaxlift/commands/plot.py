@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from jaxlift import plots
-from jaxlift.commands._parser import FINISHED, opened_store, shown, span
+from jaxlift.commands._parser import FINISHED, opened_store, shown, span, where
 from jaxlift.scoring._examples import Status
 from jaxlift.scoring._extra import extra
+from jaxlift.scoring._files import appearing
 from jaxlift.scoring._letters import BASES
 from jaxlift.scoring._store import Store
 
@@ -32,9 +33,9 @@ def add(commands: Any) -> None:
         "near. Positions count from 0 and spans leave out their end, in the genome too, as in BED files. A sequence of "
         "the strand - is drawn as the model reads it, so the genome's positions fall from left to right.",
     )
-    parser.add_argument("store", type=Path)
+    parser.add_argument("store", type=where)
     parser.add_argument("example", help="its number, from 0, or its name")
-    parser.add_argument("--out", type=Path, help="the picture's path [STORE-EXAMPLE.png]")
+    parser.add_argument("--out", type=where, help="the picture's path [STORE-EXAMPLE.png]")
     parser.add_argument("--target", metavar="NAME", help="which of several outputs that were explained [all]")
     sequences = parser.add_argument_group("sequences")
     sequences.add_argument(
@@ -57,7 +58,7 @@ def add(commands: Any) -> None:
 def _plot(given: argparse.Namespace) -> int:
     store = opened_store(given.store)
     number = _number(store, given.example)
-    status = Status(int(store.arrays["status"][number]))
+    status = Status(int(store.status[number]))
     if status != Status.SCORED:
         raise ValueError(f"example {number} has no scores: {status.name.lower().replace('_', ' ')}.")
     letters = given.letters or (BASES if "sequence" in store.arrays else store.settings["examples"].get("letters"))
@@ -80,7 +81,8 @@ def _plot(given: argparse.Namespace) -> int:
     else:
         figure = _pictures(rows, title)
     out = given.out or Path(f"{given.store.stem}-{number}.png")
-    figure.savefig(out, dpi=150)
+    with appearing(out) as draft:
+        figure.savefig(draft, dpi=150, format=out.suffix.removeprefix(".") or "png")
     print(shown(out))
     return FINISHED
 

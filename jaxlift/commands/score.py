@@ -11,11 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
-import jax
 import numpy as np
 
 from jaxlift._attribute import attribute
-from jaxlift.commands._parser import BAD_EXAMPLES, FINISHED, TERMINATED, Parser, imported, imported_model, number
+from jaxlift.commands._parser import BAD_EXAMPLES, FINISHED, TERMINATED, Parser, imported, imported_model, number, where
 from jaxlift.genomics import targets
 from jaxlift.genomics._ensemble import ensemble
 from jaxlift.genomics._matched import MatchedRegions
@@ -23,7 +22,9 @@ from jaxlift.genomics._windows import Windows
 from jaxlift.scoring._examples import Encoding, Examples, open_array, reading
 from jaxlift.scoring._letters import Ambiguous, Unknown
 from jaxlift.scoring._reference import NAMES
-from jaxlift.scoring._run import Summary, explained, is_explained, score
+from jaxlift.scoring._score import explained, is_explained, score
+from jaxlift.scoring._shards import join, read_shard, telling_others
+from jaxlift.scoring._summary import Summary
 
 MATCHED = "gc_matched"  # the reference that needs a genome
 SAID_BY_ATTRIBUTION = (
@@ -41,6 +42,7 @@ exit codes:
    74  the disk is full, a file is damaged, or reading or writing failed: mend that, and give the same command again
    75  another run works on the store: try again later
   130, 143  stopped by Ctrl-C or SIGTERM; the same command goes on from there
+  141  who reads what it prints, such as `head`, has stopped
 """
 
 
@@ -51,18 +53,17 @@ def add(commands: Any) -> None:
         help="score every example of a data set",
         description="Score every example of a data set, into a Zarr store. Stop or kill it when you like: the same "
         "command goes on where it stopped.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=EXIT_CODES,
     )
     add_model(parser)
     parser.add_argument(
         "examples", help="an .npy, .npz, HDF5, Zarr or FASTA file; FILE:NAME where it has several arrays"
     )
-    parser.add_argument("--out", type=Path, default=Path("scores.zarr"), help="the store [%(default)s]")
+    add_out(parser, "scores.zarr")
     genome = parser.add_argument_group("regions of a genome")
     genome.add_argument(
         "--regions",
-        type=Path,
+        type=where,
         metavar="BED",
         help="the examples are windows of a genome, a FASTA file, centred on the regions in this file, BED of three "
         "columns to narrowPeak, at their summits if they have them",
@@ -92,6 +93,12 @@ def add(commands: Any) -> None:
     compared.add_argument("--seed", type=number(), default=0, help="that they are drawn from [%(default)s]")
     add_run(parser)
     parser.set_defaults(do=_score, parser=parser)
+
+
+def add_out(parser: Parser, default: str) -> None:
+    """The option for the store."""
+    what = "the store, a path or a URL such as s3://bucket/scores.zarr [%(default)s]"
+    parser.add_argument("--out", type=where, default=Path(default), help=what)
 
 
 def add_model(parser: Parser) -> None:
@@ -169,19 +176,34 @@ def add_run(parser: Parser) -> None:
     )
     run.add_argument("--quiet", action="store_true", help="print nothing but errors")
     run.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="compute one of N shards, I from 0. The others are commands of their own, at any time, on any machine. "
+        "auto: as the scheduler says of the task of an array; auto/N: where it doesn't say how many there are",
+    )
+    run.add_argument(
         "--distributed",
         action="store_true",
-        help="one of several processes, which share the work; under "
+        help="one of several processes, which start together and share the work; under "
         "a scheduler that JAX knows it needs no more, elsewhere the next three",
     )
     run.add_argument("--coordinator", metavar="HOST:PORT", help="the first process's address, the same for all")
     run.add_argument("--processes", type=number(1), metavar="N", help="how many there are")
     run.add_argument("--process", type=number(0), metavar="I", help="which one this is, from 0")
+    run.add_argument(
+        "--local-devices",
+        type=_devices,
+        metavar="all|0,1",
+        help="GPUs of its machine that this process takes: all that it sees, or these of them [all, unless other tasks "
+        "of Slurm see the same: then the one of the task's number on the machine]",
+    )
 
 
 def begin(given: argparse.Namespace) -> None:
     """What comes before a user's model is imported: signals, its folder, and the other processes."""
     signal.signal(signal.SIGTERM, _terminated)
+    if given.shard is not None:
+        read_shard(given.shard)  # before a model is imported, which may take minutes
     sys.path.insert(0, os.getcwd())
     _join(given)
 
@@ -221,6 +243,7 @@ def run_options(given: argparse.Namespace) -> dict[str, Any]:
     return {
         "batch_size": given.batch_size,
         "memory": given.memory,
+        "shard": given.shard,
         "overwrite": given.overwrite,
         "progress": "none" if given.quiet else given.progress,
     }
@@ -228,19 +251,19 @@ def run_options(given: argparse.Namespace) -> dict[str, Any]:
 
 def ended(given: argparse.Namespace, summary: Summary) -> int:
     """Say how a run ended; its exit code."""
-    if not given.quiet and jax.process_index() == 0:
+    if not given.quiet:
         print(summary)
     return BAD_EXAMPLES if summary.bad else FINISHED
 
 
 def _score(given: argparse.Namespace) -> int:
     begin(given)
+    with telling_others():
+        return ended(given, _scored(given))
+
+
+def _scored(given: argparse.Namespace) -> Summary:
     reference = given.reference if _is_file(given.reference) else imported(given.reference)
-    if (given.paired or given.shared) and (callable(reference) or reference in NAMES):
-        raise ValueError(
-            f"--{'paired' if given.paired else 'shared'} says how a file's references go with the examples, but "
-            f"--reference {given.reference} is no file: leave one of them out."
-        )
     pairing = {"pairing": "shared"} if given.shared else {"pairing": "paired"} if given.paired else {}
     attr = attribution_of(given, **pairing)
     axis = explained(attr).options.last_channel_axis
@@ -253,7 +276,7 @@ def _score(given: argparse.Namespace) -> int:
                 given.examples, examples.width, per_region=given.shuffles, exclude=given.regions, seed=given.seed
             )
             reference = held.enter_context(contextlib.closing(regions))
-        summary = score(
+        return score(
             attr,
             examples,
             out=given.out,
@@ -262,7 +285,6 @@ def _score(given: argparse.Namespace) -> int:
             seed=given.seed,
             **run_options(given),
         )
-    return ended(given, summary)
 
 
 def _examples(given: argparse.Namespace, axis: int) -> contextlib.closing[Examples]:
@@ -305,7 +327,9 @@ def _target(text: str | None, head: str | None) -> Any:
         if head is not None:
             return targets.of_head(head, numbers)
         return numbers if "," in text else numbers[0]
-    is_file = text.endswith(".npy") and Path(text).exists()
+    is_file = text.endswith(".npy")
+    if is_file and not Path(text).exists():
+        raise FileNotFoundError(f"there is no file {text}.")
     if head is not None and (is_file or ":" in text or text == "all"):
         raise ValueError(f"--head {head} is for targets by name or number: leave it out, or --target {text}.")
     if text == "all":
@@ -321,23 +345,34 @@ def _join(given: argparse.Namespace) -> None:
     those = {"--coordinator": given.coordinator, "--processes": given.processes, "--process": given.process}
     missing = [name for name, value in those.items() if value is None]
     if not given.distributed:
-        if len(missing) < len(those):
-            raise ValueError(
-                f"{', '.join(those.keys() - {*missing})} is for one of several processes: add --distributed."
-            )
+        said = [name for name in those if name not in missing]
+        said += ["--local-devices"] * (given.local_devices is not None)
+        if said:
+            raise ValueError(f"{', '.join(said)} is for one of several processes: add --distributed.")
         return
     if not missing and given.process >= given.processes:
         raise ValueError(
             f"--process {given.process}: expected 0 to {given.processes - 1}, for --processes {given.processes}."
         )
+    if given.shard is not None:
+        raise ValueError("--shard is for runs that know nothing of each other: leave out --distributed.")
     try:
-        jax.distributed.initialize(given.coordinator, given.processes, given.process)
+        join(given.coordinator, given.processes, given.process, given.local_devices)
     except ValueError as error:
         raise ValueError(
             "--distributed: no scheduler that JAX knows, such as Slurm or Open MPI, says which processes there are: "
             f"give {', '.join(missing) or 'other values'} too, as in --coordinator HOST:PORT --processes 4 --process "
             f"0. ({error})"
         ) from error
+
+
+def _devices(text: str) -> list[int]:
+    """Numbers of GPUs, none for all: as `join` takes them."""
+    if text == "all":
+        return []
+    if all(part.isdecimal() for part in text.split(",")):
+        return [int(part) for part in text.split(",")]
+    raise argparse.ArgumentTypeError(f"expected all, or numbers of GPUs such as 0,1, got {text!r}")
 
 
 def _is_file(text: str) -> bool:

@@ -7,21 +7,21 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from jaxlift.commands._parser import BAD_EXAMPLES, FINISHED, number, shown
+from jaxlift.commands._parser import BAD_EXAMPLES, FINISHED, number, shown, where
 from jaxlift.commands.score import (
     EXIT_CODES,
     add_explained,
     add_letters,
     add_model,
+    add_out,
     add_run,
     attribution_of,
     begin,
     run_options,
 )
-from jaxlift.genomics._variants import variants
+from jaxlift.genomics._variants import VariantSummary, variants
 from jaxlift.scoring._files import beside
+from jaxlift.scoring._shards import telling_others
 
 
 def add(commands: Any) -> None:
@@ -32,7 +32,6 @@ def add(commands: Any) -> None:
         description="Explain the effect of each variant, base by base: the alternative allele against the reference "
         "allele, and the other way round. Into a Zarr store, and a table of the effects. Stop or kill it when you "
         "like: the same command goes on where it stopped.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=EXIT_CODES,
     )
     add_model(parser)
@@ -46,8 +45,8 @@ def add(commands: Any) -> None:
         "variant_id) or .bed",
     )
     parser.add_argument("--width", type=number(1), required=True, metavar="L", help="positions that the model takes")
-    parser.add_argument("--out", type=Path, default=Path("variants.zarr"), help="the store [%(default)s]")
-    parser.add_argument("--tsv", type=Path, metavar="FILE", help="the table [OUT with .effects.tsv]")
+    add_out(parser, "variants.zarr")
+    parser.add_argument("--tsv", type=where, metavar="FILE", help="the table [OUT with .effects.tsv]")
     parser.add_argument(
         "--log-counts",
         action="store_true",
@@ -62,7 +61,15 @@ def add(commands: Any) -> None:
 
 def _variants(given: argparse.Namespace) -> int:
     begin(given)
-    summary = variants(
+    with telling_others():
+        summary = _explained(given)
+    if not given.quiet:
+        print(shown(summary))
+    return BAD_EXAMPLES if summary.scores.bad else FINISHED
+
+
+def _explained(given: argparse.Namespace) -> VariantSummary:
+    return variants(
         attribution_of(given),
         given.genome,
         given.vcf,
@@ -74,9 +81,6 @@ def _variants(given: argparse.Namespace) -> int:
         ambiguous=given.ambiguous,
         **run_options(given),
     )
-    if not given.quiet and jax.process_index() == 0:
-        print(shown(summary))
-    return BAD_EXAMPLES if summary.scores.bad else FINISHED
 
 
 def _counts(target: str | None) -> bool | Collection[str]:

@@ -25,6 +25,7 @@ from jaxlift.genomics._windows import Genome
 from jaxlift.scoring._examples import Status
 from jaxlift.scoring._extra import extra
 from jaxlift.scoring._files import appearing, check_not_read
+from jaxlift.scoring._places import is_url, place, resolved
 from jaxlift.scoring._store import Store
 
 Dtype = Literal["float16", "float32"]
@@ -120,15 +121,15 @@ def export(
         FileNotFoundError: if there is no such store, `chrom_sizes`, or folder for a file.
     """
     if isinstance(store, str | Path):
-        if not Path(store).exists():
+        if not place(store).exists():
             raise FileNotFoundError(f"there is no store {store}.")
-        store = Store(Path(store), mode="r")
-    pair = () if npz is None else (Path(f"{npz}.ohe.npz"), Path(f"{npz}.hyp.npz"))
-    files = tuple(Path(path) for path in (h5, *pair, bigwig, bedgraph, narrowpeak) if path is not None)
+        store = Store(place(store), mode="r")
+    pair = () if npz is None else (place(f"{npz}.ohe.npz"), place(f"{npz}.hyp.npz"))
+    files = tuple(place(path) for path in (h5, *pair, bigwig, bedgraph, narrowpeak) if path is not None)
     _check_files(files, [chrom_sizes] if isinstance(chrom_sizes, str | Path) else [])
     if narrowpeak is not None and str(narrowpeak).endswith(".gz"):
         raise ValueError(f"{narrowpeak}: a narrowPeak file is written as plain text, which Fi-NeMo needs: omit .gz.")
-    status = np.asarray(store.arrays["status"][...])
+    status = store.status
     kept = status == Status.SCORED
     if not kept.any():
         raise ValueError(f"{store.path}: none of its {len(kept)} examples has scores, so there is nothing to write.")
@@ -141,13 +142,13 @@ def export(
     with contextlib.ExitStack() as stack:
 
         def opened(path: str | Path, made: Callable[..., Any], *about: Any) -> Any:
-            return stack.enter_context(made(stack.enter_context(appearing(Path(path))), *about))
+            return stack.enter_context(made(stack.enter_context(appearing(place(path))), *about))
 
         takers: list[Take] = []
         if has_track or narrowpeak is not None:
             regions = _regions(store, kept)
             if narrowpeak is not None:
-                replace(regions, summit=regions.centre).write(stack.enter_context(appearing(Path(narrowpeak))))
+                replace(regions, summit=regions.centre).write(stack.enter_context(appearing(place(narrowpeak))))
             if has_track:
                 lengths = {} if chrom_sizes is None else _lengths(chrom_sizes)
                 order = _order(regions, lengths)
@@ -156,7 +157,8 @@ def export(
                     writers.append(opened(bigwig, _bigwig, lengths))
                 if bedgraph is not None:
                     writers.append(opened(bedgraph, _bedgraph, str(bedgraph).endswith(".gz")))
-                takers.append(stack.enter_context(_track(regions, order, writers, files[0].parent)))
+                folder = None if is_url(files[0]) else files[0].parent
+                takers.append(stack.enter_context(_track(regions, order, writers, folder)))
         if has_rows:
             chosen = _chosen(store, kept, target, dtype)
             shape = (int(kept.sum()), 4, store.arrays["sequence"].shape[1])
@@ -175,14 +177,14 @@ def export(
 def _check_files(files: Sequence[Path], read: Iterable[str | Path]) -> None:
     if not files:
         raise ValueError("there is nothing to write: name a file for h5, npz, bigwig, bedgraph or narrowpeak.")
-    resolved = [path.resolve() for path in files]
+    places = [str(resolved(path)) for path in files]
     for path in files:
-        if resolved.count(path.resolve()) > 1:
+        if places.count(str(resolved(path))) > 1:
             raise ValueError(f"{path} is to be two files: give each another name.")
         check_not_read(path, read)
         if path.is_dir():
             raise ValueError(f"{path} is a folder: expected the name of a file to write.")
-        if not path.parent.is_dir():
+        if not is_url(path) and not path.parent.is_dir():
             raise FileNotFoundError(f"there is no folder {path.parent} for {path.name}.")
 
 
@@ -205,7 +207,7 @@ def _lengths(sizes: Mapping[str, int] | str | Path) -> dict[str, int]:
     """How long each contig is, in the order that they have there."""
     if isinstance(sizes, Mapping):
         return {str(contig): int(length) for contig, length in sizes.items()}
-    path = Path(sizes)
+    path = place(sizes)
     if Path(path.name.removesuffix(".gz").removesuffix(".bgz")).suffix in (".fa", ".fasta", ".fna"):
         genome = Genome(path)
         genome.close()
@@ -356,7 +358,7 @@ def _npz(path: Path, shape: tuple[int, int, int], dtype: Any, part: int) -> Iter
 
 
 @contextlib.contextmanager
-def _track(regions: Regions, order: np.ndarray, writers: Sequence[Write], folder: Path) -> Iterator[Take]:
+def _track(regions: Regions, order: np.ndarray, writers: Sequence[Write], folder: Path | None) -> Iterator[Take]:
     """Take the scores of all windows, then write them along the genome.
 
     Windows come into a track in another order than they have in a store's chunks, so their sums wait in a file.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
 from jaxlift.scoring._examples import MalformedError, reading
+from jaxlift.scoring._places import place
 
 NARROW_PEAK = 10  # columns, the last of which is the summit's offset from the start
 STRANDS = ("+", "-", ".")
@@ -112,11 +114,13 @@ def read_regions(path: str | Path) -> Regions:
         ValueError: if a line is none of a BED file, with its number and what it has; or there are no regions.
         OSError: if the file can't be read.
     """
-    path = Path(path)
+    path = place(path)
     rows: list[tuple[str, int, int, str, str, int]] = []
     with (
         reading(path, "BED file"),
-        (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file,
+        path.open("rb") as raw,
+        gzip.open(raw) if path.suffix == ".gz" else raw as binary,
+        io.TextIOWrapper(binary, encoding="utf-8-sig") as file,  # pyright: ignore[reportArgumentType]
     ):
         for number, line in enumerate(file, 1):
             if line.startswith("#") or line.split()[:1] in ([], ["track"], ["browser"]):

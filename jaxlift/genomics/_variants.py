@@ -6,7 +6,6 @@ import contextlib
 import copy
 import functools
 import gzip
-import hashlib
 import math
 import sys
 from array import array
@@ -16,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from jaxlift._arguments import check_count
@@ -25,8 +23,10 @@ from jaxlift.scoring._examples import DamagedError, Encoding, Examples, Malforme
 from jaxlift.scoring._extra import extra
 from jaxlift.scoring._files import appearing, beside, check_not_read
 from jaxlift.scoring._letters import BASES, Ambiguous, Unknown
-from jaxlift.scoring._run import Summary, explained, score
+from jaxlift.scoring._places import is_url, local, place, resolved
+from jaxlift.scoring._score import explained, score
 from jaxlift.scoring._store import Store
+from jaxlift.scoring._summary import Summary
 
 ALT, REF = 0, 1  # what the two rows of a variant explain
 COLUMNS = ("chr", "pos", "allele1", "allele2", "variant_id")  # as variant-scorer names them
@@ -131,16 +131,17 @@ def variants(
         raise ValueError("variants compare one allele with the other, and this rule or method compares with nothing.")
     if explainer.options.pairing == "shared":
         raise ValueError("each allele is compared with the other one alone: leave out pairing='shared'.")
-    for written in (_list_of_refused(Path(out).resolve()), *([] if tsv is None else [Path(tsv)])):
+    for written in (_list_of_refused(resolved(place(out))), *([] if tsv is None else [place(tsv)])):
         check_not_read(written, [vcf, genome])
         if written.is_dir():
             raise ValueError(f"{written} is a folder: expected the name of a file to write.")
     with contextlib.closing(Genome(genome)) as opened:
         alleles = Alleles(opened, vcf, width, Encoding(unknown, ambiguous, explainer.options.last_channel_axis))
         scores = score(explainer.with_options(pairing="paired"), alleles, reference=alleles.others(), out=out, **run)
-    if tsv is not None and jax.process_index() == 0:
-        variants_table(out, tsv, log_counts=log_counts)
-    return VariantSummary(scores, len(alleles.names), alleles.reasons, None if tsv is None else Path(tsv))
+    table = place(tsv) if tsv is not None and scores.is_finished else None
+    if table is not None:
+        variants_table(out, table, log_counts=log_counts)
+    return VariantSummary(scores, len(alleles.names), alleles.reasons, table)
 
 
 class Variant(NamedTuple):
@@ -181,7 +182,7 @@ class Alleles(Examples):
         self.alts: list[str] = []
         self.names: list[str] = []
         self.refused: list[tuple[Variant, str, str]] = []
-        for variant in read_variants(Path(path)):
+        for variant in read_variants(local(path, "its library reads files alone")):
             if why := self._why_not(variant):
                 self.refused.append((variant, *why))
                 continue
@@ -255,13 +256,6 @@ class Alleles(Examples):
         pairs = self.encoding(letters)
         pairs.flags.writeable = False  # for they are given out twice
         return pairs
-
-    def digest(self) -> str:
-        """Of all variants, and of what the genome has around some of them."""
-        digest = hashlib.sha256(super().digest().encode())
-        for variant in zip(self.contigs, self.positions, self.refs, self.alts, self.names, strict=True):
-            digest.update(repr(variant).encode())
-        return digest.hexdigest()
 
     def accompany(self, store: Path) -> list[str]:
         """Write the list of the variants that are refused beside the store, if there are any, and say how many."""
@@ -424,7 +418,7 @@ def variants_table(store: Store | str | Path, tsv: str | Path, *, log_counts: bo
     Raises:
         ValueError: if the store has no variants, or no such targets.
     """
-    store = store if isinstance(store, Store) else Store(Path(store), mode="r")
+    store = store if isinstance(store, Store) else Store(place(store), mode="r")
     columns = store.columns
     if "explained" not in columns:
         raise ValueError(f"{store.path} has no variants: expected a store that `jaxlift variants` made.")
@@ -439,9 +433,11 @@ def variants_table(store: Store | str | Path, tsv: str | Path, *, log_counts: bo
     for name in targets:
         suffix = f".{name}" if name else ""
         header += [f"{number}{suffix}" for number in (*NUMBERS, *(OF_COUNTS if name in logs else ()))]
-    step = 2 * store.chunk
-    Path(tsv).parent.mkdir(parents=True, exist_ok=True)
-    with appearing(Path(tsv)) as draft, draft.open("w") as file:
+    step, all_status = 2 * store.chunk, store.status
+    tsv = place(tsv)
+    if not is_url(tsv):
+        tsv.parent.mkdir(parents=True, exist_ok=True)
+    with appearing(tsv) as draft, draft.open("w") as file:
         print(*header, "status", sep="\t", file=file)
         for start in range(0, store.count, step):
             part = slice(start, min(start + step, store.count))
@@ -457,7 +453,7 @@ def variants_table(store: Store | str | Path, tsv: str | Path, *, log_counts: bo
                     logfc = (alt - ref) / math.log(2)
                     with np.errstate(over="ignore"):
                         values += [np.exp(ref), np.exp(alt), logfc, np.abs(logfc)]
-            status = store.arrays["status"][part].reshape(-1, 2)
+            status = all_status[part].reshape(-1, 2)
             status = np.where(status[:, ALT] == Status.SCORED, status[:, REF], status[:, ALT])
             texts = zip(
                 *(columns[name][part][::2] for name in ("contig", "position", "ref", "alt", "variant")), strict=True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from jaxlift.scoring._examples import Encoding, Examples, MalformedError, keys_o
 from jaxlift.scoring._extra import extra
 from jaxlift.scoring._files import appearing, beside, check_not_read
 from jaxlift.scoring._letters import BASES, Ambiguous, Unknown, reverse_complement
+from jaxlift.scoring._places import local
 
 HEADER = 4096  # bytes of a contig's description, at most, in which its name is looked for
 
@@ -33,7 +33,7 @@ class Genome:
 
     def __init__(self, path: str | Path) -> None:
         pyfaidx = extra("pyfaidx")
-        self.path = Path(path)
+        self.path = local(path, "windows of it are read in any order")
         if not self.path.exists():
             raise FileNotFoundError(f"there is no file {self.path}.")
         if self.path.suffix in (".gz", ".bgz"):
@@ -178,13 +178,6 @@ class Windows(Examples):
         start = int(self.start[number])
         letters = self.genome.letters(self.regions.contig[number], start, start + self.width)
         return reverse_complement(letters) if self.turned[number] else letters
-
-    def digest(self) -> str:
-        """Of all places, and of what the genome has at some of them."""
-        digest = hashlib.sha256(super().digest().encode())
-        for name, column in self.columns.items():
-            digest.update(repr((name, column.tolist())).encode())
-        return digest.hexdigest()
 
     def __len__(self) -> int:
         return self.count or 0

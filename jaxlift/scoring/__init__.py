@@ -4,6 +4,6 @@ What it needs beside JAX and NumPy is the extra ``jaxlift[scoring]``, and is imp
 """
 
 from jaxlift.scoring._examples import Status as Status
-from jaxlift.scoring._run import Summary as Summary
-from jaxlift.scoring._run import score as score
+from jaxlift.scoring._score import score as score
 from jaxlift.scoring._store import StoreError as StoreError
+from jaxlift.scoring._summary import Summary as Summary

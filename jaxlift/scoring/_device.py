@@ -15,11 +15,12 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxlift._arguments import _is_own as is_own
 from jaxlift._core.precision import products_at
 from jaxlift._explainer import Explainer
 from jaxlift._targets import Held, is_of_each
 from jaxlift.scoring._examples import Examples
-from jaxlift.scoring._identity import Model
+from jaxlift.scoring._identity import Model, program_checksum
 from jaxlift.scoring._reference import Reference
 
 CALLED = "The model was called"
@@ -49,6 +50,7 @@ class Program:
     ) -> None:
         self.examples, self.reference = examples, reference
         native = examples.dtype.newbyteorder("=")
+        native = np.dtype(np.float64) if native == np.longdouble else native  # which JAX doesn't have
         is_float = jnp.issubdtype(native, jnp.floating)
         self.dtype = jax.dtypes.canonicalize_dtype(native if is_float else float)
         # What is small travels small: bytes and half precision become what the model takes on the device.
@@ -65,16 +67,19 @@ class Program:
             with products_at(attr.options.precision):
                 self.model = Model(attr.fun, target, example)
         except Exception as error:
-            error.add_note(
-                f"{CALLED} with an example of {examples.source}, in a batch of shape {example.shape}. {examples.hint}"
-            )
+            if not is_own(error):
+                error.add_note(
+                    f"{CALLED} with an example of {examples.source}, in a batch of shape {example.shape}. "
+                    f"{examples.hint}"
+                )
             raise
         self.aims = _of_each_example(target, self.model.outputs, examples)
         self.targets = _names_of(target, self.model.outputs)
         self.attr = replace(attr, fun=self.model).with_options(
             argnums=0, full=True, pairing=pairing, target=None if callable(target) or self.aims is not None else target
         )
-        self.in_turn = False
+        self.batch, self.in_turn = 0, False
+        self.compiled: Any = None
         self.constant = None
         if reference.constant is not None:
             self.constant = jax.device_put(np.asarray(reference.constant, self.dtype), self.whole)
@@ -105,10 +110,26 @@ class Program:
         )
 
     @functools.cached_property
+    def of_one(self) -> tuple[Any, Any]:
+        """What a device computes of one example, as a program, and shapes and dtypes of the results."""
+        x, numbers, given, aims = self.inputs(1)  # for all devices
+        x, numbers, aims = jax.tree.map(_first, (x, numbers, aims))
+        if self.constant is None:
+            given = jax.tree.map(_first, given)
+        return jax.make_jaxpr(self.scores, return_shape=True)(x, numbers, given, aims)
+
+    @property
+    def checksum(self) -> str:
+        """Of the method with its rule and its target, whose code may change while their names stay.
+
+        Neither devices nor batches are part of it.
+        """
+        return program_checksum(self.of_one[0])
+
+    @functools.cached_property
     def rows(self) -> list[tuple[tuple[int, ...], np.dtype]]:
         """Shape and dtype of one example's results."""
-        outputs = jax.eval_shape(self.mapped, *self.inputs(1))
-        return [(out.shape[1:], storable(out.dtype)) for out in outputs]
+        return [(out.shape[1:], storable(out.dtype)) for out in self.of_one[1]]
 
     @property
     def row_bytes(self) -> int:
@@ -129,15 +150,25 @@ class Program:
         self.batch, self.in_turn = batch, in_turn
         self.compiled = jax.jit(self.mapped).lower(*self.inputs(batch)).compile()
 
+    def use(self, batch_size: int, in_turn: bool) -> None:
+        """Take the batches of a store that is there already."""
+        if (self.batch, self.in_turn) != (batch_size, in_turn):
+            self.batch, self.in_turn, self.compiled = batch_size, in_turn, None
+
+    def ready(self) -> None:
+        """Compile, if that isn't done yet."""
+        if self.compiled is None:
+            self.compile(self.batch, self.in_turn)
+
     def bytes(self) -> int:
         """What the compiled step takes of one device, with a second batch of inputs and outputs on their way."""
         memory: Any = self.compiled.memory_analysis()
         moving = memory.argument_size_in_bytes + memory.output_size_in_bytes
         return memory.temp_size_in_bytes + memory.generated_code_size_in_bytes + 2 * moving
 
-    def fit(self, budget: int) -> None:
-        """Compile with the largest batch that fits in so many bytes on each device."""
-        largest = min(LARGEST_BATCH, _power_of_two(max(1, CHUNK // self.row_bytes)))
+    def fit(self, budget: int, most: int = LARGEST_BATCH) -> None:
+        """Compile with the largest batch that fits in so many bytes on each device, of `most` examples at most."""
+        largest = min(LARGEST_BATCH, *(_power_of_two(max(1, each)) for each in (most, CHUNK // self.row_bytes)))
         if self.examples.count is not None:
             largest = min(largest, _power_of_two(max(1, -(-self.examples.count // self.mesh.size)), up=True))
         batch = min(PROBE, largest)
@@ -171,6 +202,11 @@ class Program:
             x, numbers, aims = jax.device_put((x, numbers, aims), self.split)
             return self.compiled(x, numbers, self.constant, aims)
         return self.compiled(*jax.device_put((x, numbers, given, aims), self.split))
+
+
+def _first(like: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """The same of one example."""
+    return jax.ShapeDtypeStruct((1, *like.shape[1:]), like.dtype)
 
 
 def _of_each_example(target: Any, outputs: Any, examples: Examples) -> Any:

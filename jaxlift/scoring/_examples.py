@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import enum
 import gzip
-import hashlib
+import io
+import itertools
 import json
 import math
+import os
 import zipfile
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ import numpy as np
 from jaxlift._arguments import check_option
 from jaxlift.scoring._extra import extra
 from jaxlift.scoring._letters import BASES, IS_AMBIGUOUS, IS_LETTER, Ambiguous, Unknown, one_hot_of
+from jaxlift.scoring._places import FarFile, UnreachableError, far_store, is_url, place, reaching
 
 
 class Status(enum.IntEnum):
@@ -60,13 +63,15 @@ class DamagedError(OSError):
 
 
 @contextlib.contextmanager
-def reading(path: Path, kind: str) -> Iterator[None]:
+def reading(path: str | Path, kind: str) -> Iterator[None]:
     """Say which file it is that a library fails to read; what the operating system has to say is said already."""
     try:
         yield
-    except (MalformedError, DamagedError, ModuleNotFoundError):
+    except (MalformedError, DamagedError, UnreachableError, ModuleNotFoundError):
         raise
     except Exception as error:
+        if is_url(path):  # where what fails has many names, and seldom that of the file
+            raise DamagedError(f"{path} can't be reached, is damaged, or no {kind} ({_named(error)}).") from error
         if isinstance(error, OSError) and error.errno:
             raise
         raise DamagedError(f"{path} is damaged, cut short, or no {kind} ({_named(error)}).") from error
@@ -128,6 +133,8 @@ class Examples:
         try:
             values = np.asarray(self.rows(start, stop))
             records = Records(values, np.full(len(values), Status.SCORED, np.uint8))
+        except (DamagedError, UnreachableError):  # all of the file is to blame, or the way there, and no example
+            raise
         except Exception:  # whatever it is, it shows again at the example that is to blame
             values = np.zeros((stop - start, *self.shape), self.dtype)
             records = Records(values, np.full(len(values), Status.SCORED, np.uint8))
@@ -143,6 +150,8 @@ class Examples:
     def _read_one(self, number: int, records: Records, at: int) -> None:
         try:
             records.values[at] = as_example(self.row(number), self.shape, self.dtype)
+        except UnreachableError:
+            raise
         except Exception as error:
             records.status[at] = Status.MALFORMED if isinstance(error, MalformedError) else Status.UNREADABLE
             records.messages[number] = str(error) if isinstance(error, MalformedError) else _named(error)
@@ -155,12 +164,26 @@ class Examples:
                 return records.values[0]
         raise ValueError(f"{self.source}: there is no example that can be used.")
 
-    def digest(self) -> str:
-        """A checksum of the number of examples and of 16 of them, to know the data set again."""
-        digest = hashlib.sha256(repr((self.shape, self.dtype.str, self.count)).encode())
+    def sample(self) -> dict[str, int | None]:
+        """Checksums of 16 examples by number, to know the data set again; None of those that are bad."""
+        found = {}
         for number in sorted({round(i * ((self.count or 1) - 1) / 15) for i in range(16)}):
-            digest.update(np.ascontiguousarray(self.read(number, number + 1).values).tobytes())
-        return digest.hexdigest()
+            records = self.read(number, number + 1)
+            is_good = records.status[0] == Status.SCORED
+            found[str(number)] = int(checksums(records.values)[0]) if is_good else None
+        return found
+
+
+def checksums(*arrays: np.ndarray) -> np.ndarray:
+    """What is in each row of arrays `(n, ...)`, one after the other: CRC-32, `(n,)` uint32."""
+    flat = [np.ascontiguousarray(a).reshape(len(a), math.prod(a.shape[1:])).view(np.uint8) for a in arrays]
+    sums = np.zeros(len(flat[0]), np.uint32)
+    for number in range(len(sums)):
+        checksum = 0
+        for rows in flat:
+            checksum = zlib.crc32(rows[number], checksum)
+        sums[number] = checksum
+    return sums
 
 
 def as_example(value: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -179,10 +202,8 @@ class ArrayExamples(Examples):
     """Anything with the axes of an array that can be sliced: NumPy, memory maps, Zarr, HDF5, JAX."""
 
     def __init__(self, values: Any, source: str) -> None:
-        if not values.shape:
-            raise ValueError(f"{source}: expected an array of examples (N, ...), got a scalar.")
         self.values, self.source = values, source
-        self.count, *shape = values.shape
+        self.count, *shape = _with_numbers(values.shape, source)
         self.shape, self.dtype = tuple(shape), numeric(values.dtype, source)
 
     def row(self, number: int) -> Any:
@@ -198,18 +219,41 @@ class NpyExamples(ArrayExamples):
     def __init__(self, path: Path) -> None:
         self.path = path
         with path.open("rb") as file:
-            shape, _, dtype = npy_header(file, str(path))
-            begin, size = file.tell(), path.stat().st_size
-        wanted = begin + math.prod(shape) * dtype.itemsize
-        if size < wanted:
-            raise DamagedError(
-                f"{path} is cut short: an array of {dtype} of shape {shape} takes {wanted} bytes, and the file has "
-                f"{size}. Copy or save it again."
-            )
+            npy_header(file, str(path), path.stat().st_size)
         super().__init__(np.load(path, mmap_mode="r"), str(path))
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         return np.array(np.load(self.path, mmap_mode="r")[start:stop])
+
+
+class FileExamples(Examples):
+    """An array in NumPy's format, read from a file from its beginning to its end: compressed, or far away.
+
+    It is never held as a whole.
+    """
+
+    def __init__(self, file: Any, source: str, size: int, close: Callable[[], None]) -> None:
+        self.file, self.source, self.close = file, source, close
+        try:
+            (self.count, *shape), fortran, dtype = npy_header(file, source, size)
+            if fortran:
+                raise ValueError(f"{source} is stored in Fortran's order: save np.ascontiguousarray(array).")
+            self.shape, self.dtype, self.begin = tuple(shape), numeric(dtype, source), file.tell()
+        except BaseException:
+            close()
+            raise
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        size = math.prod(self.shape) * self.dtype.itemsize
+        with reading(self.source, "array that np.save wrote"):
+            self.file.seek(self.begin + start * size)
+            data = self.file.read((stop - start) * size)
+            if len(data) < (stop - start) * size:
+                raise EOFError(f"it ends within examples {start} to {stop - 1}")
+        return np.frombuffer(data, self.dtype).reshape(stop - start, *self.shape)
+
+    def row(self, number: int) -> Any:
+        return self.rows(number, number + 1)[0]
 
 
 class SequenceExamples(Examples):
@@ -270,40 +314,9 @@ class StreamExamples(Examples):
     def first(self) -> np.ndarray:
         return self.head
 
-    def digest(self) -> str:
+    def sample(self) -> dict[str, int | None]:
         """Of the first example: the others have not come yet."""
-        identity = repr((self.shape, self.dtype.str)).encode()
-        return hashlib.sha256(identity + np.ascontiguousarray(self.head).tobytes()).hexdigest()
-
-
-class NpzExamples(Examples):
-    """One array of an ``.npz``, which is read as a stream: it may be compressed, and is never held as a whole."""
-
-    def __init__(self, path: Path, key: str | None) -> None:
-        kind = "file that np.savez wrote"
-        with reading(path, kind):
-            archive = zipfile.ZipFile(path)
-        with archive:
-            names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
-            key = only_key(names, key, path)
-            with reading(path, kind):
-                self.file = archive.open(f"{key}.npy")  # which can be read when the archive is closed
-                self.close = self.file.close
-        with reading(path, kind):
-            (self.count, *shape), fortran, dtype = npy_header(self.file, f"{path}:{key}", needs_axis=True)
-        self.source = f"{path}:{key}"
-        if fortran:
-            raise ValueError(f"{self.source} is stored in Fortran's order: save np.ascontiguousarray(array).")
-        self.shape, self.dtype, self.begin = tuple(shape), numeric(dtype, self.source), self.file.tell()
-
-    def rows(self, start: int, stop: int) -> np.ndarray:
-        size = int(np.prod(self.shape)) * self.dtype.itemsize
-        self.file.seek(self.begin + start * size)
-        data = self.file.read((stop - start) * size)
-        return np.frombuffer(data, self.dtype).reshape(stop - start, *self.shape)
-
-    def row(self, number: int) -> Any:
-        return self.rows(number, number + 1)[0]
+        return {"0": int(checksums(self.head[None])[0])}
 
 
 @dataclass(frozen=True)
@@ -371,8 +384,9 @@ class FastaExamples(Examples):
 
     def __init__(self, path: Path, encoding: Encoding = PLAIN) -> None:
         self.source, self.encoding = str(path), encoding
-        self.file: Any = (gzip.open if path.suffix == ".gz" else open)(path, "rb")  # for as long as the run
-        self.close = self.file.close
+        self.file, self.close = _opened(path)  # for as long as the run
+        if path.suffix.lower() == ".gz":
+            self.file = gzip.GzipFile(mode="rb", fileobj=self.file)
         self.offsets = array("q")  # of the lines after each header
         self.names: list[str] = []
         try:
@@ -510,56 +524,93 @@ def only_key(names: Iterable[str], key: str | None, path: Path) -> str:
     return key
 
 
-def npy_header(file: Any, source: str, needs_axis: bool = False) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, whether in Fortran's order, and dtype of an array in NumPy's format. What is pickled stays so."""
-    magic = file.read(np.lib.format.MAGIC_LEN)
-    if not magic:
-        raise DamagedError(f"{source} is empty: expected an array, as np.save writes it.")
-    if not magic.startswith(np.lib.format.MAGIC_PREFIX):
-        raise MalformedError(
-            f"{source} is not an array in NumPy's format, whatever its name says: it begins with {magic!r}. Write it "
-            "with np.save."
-        )
-    with reading(Path(source), "array that np.save wrote"):
+def npy_header(file: Any, source: str, size: int) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether in Fortran's order, and dtype of an array of examples in NumPy's format.
+
+    What is pickled stays so. An array that a file of this size can't hold is refused.
+    """
+    with reading(source, "array that np.save wrote"):
+        magic = file.read(np.lib.format.MAGIC_LEN)
+        if not magic:
+            raise DamagedError(f"{source} is empty: expected an array, as np.save writes it.")
+        if not magic.startswith(np.lib.format.MAGIC_PREFIX):
+            raise MalformedError(
+                f"{source} is not an array in NumPy's format, whatever its name says: it begins with {magic!r}. Write "
+                "it with np.save."
+            )
         version = tuple(magic[-2:])
         header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = header(file)
+        if any(type(length) is not int or length < 0 for length in shape):
+            raise ValueError(f"no array has the shape {shape}")
     if dtype.hasobject:
         raise MalformedError(
             f"{source} has pickled Python objects (dtype object), which jaxlift never loads, since that runs code from "
             "the file: save one array of numbers, such as np.stack(examples)."
         )
-    if needs_axis and not shape:
+    wanted = file.tell() + math.prod(shape) * dtype.itemsize
+    if size < wanted:
+        raise DamagedError(
+            f"{source} is cut short: an array of {dtype} of shape {shape} takes {wanted} bytes, and the file has "
+            f"{size}. Copy or save it again."
+        )
+    return _with_numbers(shape, source), fortran, dtype
+
+
+def _with_numbers(shape: tuple[int, ...], source: str) -> tuple[int, ...]:
+    """The shape of an array of examples, or the error for a scalar, and for examples that have no numbers."""
+    if not shape:
         raise MalformedError(f"{source}: expected an array of examples (N, ...), got a scalar.")
-    return shape, fortran, dtype
+    if 0 in shape[1:]:
+        raise MalformedError(f"{source}: expected examples with numbers in them, got an array of shape {shape}.")
+    return shape
 
 
 def open_array(text: str | Path, encoding: Encoding = PLAIN) -> Examples:
-    """The array in a file: ``path``, or ``path:name`` where the file has several.
+    """The array in a file: ``path``, or ``path:name`` where the file has several. A path may be a URL.
 
     Args:
         text: the path, with the name.
         encoding: of the letters of a FASTA file; arrays are as they are.
     """
-    path, key = Path(text), None
-    if not path.exists():
-        before, colon, after = str(text).rpartition(":")
-        path, key = (Path(before), after) if colon else (path, None)
-    if not path.exists():
-        raise FileNotFoundError(f"there is no file {text}.")
+    path, key = _located(text)
     suffixes = [suffix.lower() for suffix in path.suffixes]
+    with reaching(path):
+        is_folder = path.is_dir()
     match [suffix for suffix in suffixes if suffix != ".gz"][-1:]:
+        case _ if is_folder:
+            return _zarr(path, key)
         case [".npz"]:
-            return NpzExamples(path, key)
+            return _npz(path, key)
         case [".h5" | ".hdf5" | ".hdf"]:
             return _hdf5(path, key)
+        case [".npy"] if is_url(path):
+            file, close = _opened(_without_key(path, key))
+            return FileExamples(file, str(path), path.stat().st_size, close)
         case [".npy"]:
             return NpyExamples(_without_key(path, key))
         case [".fa" | ".fasta" | ".fna"]:
             return FastaExamples(_without_key(path, key), encoding)
-    if path.is_dir():
-        return _zarr(path, key)
     raise ValueError(f"{path}: expected .npy, .npz, .h5, .hdf5, .fa, .fasta, .fna (or .gz of these three), or Zarr.")
+
+
+def is_path(given: Any) -> bool:
+    """Whether something names a file: text, or a path of this machine or elsewhere (`upath.UPath`)."""
+    return isinstance(given, str) or hasattr(given, "suffixes")
+
+
+def _located(text: str | Path) -> tuple[Path, str | None]:
+    """The file or folder that is meant, and the name of an array in it."""
+    before, _, after = str(text).rpartition(":")
+    named = [(text, None), (before, after)] if before and not after.startswith("//") else [(text, None)]
+    with reaching(text):
+        found = next(((place(path), key) for path, key in named if place(path).exists()), None)
+    if found is None:
+        raise FileNotFoundError(f"there is no file {text}.")
+    path, _ = found
+    if not is_url(path) and not path.is_dir() and not path.is_file():
+        raise ValueError(f"{path} is a pipe or a device: examples are read by number, from a file.")
+    return found
 
 
 def _without_key(path: Path, key: str | None) -> Path:
@@ -568,15 +619,80 @@ def _without_key(path: Path, key: str | None) -> Path:
     return path
 
 
+def _opened(path: Path) -> tuple[Any, Callable[[], None]]:
+    """A file to read from, and what closes it. One far away is fetched in pieces, ahead of what is read."""
+    file: Any = io.BufferedReader(FarFile(path), 2**20) if is_url(path) else path.open("rb")
+    return file, file.close
+
+
+def _npz(path: Path, key: str | None) -> Examples:
+    kind = "file that np.savez wrote"
+    file, close = _opened(path)
+    with contextlib.ExitStack() as failed:
+        failed.callback(close)
+        with reading(path, kind):
+            archive = zipfile.ZipFile(file)  # which can be forgotten: its members read from the file
+        names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+        key = only_key({*names}, key, path)
+        if names.count(key) > 1:
+            raise DamagedError(f"{path} has {names.count(key)} arrays of the name {key}: save it again.")
+        with reading(path, kind):
+            member = archive.open(f"{key}.npy")
+        failed.pop_all()
+    return FileExamples(member, f"{path}:{key}", archive.getinfo(f"{key}.npy").file_size, close)
+
+
 def _hdf5(path: Path, key: str | None) -> Examples:
     h5py = extra("h5py")
-    with reading(path, "HDF5 file"):
-        file, names = h5py.File(path, "r"), []
-        file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
-    key = only_key(names, key.strip("/") if key else None, path)
-    examples = ArrayExamples(file[key], f"{path}:{key}")
-    examples.close = file.close
+    opened, close = _opened(path) if is_url(path) else (path, lambda: None)
+    with contextlib.ExitStack() as failed:
+        failed.callback(close)
+        names: list[str] = []
+        with reading(path, "HDF5 file"):
+            file = failed.enter_context(h5py.File(opened, "r"))
+            file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
+        key = key.strip("/") if key else None
+        if not names or (key is not None and key not in names):
+            _check_links(file, key, path)
+        key = only_key(names, key, path)
+        _check_within(file[key], path)
+        examples = ArrayExamples(file[key], f"{path}:{key}")
+        examples.close = failed.pop_all().close
     return examples
+
+
+def _check_links(group: Any, key: str | None, path: Path) -> None:
+    """Raise the error for arrays of an HDF5 file that are links, which aren't followed."""
+    h5py = extra("h5py")
+    for name in group if key is None else itertools.accumulate(key.split("/"), "{}/{}".format):
+        link = group.get(name, getlink=True)
+        if isinstance(link, h5py.ExternalLink):
+            raise MalformedError(
+                f"{path}:{name} is a link to another file, {link.filename}:{link.path}, and jaxlift reads no file that "
+                "isn't named: name that one."
+            )
+        if isinstance(link, h5py.SoftLink):
+            raise MalformedError(f"{path}:{name} is a link to {link.path}: write the name of the array itself.")
+
+
+def _check_within(dataset: Any, path: Path) -> None:
+    """Raise the error for an array of an HDF5 file whose numbers lie in others, or nowhere."""
+    source = f"{path}:{dataset.name.strip('/')}"
+    parts, seen = [dataset], {dataset.name}
+    while parts:
+        part = parts.pop()
+        made_of = part.virtual_sources() if part.is_virtual else []
+        elsewhere = [name for name, *_ in part.external or ()] + [s.file_name for s in made_of if s.file_name != "."]
+        if elsewhere:
+            raise MalformedError(
+                f"{source} has its numbers in another file, {elsewhere[0]}, and jaxlift reads no file that isn't "
+                "named: copy them into one, with h5py, or name that one."
+            )
+        for name in {each.dset_name for each in made_of} - seen:
+            if not isinstance(part.file.get(name), type(dataset)):
+                raise DamagedError(f"{source} is made of {name}, which the file doesn't have.")
+            seen.add(name)
+            parts.append(part.file[name])
 
 
 def _zarr(path: Path, key: str | None) -> Examples:
@@ -586,19 +702,47 @@ def _zarr(path: Path, key: str | None) -> Examples:
         with reading_zarr(path):
             names = [name for name, member in node.members(max_depth=None) if isinstance(member, zarr.Array)]
         key = only_key(names, key.strip("/") if key else None, path)
+        _check_no_links(path, path / key)
         return ArrayExamples(node[key], f"{path}:{key}")
-    return ArrayExamples(node, str(_without_key(path, key)))
+    _check_no_links(path, _without_key(path, key))
+    return ArrayExamples(node, str(path))
 
 
-def opened_zarr(path: Path, mode: Any = "r") -> Any:
-    """The array or group in a folder."""
+def _check_no_links(store: Path, folder: Path) -> None:
+    """Raise the error for an array whose files lie somewhere else than in its store."""
+    if is_url(store):
+        return
+    for path in itertools.chain([folder], _links(folder)):
+        target = Path(os.path.realpath(path))
+        if not target.is_relative_to(os.path.realpath(store)):
+            raise MalformedError(
+                f"{path} leads out of {store}, to {target}, and jaxlift reads no file that isn't named: copy "
+                "the store with what it links to, as `cp -rL` does."
+            )
+
+
+def _links(folder: Path) -> Iterator[Path]:
+    """The links in a folder and in those below. (Each file's kind comes with its name, so that many cost little.)"""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_symlink():
+                yield Path(entry.path)
+            elif entry.is_dir():
+                yield from _links(Path(entry.path))
+
+
+def opened_zarr(path: Path, mode: Any = "r", store: Any = None) -> Any:
+    """The array or group in a folder, or below a URL; through this store of Zarr's, if one is given."""
     zarr = extra("zarr")
-    if not any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zarray")):
-        raise ValueError(f"{path} is not a Zarr store: it has no zarr.json.")
+    with reaching(path):
+        is_there = any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zarray"))
+    if not is_there:
+        raise MalformedError(f"{path} is not a Zarr store: it has no zarr.json.")
     with reading_zarr(path):
-        node = zarr.open(path, mode=mode)
+        where: Any = store or (far_store(path, mode) if is_url(path) else path)
+        node = zarr.open(where, mode=mode)
         # What is consolidated is a copy of the metadata, which may be older.
-        return zarr.open_group(path, mode=mode, use_consolidated=False) if isinstance(node, zarr.Group) else node
+        return zarr.open_group(where, mode=mode, use_consolidated=False) if isinstance(node, zarr.Group) else node
 
 
 @contextlib.contextmanager
@@ -606,10 +750,12 @@ def reading_zarr(path: Path) -> Iterator[None]:
     """Say which of a store's files of metadata can't be read."""
     try:
         yield
-    except (OSError, ModuleNotFoundError):
+    except (ModuleNotFoundError, UnreachableError):
         raise
     except Exception as error:
-        for name in ("zarr.json", ".zgroup", ".zarray", ".zattrs"):
+        if isinstance(error, OSError) and not is_url(path):
+            raise
+        for name in () if is_url(path) else ("zarr.json", ".zgroup", ".zarray", ".zattrs"):
             for file in sorted(path.rglob(name)):
                 with reading(file, "JSON"):
                     json.loads(file.read_bytes())
@@ -636,7 +782,7 @@ def open_examples(examples: Any, encoding: Encoding = PLAIN) -> Examples:
     """Examples from whatever a user has them in; those of a FASTA file in this encoding."""
     if isinstance(examples, Examples):
         return examples
-    if isinstance(examples, str | Path):
+    if is_path(examples):
         return open_array(examples, encoding)
     source = f"{type(examples).__module__}.{type(examples).__qualname__}"
     if hasattr(examples, "shape") and hasattr(examples, "dtype"):

@@ -3,7 +3,14 @@
 import importlib
 from typing import Any
 
-GENOMICS = {"Bio": "biopython", "pyBigWig": "pyBigWig", "pyfaidx": "pyfaidx", "pysam": "pysam"}  # and their packages
+# Groups and packages of modules, where these have other names than the module or the group is not ``scoring``.
+OF_GROUPS = {
+    "Bio": ("genomics", "biopython"),
+    "pyBigWig": ("genomics", "pyBigWig"),
+    "pyfaidx": ("genomics", "pyfaidx"),
+    "pysam": ("genomics", "pysam"),
+    "upath": ("cloud", "universal-pathlib"),
+}
 
 
 def extra(name: str) -> Any:
@@ -13,7 +20,7 @@ def extra(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != name.partition(".")[0]:
             raise
-        group, package = ("genomics", GENOMICS[name]) if name in GENOMICS else ("scoring", error.name)
+        group, package = OF_GROUPS.get(name, ("scoring", error.name))
         raise ModuleNotFoundError(
             f"this needs {package}, which is not installed: pip install 'jaxlift[{group}]'", name=error.name
         ) from error

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
+import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
+
+from jaxlift.scoring._places import is_url, place, reaching, resolved
 
 
 @contextlib.contextmanager
 def appearing(path: Path) -> Iterator[Path]:
-    """A name to write a file under, which gets its own when it is complete."""
-    draft = path.with_name(f".{path.name}.draft")
+    """A name on this machine to write a file under, which gets its own name when it is complete, or goes to its URL."""
+    if is_url(path):
+        with tempfile.TemporaryDirectory() as folder:
+            draft = Path(folder, path.name)
+            yield draft
+            files: Any = path
+            with reaching(path):
+                files.fs.put_file(str(draft), files.path)
+            return
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # others may write the same file at the same time
     try:
         yield draft
         draft.replace(path)
@@ -27,5 +40,5 @@ def beside(store: Path, ending: str) -> Path:
 
 def check_not_read(path: Path, read: Iterable[str | Path]) -> None:
     """Raise the error for a file that is to be written and that the run reads."""
-    if any(path.resolve() == Path(each).resolve() for each in read):
+    if any(str(resolved(path)) == str(resolved(place(each))) for each in read):
         raise ValueError(f"{path} would be written over, and this run reads it: choose another path.")

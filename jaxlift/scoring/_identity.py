@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.core import eval_jaxpr
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
@@ -51,7 +52,8 @@ class Model:
         def explained(x: Any) -> Any:
             # JAX keeps traces by the identity of the function, with the arrays that it found in it. This function is
             # new, so its trace has the weights of now: those of a module or a global may have changed since another.
-            return target(fun(x)) if callable(target) else fun(x)
+            outputs = target(fun(x)) if callable(target) else fun(x)
+            return _checked(outputs, "target" if callable(target) else "model")
 
         self.program, outputs = jax.make_jaxpr(explained, return_shape=True)(example)
         self.structure, self.outputs = jax.tree.structure(outputs), outputs
@@ -62,17 +64,38 @@ class Model:
         parameters = hashlib.sha256()
         for array in itertools.chain.from_iterable(map(_arrays, programs)):
             _add(parameters, array)
-        text = _without_addresses("".join(map(str, programs))).encode()
         self.description = {
             "name": name_of(fun),
             "parameters": parameters.hexdigest(),
-            "program": hashlib.sha256(text).hexdigest(),
+            "program": program_checksum(*programs),
         }
 
     def __call__(self, x: Any) -> Any:
         """The outputs of the model, or what its target makes of them, on a batch of one example."""
         leaves = eval_jaxpr(self.program.jaxpr, self.program.consts, x)
         return jax.tree.unflatten(self.structure, leaves)
+
+
+def program_checksum(*programs: ClosedJaxpr) -> str:
+    """Of programs as they are written, without what changes from one process to the next, and without their arrays."""
+    return hashlib.sha256(_without_addresses("".join(map(str, programs))).encode()).hexdigest()
+
+
+def uncompiled(fun: Any) -> Any:
+    """What `jax.jit` or its like was given, of what it returned. What else wraps a function may change its results."""
+    while hasattr(type(fun), "lower") and hasattr(fun, "__wrapped__"):
+        fun = fun.__wrapped__
+    return fun
+
+
+def _checked(outputs: Any, what: str) -> Any:
+    """Outputs that are arrays, or the error for those that aren't."""
+    leaves = jax.tree.leaves(outputs)
+    odd = [leaf for leaf in leaves if not isinstance(leaf, Array | np.ndarray | np.generic | int | float | complex)]
+    if odd or not leaves:
+        returned = f"a {type(odd[0]).__name__}" if odd else f"{outputs!r}, without any"
+        raise ValueError(f"the {what} must return arrays, (N, ...) -> (N, ...), but it returned {returned}.")
+    return outputs
 
 
 def _held(target: Held, outputs: Any, *rows: Any) -> tuple[Any, Any]:
@@ -113,11 +136,15 @@ def machine() -> dict[str, str]:
 
 
 def _add(digest: Any, array: Any) -> None:
-    if jnp.issubdtype(jnp.asarray(array).dtype, jax.dtypes.prng_key):
+    if _is_key(array):
         array = jax.random.key_data(array)
     array = np.ascontiguousarray(array)
     digest.update(repr((array.dtype.name, array.shape)).encode())
     digest.update(array.view(np.uint8).data if array.size and array.ndim else array.tobytes())
+
+
+def _is_key(value: Any) -> bool:
+    return hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
 def _arrays(jaxpr: Any) -> Iterator[Any]:
@@ -153,6 +180,8 @@ def _described(value: Any) -> Any:
         }
     if callable(value):
         return name_of(value)
+    if _is_key(value):
+        return {"key": str(jax.random.key_impl(value)), "data": jax.random.key_data(value).tolist()}
     if np.size(value) > LISTED:
         return {"shape": list(np.shape(value)), "checksum": checksum(value)}
     return np.asarray(value).tolist()

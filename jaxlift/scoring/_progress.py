@@ -15,16 +15,20 @@ INTERVAL = 10.0  # seconds from line to line
 class Progress:
     """Counts examples, and shows rate, time left and the largest convergence delta of the last batch."""
 
-    def __init__(self, display: Display, total: int | None, done: int, out: TextIO | None = None) -> None:
+    def __init__(self, display: Display, total: int | None, out: TextIO | None = None) -> None:
         self.out = out or sys.stderr
         if display == "auto":
             display = "bar" if self.out.isatty() else "lines"
-        self.display, self.total, self.done, self.began_with = display, total, done, done
-        self.began = self.shown = time.monotonic()
+        self.display, self.total, self.done = display, total, 0
         self.bar: Any = None
-        if display == "bar":
+
+    def begin(self, done: int) -> None:
+        """Count from here on; so many examples are done already."""
+        self.done = self.began_with = done
+        self.began = self.shown = time.monotonic()
+        if self.display == "bar" and done != self.total:
             self.bar = extra("tqdm").tqdm(
-                total=total, initial=done, unit=" examples", file=self.out, dynamic_ncols=True, smoothing=0.1
+                total=self.total, initial=done, unit=" examples", file=self.out, dynamic_ncols=True, smoothing=0.1
             )
 
     def update(self, count: int, delta: float) -> None:

@@ -22,6 +22,7 @@ from jaxlift.scoring._examples import (
     Records,
     Status,
     channels,
+    is_path,
     open_array,
 )
 
@@ -82,6 +83,15 @@ def read_reference(
         stored: the reference that the store has already; a mean of all examples isn't taken again.
         encoding: of letters in a file, with the axis of the one-hot encoding in each example.
     """
+    if is_path(given):
+        given = str(given)
+    is_made = given in NAMES or _is_numbers(given) if isinstance(given, str) else callable(given)
+    if (paired or shared) and (is_made or isinstance(given, OfExamples)):
+        name = given if isinstance(given, str) else _identity.name_of(given)
+        raise ValueError(
+            f"pairing={'paired' if paired else 'shared'!r} says how the references of an array go with the examples, "
+            f"but reference={name} is none: leave one of them out."
+        )
     if given is None:
         return Reference(None)
     if isinstance(given, Examples):
@@ -117,7 +127,8 @@ def read_reference(
     except FileNotFoundError:
         names = ", ".join(map(repr, NAMES))
         raise ValueError(
-            f"reference={str(given)!r} must be one of {names}, the path of an array, an array, or a function."
+            f"reference={str(given)!r} must be one of {names}, the path of an array, an array, or a function; and "
+            "there is no such file."
         ) from None
     return _of_array(array, examples, paired, shared)
 
@@ -193,8 +204,7 @@ def _shuffles(name: str, examples: Examples, count: int, seed: int, channel_axis
 
 
 def _of_function(fun: Callable[[np.ndarray], Any], examples: Examples) -> Reference:
-    first = examples.first()
-    shape = np.shape(fun(first))
+    shape = _shape_of_made(fun, examples)
     if shape not in (examples.shape, (*shape[:1], *examples.shape)) or 0 in shape[: len(shape) - len(examples.shape)]:
         raise ValueError(
             f"reference={_identity.name_of(fun)} must return one reference {examples.shape} or several (R, ...), but "
@@ -218,6 +228,26 @@ def _of_function(fun: Callable[[np.ndarray], Any], examples: Examples) -> Refere
         return made
 
     return Reference({"name": _identity.name_of(fun)}, None, count, of_records)
+
+
+def _shape_of_made(fun: Callable[[np.ndarray], Any], examples: Examples) -> tuple[int, ...]:
+    """The shape of what a function makes of the first example of which it makes something."""
+    failure: Exception | None = None
+    if examples.count is None:
+        some = examples.first()[None]
+    else:
+        records = examples.read(0, 16)
+        good = records.values[records.status == Status.SCORED]
+        some = good if len(good) else examples.first()[None]
+    for example in some:
+        try:
+            return np.shape(fun(example))
+        except Exception as error:
+            failure = failure or error
+    raise ValueError(
+        f"reference={_identity.name_of(fun)} makes no reference of the first {len(some)} examples "
+        f"({type(failure).__name__}: {failure})."
+    ) from failure
 
 
 def _of_array(array: Examples, examples: Examples, paired: bool, shared: bool) -> Reference:
@@ -260,4 +290,4 @@ def _of_each(array: Examples, count: int, examples: Examples) -> Reference:
             records.messages[start + int(i)] = f"its reference: {read.messages[start + int(i)]}"
         return read.values.reshape(-1, count, *examples.shape)
 
-    return Reference({"name": array.source, "checksum": array.digest()}, None, count, of_records, close=array.close)
+    return Reference({"name": array.source, "sample": array.sample()}, None, count, of_records, close=array.close)

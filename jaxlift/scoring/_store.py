@@ -1,21 +1,25 @@
-"""The store: a Zarr group on disk, of which every finished chunk is valid whatever happens next.
+"""The store: a Zarr group, of which every finished chunk is valid whatever happens next.
 
 Zarr v3 through zarr-python, because those who read the result have it already: xarray reads with it, it is pure Python,
-and it replaces files in one step (since 3.1.3), which is what resuming needs of it.
+it replaces files in one step (since 3.1.3), and it writes to object stores as it writes to disks.
 
-A chunk's scores are written first and its ``status`` last. So a chunk whose status is there is finished, and there are
-no other books to keep.
+Who scores a chunk writes its rows of all arrays, and when they are on the disk, its row of the array ``checksum``. A
+chunk is finished if that row is there, and valid if it fits what the arrays have. There are no other books, and no two
+processes of a run write the same file: that is why they need no locks.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import errno
 import functools
 import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping
+import time
+import uuid
+import zlib
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +28,12 @@ import numpy as np
 from jaxlift.scoring._examples import Status, opened_zarr, reading_zarr
 from jaxlift.scoring._extra import extra
 from jaxlift.scoring._letters import one_hot_of
+from jaxlift.scoring._places import UnreachableError, create, is_url, reaching, replace, sync
 
-FORMAT = 2
+FORMAT = 3
 ROWS = 2**16  # in a chunk of a column
+AN_HOUR = 3600.0
+FLAT = {"name": "default", "separator": "."}  # a file for each chunk, and no folders for it
 
 
 class StoreError(Exception):
@@ -41,79 +48,80 @@ class BusyError(StoreError):
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
-@contextlib.contextmanager
-def lock(path: Path, shared: bool = False) -> Iterator[None]:
-    """Keep other runs off a store. The lock ends with the process, however it ends.
-
-    Args:
-        path: of the store; the lock is a file beside it, since Zarr takes no notice of files that aren't its own only
-            outside of its group.
-        shared: for the other processes of a run whose first process has called `share`.
-    """
-    import fcntl
-
-    name = path.with_name(f".{path.name}.lock")
-    with name.open("a") as file:
-        try:
-            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise
-            raise BusyError(f"another run works on {path}: wait for it to end, or stop it.") from None
-        _held[path] = file
-        try:
-            yield
-        finally:
-            del _held[path]
-
-
-_held: dict[Path, Any] = {}
-
-
-def share(path: Path) -> None:
-    """Let the other processes of this run in, and still no other run: one of them is enough to keep those off."""
-    import fcntl
-
-    try:
-        fcntl.flock(_held[path], fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        raise BusyError(f"another run has just begun to work on {path}.") from None
-
-
 class Store:
     """Arrays with one row for each example, in chunks that are written whole.
 
     Attributes:
-        path: the directory.
+        path: the folder, or a URL.
         settings: what made the scores. A run with other settings may not add to them.
         chunk: how many examples a chunk has.
+        targets: names of the outputs that are explained, if they are several.
     """
 
     def __init__(self, path: Path, mode: str = "r+") -> None:
         zarr = extra("zarr")
-        self.path, self.group = path, opened_zarr(path, mode)
+        self.path, self.mode = path, mode
+        self.group = opened_zarr(path, mode, None if is_url(path) else _synced_store()(path))
         if not isinstance(self.group, zarr.Group):
             raise StoreError(f"{path} is a Zarr array, not a store of scores, as `jaxlift score` makes it.")
-        meta = self.group.attrs.get("jaxlift")
-        if meta is None:
-            raise StoreError(f"{path} is a Zarr group, but not a store of scores, as `jaxlift score` makes it.")
-        if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-            raise StoreError(f"{path} is not a store of this version of jaxlift: expected format {FORMAT}.")
-        with reading_zarr(path):
-            present = set(self.group.array_keys())
-        self._check(meta, present)
-        self.settings: dict[str, Any] = meta["settings"]
-        self.chunk: int = meta["chunk"]
-        with zarr.config.set({"array.write_empty_chunks": True}):  # else each is searched for what is not empty
-            self.arrays: dict[str, Any] = {name: self.group[name] for name in meta["arrays"]}
-        self.targets: tuple[str, ...] = tuple(meta.get("targets", ()))
+        self.meta: dict[str, Any] = _checked(self.group.attrs.get("jaxlift"), path)
+        self.settings: dict[str, Any] = self.meta["settings"]
+        self.chunk: int = self.meta["chunk"]
+        self.targets: tuple[str, ...] = tuple(self.meta["targets"])
+
+    @functools.cached_property
+    def arrays(self) -> dict[str, Any]:
+        """The arrays with a row for each example."""
+        return {name: self._array(name) for name in self.meta["arrays"]}
+
+    @functools.cached_property
+    def checksum(self) -> Any:
+        """The array with a row for each chunk that is finished, a checksum of its rows of each array."""
+        return self._array("checksum")
+
+    def _array(self, name: str) -> Any:
+        # Without this, each chunk is searched for what is not empty.
+        with extra("zarr").config.set({"array.write_empty_chunks": True}), reading_zarr(self.path):
+            try:
+                return self.group[name]
+            except KeyError:
+                pass
+        if self.is_complete:
+            raise StoreError(f"{self.path} is damaged: it has no array {name}.")
+        raise StoreError(f"{self.path} is still being made, or that was cut off: `jaxlift score` makes the rest.")
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all arrays were made; ``checksum`` is the last."""
+        return "checksum" in self.group
 
     @functools.cached_property
     def columns(self) -> dict[str, np.ndarray]:
         """Where the examples come from: names, places in a genome and whatever else their source says of each."""
-        names = self.group.attrs["jaxlift"].get("columns", ())
         with reading_zarr(self.path):
-            return {name: self.group[name][...] for name in names}  # pyright: ignore[reportReturnType]
+            return {name: self._array(name)[...] for name in self.meta["columns"]}
+
+    @functools.cached_property
+    def reference(self) -> np.ndarray | None:
+        """The reference of all examples, if they have one."""
+        return self._kept("reference") if "reference" in self.meta["kept"] and self.is_complete else None
+
+    def check_kept(self) -> None:
+        """Raise the error for columns or a reference that are not what was written when the store was made."""
+        for name in self.meta["kept"]:
+            self._kept(name)
+
+    def _kept(self, name: str) -> np.ndarray:
+        """What was written when the store was made, if it is still what it was."""
+        array = self._array(name)
+        with reading_zarr(self.path):
+            values = array[...]
+        if checksum_of(values) != self.meta["kept"][name]:
+            raise StoreError(
+                f"{self.path}: the array {name} was changed or damaged after the store was made. Put the store back "
+                "from a copy, or begin anew with overwrite=True."
+            )
+        return values
 
     @property
     def output(self) -> str:
@@ -139,11 +147,12 @@ class Store:
         if target is not None and target not in self.targets:
             names = ", ".join(self.targets) or "none: it has scores of one output"
             raise ValueError(f"{self.path} has no target {target!r}; it has {names}.")
-        rows = array[start:stop] if target is None else array[start:stop, self.targets.index(target)]
+        rows = self.rows(self.output, start, stop)
+        rows = rows if target is None else rows[:, self.targets.index(target)]
         if rows.ndim != 3:
             raise ValueError(f"{self.path} has scores of shape {array.shape}, and not of sequences (N, L, 4).")
         scores = np.moveaxis(rows, self.letters_axis, -1)
-        status = self.arrays["status"][start:stop]
+        status = self.rows("status", start, stop)
         return np.where((status == Status.SCORED)[:, None, None], scores, np.nan)
 
     def one_hot(self, start: int, stop: int) -> np.ndarray:
@@ -155,24 +164,6 @@ class Store:
             )
         return one_hot_of(self.arrays["sequence"][start:stop]).astype(np.int8)
 
-    def _check(self, meta: dict[str, Any], present: set[str]) -> None:
-        """Raise the error that says what of a store's metadata can't be read."""
-        match meta:
-            case {"settings": {"attribution": {"output": str(output)}, "examples": {}, "batch_size": int()}}:
-                pass
-            case _:
-                raise StoreError(f"{self.path}: the metadata are damaged: there are no settings of the run.")
-        match meta:
-            case {"chunk": int(chunk), "arrays": [*names], "runs": [*runs]} if chunk > 0:
-                wanted = {output, "delta", "status", *map(str, names)}
-                missing = sorted(name for name in wanted if name not in names or name not in present)
-                if missing:
-                    raise StoreError(f"{self.path} is damaged: it has no array {', '.join(missing)}.")
-                if not all(isinstance(run, dict) for run in runs):
-                    raise StoreError(f"{self.path}: the metadata are damaged: a run is no record of one.")
-            case _:
-                raise StoreError(f"{self.path}: the metadata are damaged: expected chunk, arrays and runs.")
-
     @classmethod
     def create(
         cls,
@@ -181,127 +172,366 @@ class Store:
         arrays: Mapping[str, tuple[tuple[int, ...], Any]],
         count: int | None,
         chunk: int,
-        reference: np.ndarray | None,
-        columns: Mapping[str, np.ndarray] | None = None,
+        kept: Mapping[str, np.ndarray],
+        columns: Iterable[str] = (),
         dimensions: Mapping[str, tuple[str, ...]] | None = None,
         targets: tuple[str, ...] = (),
     ) -> Store:
-        """Make an empty store. It appears complete, and only then a store that is there already goes.
+        """The store at a path, and if there is none, a new one. Of several who make it at the same time, one does.
 
         Args:
             path: where.
             settings: what can be written as JSON.
-            arrays: name, shape of one row, and dtype; ``status`` comes by itself.
+            arrays: name, shape of one row, and dtype; ``status`` and ``input`` come by themselves.
             count: how many rows; None if that isn't known yet.
             chunk: how many of them make a chunk.
-            reference: of all examples, if they have one.
-            columns: where the examples come from, a value of each in each column.
+            kept: what is written once: the columns, and the reference of all examples, if they have one.
+            columns: those of `kept` that have a value for each example.
             dimensions: names of the axes of a row, where they have some.
             targets: names of the outputs that are explained, if they are several.
         """
-        zarr = extra("zarr")
-        draft = path.with_name(f".{path.name}.draft")
-        shutil.rmtree(draft, ignore_errors=True)
-        group = zarr.open_group(draft, mode="w-", zarr_format=3)
-        # Scores are zeros, which this level finds, and digits, in which no level finds anything.
-        codec = zarr.codecs.ZstdCodec(level=-1)
-        for name, (shape, dtype) in {**arrays, "status": ((), np.uint8)}.items():
-            group.create_array(
-                name,
-                shape=(count or 0, *shape),
-                chunks=(chunk, *(max(size, 1) for size in shape)),
-                dtype=dtype,
-                compressors=codec,
-                fill_value=np.nan if np.dtype(dtype).kind == "f" else 0,
-                dimension_names=(
-                    "example",
-                    *(dimensions or {}).get(name, (f"{name}_{axis}" for axis in range(1, len(shape) + 1))),
-                ),
-            )
-        columns = dict(columns or {})
-        for name, values in (columns | ({"target": np.array(targets)} if targets else {})).items():
-            values = values.astype(np.dtypes.StringDType()) if values.dtype.kind in "UT" else values
-            array = group.create_array(
-                name,
-                shape=values.shape,
-                chunks=(max(1, min(len(values), ROWS)),),
-                dtype=values.dtype,
-                compressors=codec,
-                dimension_names=["target" if name == "target" else "example"],
-            )
-            array[:] = values
-        if reference is not None:
-            names = [f"reference_{axis}" for axis in range(reference.ndim)]
-            group.create_array("reference", data=reference, compressors=codec, dimension_names=names)
+        specified = {
+            name: {
+                "row": list(shape),
+                "dtype": np.dtype(dtype).name,
+                "axes": (dimensions or {}).get(name) or [f"{name}_{axis}" for axis in range(1, len(shape) + 1)],
+            }
+            for name, (shape, dtype) in {**arrays, "input": ((), np.uint32), "status": ((), np.uint8)}.items()
+        }
         meta = {
             "format": FORMAT,
+            "id": uuid.uuid4().hex,
             "settings": settings,
             "chunk": chunk,
-            "arrays": [*arrays, "status"],
+            "count": count,
+            "arrays": specified,
+            "kept": {name: checksum_of(values) for name, values in kept.items()},
             "columns": [*columns],
             "targets": [*targets],
-            "runs": [],
         }
-        group.attrs["jaxlift"] = meta
-        old = path.with_name(f".{path.name}.old-{os.getpid()}")
-        if exists(path):
-            path.rename(old)
-        draft.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
+        root = {"zarr_format": 3, "node_type": "group", "attributes": {"jaxlift": meta}}
+        if not is_url(path):
+            path.mkdir(parents=True, exist_ok=True)
+        create(path / "zarr.json", json.dumps(root, indent=2).encode())
         return cls(path)
 
-    def note(self, run: dict[str, Any] | None = None, **ended: Any) -> None:
-        """Add a run to the record of runs, or to the last one how it ended."""
-        meta = dict(self.group.attrs["jaxlift"])
-        meta["runs"] = [*meta["runs"], run] if run else [*meta["runs"][:-1], {**meta["runs"][-1], **ended}]
-        self.group.attrs["jaxlift"] = meta
+    def complete(self, kept: Mapping[str, np.ndarray]) -> None:
+        """Make what isn't there yet of a store's arrays. Whoever comes may do so: all would write the same.
+
+        Args:
+            kept: as for `create`.
+        """
+        if not self.is_complete:
+            self._make_arrays(kept)
+        if not is_url(self.path):
+            sync([self.path])  # where the array that is the last may be as new as this run
+
+    def _make_arrays(self, kept: Mapping[str, np.ndarray]) -> None:
+        # Scores are zeros, which this level finds, and digits, in which no level finds anything.
+        codec = extra("zarr").codecs.ZstdCodec(level=-1, checksum=True)
+        count = self.meta["count"] or 0
+        for name, values in kept.items():
+            values = _storable(values)
+            if checksum_of(values) != self.meta["kept"].get(name):
+                raise StoreError(
+                    f"{self.path}: another process is making the store, and has another {name} than this one. Run it "
+                    "again when the store is whole."
+                )
+            axes = ["target"] if name == "target" else ["example"] if name in self.meta["columns"] else None
+            chunks = (max(1, min(len(values), ROWS)),) if axes else values.shape
+            axes = axes or [f"{name}_{axis}" for axis in range(values.ndim)]
+            self._make(name, values.shape, chunks, values.dtype, codec, axes)[...] = values
+        for name, of in self.meta["arrays"].items():
+            row = tuple(of["row"])
+            chunks = (self.chunk, *(max(size, 1) for size in row))
+            self._make(name, (count, *row), chunks, of["dtype"], codec, ["example", *of["axes"]])
+        width = len(self.meta["arrays"])
+        if not is_url(self.path):
+            with contextlib.suppress(PermissionError):  # of folders further up, which are older
+                # Other processes may be making the same, and their drafts come and go.
+                made = [path for path in self.path.rglob("*") if path.suffix != ".partial"]
+                sync([*made, self.path, *self.path.parents])
+        self._make("checksum", (-(-count // self.chunk), width), (1, width), np.uint32, None, ["chunk", "array"])
+
+    def _make(self, name: str, shape: Any, chunks: Any, dtype: Any, codec: Any, axes: list[str]) -> Any:
+        zarr = extra("zarr")
+        try:
+            return self.group.create_array(
+                name,
+                shape=shape,
+                chunks=chunks,
+                dtype=dtype,
+                compressors=codec,
+                fill_value=np.nan if np.dtype(dtype).kind == "f" else "" if np.dtype(dtype).kind == "T" else 0,
+                dimension_names=axes,
+                chunk_key_encoding=FLAT,
+            )
+        except zarr.errors.ContainsArrayError:  # another process was faster
+            return self.group[name]
+
+    def note(self, run: Mapping[str, Any]) -> None:
+        """Write down a run, by its ``name``. Each has a group of its own, so that none waits for another."""
+        self.group.require_group(f"runs/{run['name']}").attrs.put({"jaxlift": dict(run)})
 
     @property
     def runs(self) -> list[dict[str, Any]]:
-        """What ran, when and how."""
-        return self.group.attrs["jaxlift"]["runs"]
+        """What ran, when and how, in the order of time."""
+        records, folder = [], self.path / "runs"
+        with reaching(self.path):
+            runs = [*folder.iterdir()] if folder.is_dir() else []
+        for run in runs:
+            with contextlib.suppress(OSError, ValueError, KeyError):  # one that can't be read is no loss
+                records.append(json.loads((run / "zarr.json").read_bytes())["attributes"]["jaxlift"])
+        records = [record for record in records if isinstance(record, dict)]
+        return sorted(records, key=lambda record: str(record.get("started")))
 
     @property
-    def reference(self) -> np.ndarray | None:
-        """The reference of all examples, if they have one."""
-        return self.group["reference"][...] if "reference" in self.group else None
+    def sealed(self) -> dict[str, Any] | None:
+        """When all was finished, and what then was in the store; None until then."""
+        return self.group.attrs.get("finished")
+
+    def seal(self, summary: Mapping[str, Any]) -> None:
+        """Say in the metadata that all chunks are finished. Of several who say so, all say the same."""
+        self.group.attrs["finished"] = dict(summary)
+
+    def clean(self) -> None:
+        """Remove what runs that were killed had half written; others may be at work, and need theirs."""
+        if not is_url(self.path):
+            drafts = self.path.parent.glob(f".{self.path.name}.{'[0-9a-f]' * 32}")
+            for left in (*drafts, *self.path.rglob("*.partial")):
+                with contextlib.suppress(FileNotFoundError):
+                    if time.time() - left.stat().st_mtime > AN_HOUR:
+                        left.unlink()
 
     @property
     def count(self) -> int:
         """The number of rows."""
         return self.arrays["status"].shape[0]
 
+    @property
+    def chunks(self) -> range:
+        """The numbers of all chunks."""
+        return range(-(-self.count // self.chunk))
+
+    @property
+    def status(self) -> np.ndarray:
+        """What became of each example, of `Status`; unfinished where its chunk is, whatever that has already."""
+        return self.rows("status", 0, self.count)
+
+    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """What an array has of some examples, and its fill value where a chunk is unfinished, which may be torn."""
+        array, finished = self.arrays[name], self.finished()
+        stop = min(stop, self.count)
+        chunks = range(start // self.chunk, -(-stop // self.chunk))
+        if finished.issuperset(chunks):
+            return array[start:stop]
+        values = np.full((max(stop - start, 0), *array.shape[1:]), array.fill_value, array.dtype)
+        for chunk in finished.intersection(chunks):
+            begin, end = max(start, chunk * self.chunk), min(stop, (chunk + 1) * self.chunk)
+            values[begin - start : end - start] = array[begin:end]
+        return values
+
     def finished(self) -> set[int]:
-        """The numbers of the chunks that need no more work."""
-        status = self.arrays["status"][...]
-        return {c for c in range(-(-len(status) // self.chunk)) if status[c * self.chunk : (c + 1) * self.chunk].all()}
+        """The numbers of the chunks that were written whole; to a reader, when it first asked."""
+        return self._seen if self.mode == "r" else self._finished()
+
+    @functools.cached_property
+    def _seen(self) -> set[int]:
+        return self._finished()
+
+    def _finished(self) -> set[int]:
+        try:
+            rows = self.checksum[...]
+        except Exception:  # one of them is damaged, or cut short
+            rows = np.stack([self._checksum(chunk) for chunk in range(self.checksum.shape[0])])
+        return {int(chunk) for chunk in np.flatnonzero(rows.any(1))}
+
+    def _checksum(self, chunk: int) -> np.ndarray:
+        """A chunk's row of ``checksum``; zeros where there is none that can be read."""
+        try:
+            return self.checksum[chunk]
+        except Exception:
+            return np.zeros(self.checksum.shape[1], np.uint32)
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether it is known how many examples there are: of a stream, when a run has come to its end."""
+        return self.meta["count"] is not None or self.sealed is not None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all chunks are."""
+        return len(self.finished()) == len(self.chunks)
+
+    def is_valid(self, chunk: int) -> bool:
+        """Whether what a chunk has is what was written."""
+        try:
+            rows = self.read(chunk)
+        except UnreachableError:
+            raise
+        except Exception:  # whatever a codec or a file system finds: this chunk can't be read
+            return False
+        return bool((self._checksums(rows) == self._checksum(chunk)).all())
+
+    def read(self, chunk: int) -> dict[str, np.ndarray]:
+        """A chunk, a row for each of its examples."""
+        at = slice(chunk * self.chunk, (chunk + 1) * self.chunk)
+        return {name: array[at] for name, array in self.arrays.items()}
+
+    def _checksums(self, rows: Mapping[str, np.ndarray]) -> np.ndarray:
+        return np.array([max(checksum_of(rows[name]), 1) for name in self.arrays], np.uint32)  # 0: there is none
 
     def write(self, chunk: int, rows: Mapping[str, np.ndarray]) -> None:
-        """Write a chunk, a row for each of its examples. It is finished when this returns, and not there before."""
+        """Write a chunk, a row for each of its examples. It is finished when this returns, and not there before.
+
+        Raises:
+            StoreError: if the store went, or gave way to another, while a run worked on it.
+        """
+        gone = StoreError(f"{self.path} was removed or replaced while this run worked on it.")
+        if not self._is_there():
+            raise gone
+        arrays = {**self.arrays, "checksum": self.checksum}
+        keys = {name: a.metadata.encode_chunk_key((chunk, *[0] * (a.ndim - 1))) for name, a in arrays.items()}
+        files = [self.path / name / key for name, key in keys.items()]
+        try:
+            self._put(chunk, rows, files[:-1])
+            is_there = self._is_there()
+        except FileNotFoundError:
+            is_there = False
+        if not is_there:
+            if not (self.path / "zarr.json").exists():  # what was written since it went is nobody's
+                for file in files:
+                    file.unlink(missing_ok=True)
+                    with contextlib.suppress(OSError):  # if others are in it
+                        file.parent.rmdir()
+            raise gone
+
+    def _put(self, chunk: int, rows: Mapping[str, np.ndarray], files: list[Path]) -> None:
         start = chunk * self.chunk
         stop = start + len(rows["status"])
         if stop > self.count:  # of a stream; twice as much each time, for the metadata are rewritten
             self.resize(max(stop, 2 * self.count))
-        for name in (*(name for name in rows if name != "status"), "status"):
+        if self._checksum(chunk).any():  # what is about to be replaced is finished no longer
+            if self.sealed is not None:
+                del self.group.attrs["finished"]
+            self.checksum[chunk] = 0
+
+        def put(name: str) -> None:
             self.arrays[name][start:stop] = rows[name]
+
+        # At a URL each write takes its time, most of which is waiting.
+        list((_together().map if is_url(self.path) else map)(put, self.arrays))
+        sync([*files, *(file.parent for file in files)])
+        self.checksum[chunk] = self._checksums(rows)
+
+    def _is_there(self) -> bool:
+        """Whether this is still the store at its path."""
+        try:
+            with reaching(self.path):
+                root = json.loads((self.path / "zarr.json").read_bytes())
+            return root["attributes"]["jaxlift"]["id"] == self.meta["id"]
+        except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+            return False
 
     def resize(self, count: int) -> None:
         """Set the number of examples."""
         for array in self.arrays.values():
             if array.shape[0] != count:
                 array.resize((count, *array.shape[1:]))
+        chunks, width = -(-count // self.chunk), self.checksum.shape[1]
+        if self.checksum.shape[0] != chunks:
+            self.checksum.resize((chunks, width))
 
-    def clean(self) -> None:
-        """Remove what a killed run had half written."""
-        for left in self.path.rglob("*.partial"):
-            left.unlink(missing_ok=True)
+
+@functools.cache
+def _together() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(8, "put")
+
+
+@functools.cache
+def _synced_store() -> Any:
+    """Zarr's store of files, where what says that others are there is on the disk before it has its name."""
+
+    class SyncedStore(extra("zarr").storage.LocalStore):  # pyright: ignore[reportGeneralTypeIssues]
+        async def set(self, key: str, value: Any) -> None:
+            if not key.endswith("zarr.json") and not key.startswith("checksum/"):
+                await super().set(key, value)
+                return
+            file = self.root / key
+            file.parent.mkdir(parents=True, exist_ok=True)
+            await asyncio.to_thread(replace, file, value.to_bytes())
+
+        async def set_if_not_exists(self, key: str, value: Any) -> None:
+            if not await self.exists(key):  # else another process has made the same
+                await self.set(key, value)
+
+    return SyncedStore
+
+
+def _checked(meta: Any, path: Path) -> dict[str, Any]:
+    """The metadata, or the error that says what of them can't be read."""
+    if meta is None:
+        raise StoreError(f"{path} is a Zarr group, but not a store of scores, as `jaxlift score` makes it.")
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise StoreError(f"{path} is not a store of this version of jaxlift: expected format {FORMAT}.")
+    match meta:
+        case {"settings": {"attribution": {"output": str(output)}, "examples": {"sample": {}}, "batch_size": int()}}:
+            pass
+        case _:
+            raise StoreError(f"{path}: the metadata are damaged: there are no settings of the run.")
+    match meta:
+        case {
+            "id": str(),
+            "chunk": int(chunk),
+            "count": int() | None,
+            "arrays": {"delta": {}, "status": {}, "input": {}} as arrays,
+            "kept": {} as kept,
+            "columns": [*columns],
+            "targets": [*_],
+        } if chunk > 0 and output in arrays and {*columns} <= {*kept} and all(map(_is_specified, arrays.values())):
+            return meta
+    raise StoreError(f"{path}: the metadata are damaged: there is no right description of the arrays.")
+
+
+def _is_specified(array: Any) -> bool:
+    match array:
+        case {"row": [*row], "dtype": str(), "axes": [*axes]}:
+            return len(row) == len(axes) and all(isinstance(size, int) for size in row)
+    return False
+
+
+def _storable(values: np.ndarray) -> np.ndarray:
+    """Values in a dtype that Zarr has: text of variable length."""
+    return values.astype(np.dtypes.StringDType()) if values.dtype.kind in "UT" else values
+
+
+def checksum_of(values: np.ndarray) -> int:
+    """Of what is in an array, with its shape: CRC-32."""
+    values, shape = _storable(values), repr(values.shape).encode()
+    if values.dtype.kind == "T":
+        return zlib.crc32("\0".join(values.tolist()).encode(), zlib.crc32(shape))
+    return zlib.crc32(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data, zlib.crc32(shape))
 
 
 def exists(path: Path) -> bool:
     """Whether there is a store already. What else may be there is not to be lost."""
-    if path.exists() and not (path / "zarr.json").exists() and (not path.is_dir() or any(path.iterdir())):
+    with reaching(path):
+        if (path / "zarr.json").exists():
+            return True
+        is_other = path.exists() and (not path.is_dir() or any(path.iterdir()))
+    if is_other:
         raise StoreError(f"{path} is there, and is not a store of scores: choose another path.")
-    return (path / "zarr.json").exists()
+    return False
+
+
+def remove(path: Path) -> None:
+    """Remove a store."""
+    if is_url(path):
+        files: Any = path
+        with reaching(path):
+            files.fs.rm(files.path, recursive=True)
+    else:
+        shutil.rmtree(path)
 
 
 def differences(stored: Any, wanted: Any, name: str = "") -> list[str]:

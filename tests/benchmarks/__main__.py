@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from . import accelerators, genomics, measure, report
+from . import accelerators, genomics, measure, report, scoring
 from .networks import NETWORKS, QUICK_SIZES, SIZES, size
 
 CURVE = (1, 3, 10, 30, 100)
@@ -43,6 +43,11 @@ def main() -> None:
         const=64,
         metavar="REGIONS",
         help="nothing but scores of so many regions, from a genome to a file, beside bpnet-lite's [64]",
+    )
+    parser.add_argument(
+        "--scoring",
+        action="store_true",
+        help="nothing but what `jaxlift.score` adds to a loop over the compiled attribution, alone and in shards",
     )
     parser.add_argument("--python", type=Path, help="that has bpnet-lite, for --genomics; else it is installed")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="time against references, 8 examples of --networks")
@@ -74,6 +79,11 @@ def main() -> None:
         results["genomics"] = genomics.measured(options.genomics, options.rounds or 3, options.python)
         options.out.write_text(json.dumps(results, indent=1))
         print(genomics.shown(results["genomics"]))
+        return
+    if options.scoring:
+        results["scoring"] = scoring.measured(options.rounds or 3)
+        options.out.write_text(json.dumps(results, indent=1))
+        print(scoring.shown(results["scoring"]))
         return
     if not options.only_compile:
         python, reason = (None, "--no-peers") if options.no_peers else measure.peers_python()

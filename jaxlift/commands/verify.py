@@ -1,0 +1,55 @@
+"""``jaxlift verify`` and ``jaxlift finish``: whether a store has all that was written, and that it is whole."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from jaxlift._arguments import some_of
+from jaxlift.commands._parser import FAILED, FINISHED, opened_store, shown, where
+from jaxlift.commands.info import lacking, said_of
+from jaxlift.scoring._summary import seal, summarize
+
+EXIT_CODES = """\
+exit codes:
+    0  all chunks are finished, and as they were written
+    1  some are not; the same `jaxlift score` command computes them
+    2  this is no store
+"""
+
+
+def add(commands: Any) -> None:
+    """Add the commands to those of ``jaxlift``."""
+    for name, do, what in (
+        ("verify", _verify, "read a whole store, and compare it with its checksums"),
+        ("finish", _finish, "say in a store that all shards are finished, if they are"),
+    ):
+        parser = commands.add_parser(name, help=what, epilog=EXIT_CODES)
+        parser.add_argument("store", type=where)
+        parser.set_defaults(do=do, parser=parser)
+
+
+def _verify(given: argparse.Namespace) -> int:
+    store = opened_store(given.store)
+    store.check_kept()
+    finished, missing = sorted(store.finished()), lacking(store)
+    damaged = [chunk for chunk in finished if not store.is_valid(chunk)]
+    if damaged:
+        print(f"{len(damaged)} of {len(finished)} finished chunks are damaged: {some_of(damaged, 20)}")
+        print(f"a chunk has {store.chunk} examples. The same `jaxlift score` command scores them again.")
+    else:
+        print(f"{len(finished)} chunks are as they were written")
+    for line in said_of(store, missing):
+        print(shown(line))
+    return FAILED if damaged or missing or not store.is_ended else FINISHED
+
+
+def _finish(given: argparse.Namespace) -> int:
+    store = opened_store(given.store, "r+")
+    missing = lacking(store)
+    if not missing and store.is_ended and not store.sealed:
+        seal(store, summarize(store))
+    print(shown(summarize(store)))
+    for line in said_of(store, missing):
+        print(shown(line))
+    return FAILED if missing or not store.is_ended else FINISHED
