@@ -370,7 +370,7 @@ def plain_hdf5(folder):
     return folder / "x.h5"
 
 
-@pytest.mark.parametrize("write", [test_scoring.npy, test_scoring.npz, plain_hdf5, FILES[-2]])
+@pytest.mark.parametrize("write", [test_scoring.npy, plain_hdf5, FILES[-2]], ids=["npy", "hdf5", "fasta"])
 def test_a_file_that_fails_to_come(url, server, connect, tmp_path, monkeypatch, write):
     """In the middle: of large files, since they come in pieces."""
     monkeypatch.setattr(_places, "PIECE", 2**14)
