@@ -27,6 +27,7 @@ from jaxlift._arguments import (
 from jaxlift._batching.arrangement import is_better_in_turn, references_in_turn, without_waiting
 from jaxlift._batching.loops import map_over, mean_over, shape_of_one
 from jaxlift._batching.partial_evaluation import Stages, Traced, staged, traced
+from jaxlift._batching.spreading import with_examples_spread
 from jaxlift._check import warn_of_cancellation
 from jaxlift._core import versions
 from jaxlift._core.precision import products_at
@@ -220,32 +221,34 @@ class Explainer:
 
     def _all_pairs(self, pair: Callable[[Any, Any], _Scores], first: Any, reference: Any, kind: str) -> _Scores:
         """The scores of all examples with their references, arranged as the platform's compiler has them best."""
-        if kind == "none" or not self.method.makes_multipliers:
-            return self._in_batches(kind, pair, first, reference)
         compare = traced(pair, shape_of_one(first), _shape_of_one_reference(reference, kind))
+        jaxpr, spread = with_examples_spread(compare.jaxpr)
+        compare = replace(compare, jaxpr=jaxpr)
+        if kind == "none" or not self.method.makes_multipliers:
+            return self._in_batches(kind, compare, first, reference, spread)
         n, r = (jax.tree.leaves(each)[0].shape[0] if kind == "shared" else 1 for each in (first, reference))
         if 1 in (n, r):
             compare = replace(compare, jaxpr=without_waiting(compare.jaxpr))
-            return self._in_batches(kind, compare, first, reference)
-        all_at_once = partial(self._in_batches, kind, compare)
+            return self._in_batches(kind, compare, first, reference, spread)
+        all_at_once = partial(self._in_batches, kind, compare, spread=spread)
         is_said = self.options.batch_size is not None or self.options.reference_batch_size is not None
         is_known = isinstance(n, int) and isinstance(r, int)  # not where a program is exported for any number
         if is_said or not is_known or not is_better_in_turn(compare.jaxpr, n, r):
             return all_at_once(first, reference)
-        in_turn = partial(self.with_options(reference_batch_size=1)._in_batches, kind, compare)
+        in_turn = partial(self.with_options(reference_batch_size=1)._in_batches, kind, compare, spread=spread)
         return references_in_turn(in_turn, all_at_once, first, reference)
 
-    def _in_batches(self, kind: str, pair: Callable[[Any, Any], _Scores], first: Any, reference: Any) -> _Scores:
+    def _in_batches(self, kind: str, pair: Traced, first: Any, reference: Any, spread: tuple[str, ...]) -> _Scores:
         """The scores of all examples with their references, as many at once as is asked for.
 
         In batches, what needs an example alone, or a reference alone, is still computed once: before the loop that goes
-        over the others.
+        over the others. The model spreads examples over these axes of a mesh.
         """
         batch, reference_batch = self.options.batch_size, self.options.reference_batch_size
         stages = Stages(lambda first: first, lambda second: second, pair)
         if kind not in ("none", "paired") and (batch or reference_batch):
             one = shape_of_one(first), _shape_of_one_reference(reference, kind)
-            stages = staged(pair if isinstance(pair, Traced) else traced(pair, *one), *one)
+            stages = staged(pair, *one)
         if kind == "one":
             reference = stages.on_second(reference)
         before = kind == "shared" and reference_batch is None
@@ -262,8 +265,8 @@ class Explainer:
             )
 
         if kind in ("paired", "each"):
-            return map_over(lambda both: example(*both), (first, reference), batch)
-        return map_over(lambda first: example(first, reference), first, batch)
+            return map_over(lambda both: example(*both), (first, reference), batch, spread)
+        return map_over(lambda first: example(first, reference), first, batch, spread)
 
     def _pair(self, fun: Callable[[Any], Array], x: Any, reference: Any, weigh: Callable[[Array], Array]) -> _Scores:
         """The scores of one example, compared with one reference; `weigh` makes the weights of its outputs."""

@@ -15,6 +15,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxlift
+from tests import spread
 
 RNG = np.random.default_rng(0)
 W, V = (RNG.normal(0, 0.5, shape).astype(np.float32) for shape in ((6, 8), (8, 3)))
@@ -278,3 +279,48 @@ def test_references_mapped_over_a_second_axis(rule):
     )
     expected = attr(x, reference=refs)
     np.testing.assert_allclose(mapped(x, refs), expected, atol=2e-6 * float(jnp.abs(expected).max()))
+
+
+@pytest.fixture
+def spread_over(request):
+    """A mesh of all devices, and how the kernels lie on it."""
+    shape = spread.mesh_shape(request.param, 8)
+    return jax.make_mesh(shape, ("data", "model"), axis_types=(AxisType.Auto,) * 2), request.param
+
+
+@pytest.mark.parametrize("spread_over", spread.LAYOUTS, indirect=True)
+@pytest.mark.parametrize("references", [1, 3])
+@RULES
+def test_constraints_on_a_batch(rule, references, spread_over):
+    """Examples are batches of one, and what a model says of its batch is meant of all of them: each device has its own
+    examples, and kernels are gathered for their layer, if at all.
+    """
+    mesh, layout = spread_over
+    w, n = spread.weights(), 24
+    x, r = (np.random.default_rng(k).normal(size=(k, spread.WIDTH)).astype(np.float32) for k in (n, references))
+
+    def scores(mesh, w, x):
+        attr = jaxlift.attribute(partial(spread.network, mesh, w), rule=rule, pairing="shared")
+        return attr(x, reference=r if references > 1 else r[0])
+
+    placed = jax.device_put((w, x), spread.shardings(mesh, layout))
+    compiled = jax.jit(partial(scores, mesh)).lower(*placed).compile()
+    found = compiled(*placed)
+    close(np.asarray(found), scores(None, w, x))
+    assert found.sharding.spec[0] == "data"
+    spread.check_exchanges(compiled.as_text(), layout, 8, n, w[0].size)
+
+
+GRADIENT = partial(jaxlift.attribute, rule="gradient")
+
+
+@pytest.mark.parametrize("spread_over", ["both"], indirect=True)
+@pytest.mark.parametrize("method", [jaxlift.attribute, jaxlift.integrated_gradients, jaxlift.occlusion, GRADIENT])
+def test_constraints_on_a_batch_outside_of_jit(method, spread_over):
+    """There JAX refuses to divide an axis of size 1."""
+    mesh, layout = spread_over
+    w, x = spread.weights(), np.random.default_rng(0).normal(size=(8, spread.WIDTH)).astype(np.float32)
+    w_placed, x_placed = jax.device_put((w, x), spread.shardings(mesh, layout))
+    reference = {} if method is GRADIENT else {"reference": x[0]}
+    found = method(partial(spread.network, mesh, w_placed))(x_placed, **reference)
+    close(np.asarray(found), method(partial(spread.network, None, w))(x, **reference))

@@ -1,7 +1,7 @@
 """What the TPU's compiler makes of attributions, on a machine without one: traffic, copies, precision, slices.
 
-Needs `jax[tpu]`, which holds the compiler; nothing runs on a device. Figures are of jax.grad's on N R rows, at the same
-precision of products.
+Needs `jax[tpu]`, which holds the compiler; nothing runs on a device. (The tests of two GPUs need `jax[cuda12]` instead,
+and JAX_PLATFORMS=cpu where there is none.) Figures are of jax.grad's on N R rows, at the same precision of products.
 """
 
 import re
@@ -14,6 +14,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jaxlift
+from tests import spread
 from tests.benchmarks import in_jax
 from tests.benchmarks.accelerators import programs
 from tests.benchmarks.described import compiled, devices, kernels, size
@@ -22,9 +23,10 @@ from tests.benchmarks.networks import data, weights_of
 pytestmark = [pytest.mark.accelerators, pytest.mark.usefixtures("as_users_write", "optimized")]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiler():
-    pytest.importorskip("libtpu", reason="the TPU's compiler comes with jax[tpu]")
+@pytest.fixture(autouse=True)
+def compiler(request):
+    if "gpu" not in request.node.name:
+        pytest.importorskip("libtpu", reason="the TPU's compiler comes with jax[tpu]")
 
 
 def of_network(name, **options):
@@ -86,12 +88,12 @@ def test_precision_in_the_compiled_text(rule, precision):
     assert all(each == ([(precision, precision)] if precision else []) for each in said)
 
 
-COLLECTIVES = r" (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
+SLICES = {8: "v5e:2x4", 16: "v5e:4x4"}
 
 
 def sliced(chips, rule, over_references=False):
     """The compiled program on a slice: examples spread over it, and references over a second axis of two, if at all."""
-    described = np.array(devices("tpu", {8: "v5e:2x4", 16: "v5e:4x4"}[chips]))
+    described = np.array(devices("tpu", SLICES[chips]))
     shape = (chips // 2, 2) if over_references else (chips, 1)
     mesh = Mesh(described.reshape(shape), ("examples", "references"))
     split = [
@@ -105,7 +107,7 @@ def sliced(chips, rule, over_references=False):
 def test_examples_over_a_slice(chips, rule):
     """No collective; and each chip's part of the memory."""
     found = sliced(chips, rule)
-    assert not re.findall(COLLECTIVES, found.text)
+    assert not spread.collectives(found.text)
     [x] = re.findall(r"ENTRY .*?\((?:\S+: )?(f32\[\d+,784\])", found.text)[:1]
     assert size(x) == 256 // chips * 784 * 4
 
@@ -113,7 +115,7 @@ def test_examples_over_a_slice(chips, rule):
 @pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
 def test_references_over_a_second_axis(rule):
     """The mean over references is the one reduction."""
-    assert re.findall(COLLECTIVES, sliced(8, rule, over_references=True).text) == ["all-reduce"]
+    assert [kind for kind, _ in spread.collectives(sliced(8, rule, over_references=True).text)] == ["all-reduce"]
 
 
 def test_kernels_are_counted():
@@ -144,7 +146,7 @@ def test_a_model_over_a_slice(rule):
     found = compiled(
         lambda w, x, r: attr(w, x, reference=r), *args, target="tpu", in_shardings=(shardings, whole, whole)
     )
-    kinds = re.findall(COLLECTIVES, found.text)
+    kinds = [kind for kind, _ in spread.collectives(found.text)]
     assert set(kinds) == {"all-reduce"}
     # Forward of both sides and back; RevealCancel's variation goes forth and back besides.
     assert len(kinds) <= {"rescale": 3, "revealcancel": 5}[rule]
@@ -167,4 +169,47 @@ def test_references_of_a_convolutional_network_over_a_second_axis(rule):
 
     shardings = tuple(NamedSharding(mesh, spec) for spec in specs)
     found = compiled(mapped, *data("mnist_cnn", 64, 8), target="tpu", in_shardings=shardings)
-    assert re.findall(COLLECTIVES, found.text) == ["all-reduce"]
+    assert [kind for kind, _ in spread.collectives(found.text)] == ["all-reduce"]
+
+
+WIDE, HIDDEN, EXAMPLES = 128, 256, 192
+
+
+@cache
+def spread_network(layout, target, count, program):
+    """The compiled program of a network whose constraints say how it lies on a mesh; of two pairs for each example."""
+    described = devices(target, SLICES[count] if target == "tpu" else f"{count}x1x1")
+    mesh = Mesh(np.array(described).reshape(spread.mesh_shape(layout, count)), ("data", "model"))
+    arrays = spread.weights(WIDE, HIDDEN), *(np.ones((rows, WIDE), np.float32) for rows in (EXAMPLES, 2))
+
+    def explain(w, x, r):
+        model = partial(spread.network, mesh, w)
+        if program == "gradient":
+            return jax.grad(lambda x: model(x).sum())(x)
+        return jaxlift.attribute(model, rule=program, pairing="shared")(x, reference=r)
+
+    lie = (*spread.shardings(mesh, layout), NamedSharding(mesh, PartitionSpec()))
+    with jax.default_matmul_precision("highest"):
+        return compiled(explain, *arrays, target=target, in_shardings=lie)
+
+
+@pytest.mark.parametrize("layout", spread.LAYOUTS)
+@pytest.mark.parametrize("chips", [8, pytest.param(16, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
+def test_a_network_over_a_slice(rule, chips, layout):
+    """Each chip has its part of the parameters and of the examples, and does its part of the work."""
+    found, gradient = (spread_network(layout, "tpu", chips, program) for program in (rule, "gradient"))
+    kernel = WIDE * HIDDEN
+    spread.check_exchanges(found.text, layout, chips, EXAMPLES, kernel)
+    parts, rows = 2 if layout == "tensor parallel" else chips, EXAMPLES // spread.mesh_shape(layout, chips)[0]
+    of_arguments = found.executable.memory_analysis().argument_size_in_bytes
+    assert of_arguments <= 4 * (2 * spread.LAYERS * kernel / parts + (rows + 2) * WIDE) + 8192  # and their tiles' rest
+    # A backward pass of two pairs for each example; RevealCancel's variations go forth and back besides.
+    assert found.flops < {"rescale": 1.8, "revealcancel": 4}[rule] * gradient.flops
+
+
+@pytest.mark.parametrize("layout", ["tensor parallel", "fully sharded"])
+@pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
+def test_a_network_over_two_gpus(rule, layout):
+    pytest.importorskip("jax_cuda12_plugin", reason="the GPU's compiler comes with jax[cuda12]")
+    spread.check_exchanges(spread_network(layout, "gpu", 2, rule).text, layout, 2, EXAMPLES, WIDE * HIDDEN)

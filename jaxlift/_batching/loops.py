@@ -14,19 +14,22 @@ from jaxlift._core import versions
 from jaxlift._core.compilers import with_channels_last
 
 
-def map_over(fun: Callable[[Any], Any], xs: Any, size: int | None) -> Any:
-    """`fun` over the leading axis of `xs`, of which so many are taken at once; all, if None."""
+def map_over(fun: Callable[[Any], Any], xs: Any, size: int | None, spread: tuple[str, ...] = ()) -> Any:
+    """`fun` over the leading axis of `xs`, of which so many are taken at once; all, if None. Where `fun` constrains a
+    sharding, that axis is spread over these axes of the mesh.
+    """
+    mapped = jax.vmap(fun, spmd_axis_name=spread or None)
     first = jax.tree.leaves(xs)[0]
     xs = jax.tree.map(lambda leaf: versions.spread_as(first, leaf, slice(1)), xs)  # as vmap wants it
     if size is None:
-        return jax.vmap(fun)(xs)
+        return mapped(xs)
     count, chunk, rest = _chunks(xs, size)
     parts = []
     if count:
-        outputs = lax.map(with_channels_last(lambda i: jax.vmap(fun)(chunk(i))), jnp.arange(count))
+        outputs = lax.map(with_channels_last(lambda i: mapped(chunk(i))), jnp.arange(count))
         parts.append(jax.tree.map(lambda leaf: leaf.swapaxes(0, 1).reshape(-1, *leaf.shape[2:]), outputs))
     if rest is not None:
-        parts.append(jax.vmap(fun)(rest))
+        parts.append(mapped(rest))
     return parts[0] if len(parts) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
