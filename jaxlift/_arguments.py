@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import reduce
 from typing import Any, get_args
 
@@ -218,13 +218,16 @@ def _is_one_hot(x: Any, axis: int) -> bool:
     return bool((x >= 0).all() and ((np.abs(total - 1) < 1e-2) | (total == 0)).all())
 
 
-def called(fun: Callable[..., Any], args: tuple[Any, ...], x: Any, is_one_argument: bool) -> Any:
+def called(
+    fun: Callable[..., Any], args: tuple[Any, ...], x: Any, is_one_argument: bool, batched: Collection[int]
+) -> Any:
     """The outputs of a model on a batch of one example, or the error that says why it fails.
 
     Args:
         fun, args: the model and its arguments.
         x: what is explained of them.
         is_one_argument: whether that is one of the arguments, and not a tuple of several.
+        batched: which arguments have a row for each example.
     """
     try:
         return fun(*args)
@@ -246,6 +249,12 @@ def called(fun: Callable[..., Any], args: tuple[Any, ...], x: Any, is_one_argume
                 "lambda x: nnx.merge(graphdef, state, copy=True)(x)."
             ) from error
         shapes = ", ".join(str(leaf.shape) for leaf in jax.tree.leaves(x))
+        is_pytree = is_one_argument and jax.tree.structure(x) != jax.tree.structure(0)
+        if not is_pytree and _is_of_any_batch(error, fun, args, batched):
+            error.add_note(
+                f"The model raises this itself: on a batch of one example, of shape {shapes}, and on others."
+            )
+            raise
         if "shard_map" in str(error):
             raise ValueError(
                 f"the model fails on a batch of one example, of shape {shapes}, in jax.shard_map ({said}). Examples "
@@ -256,7 +265,7 @@ def called(fun: Callable[..., Any], args: tuple[Any, ...], x: Any, is_one_argume
                 "over a whole batch as it is."
             ) from error
         pytree = ""
-        if is_one_argument and jax.tree.structure(x) != jax.tree.structure(0):
+        if is_pytree:
             pytree = (
                 f" The model is called with one argument, {described(x)} of arrays; if it takes them as arguments of "
                 "their own, call attr(a, b, reference=(ra, rb)) with argnums=(0, 1)."
@@ -266,6 +275,25 @@ def called(fun: Callable[..., Any], args: tuple[Any, ...], x: Any, is_one_argume
             "first, (N, ...): for one example write x[None], and reference= as one example. If the model takes one "
             f"example and no batch, pass jax.vmap(model).{pytree}"
         ) from error
+
+
+def _is_of_any_batch(
+    error: Exception, fun: Callable[..., Any], args: tuple[Any, ...], batched: Collection[int]
+) -> bool:
+    """Whether a model that fails on one example says the same of two, and of one without the axis of a batch."""
+
+    def said(change: Callable[[Array], Array]) -> tuple[type, str] | None:
+        try:
+            jax.eval_shape(
+                lambda rows: fun(*(rows.get(i, arg) for i, arg in enumerate(args))),
+                {i: jax.tree.map(change, args[i]) for i in batched},
+            )
+        except Exception as other:
+            return type(other), str(other)
+        return None
+
+    own = type(error), str(error)
+    return said(lambda leaf: jnp.concatenate([leaf, leaf])) == own and said(lambda leaf: leaf[0]) == own
 
 
 def _is_own(error: Exception) -> bool:

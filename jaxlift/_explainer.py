@@ -163,7 +163,7 @@ class Explainer:
             """The outputs of the model on a batch."""
             replaced = dict(zip(explained, x if isinstance(options.argnums, tuple) else (x,), strict=True)) | rows
             full = tuple(replaced.get(i, arg) for i, arg in enumerate(args))
-            return called(self.fun, full, x, not isinstance(options.argnums, tuple))
+            return called(self.fun, full, x, not isinstance(options.argnums, tuple), replaced)
 
         def on_one(x: Any, rows: dict[int, Any], held: Held | None) -> Any:
             """What is explained of the model's outputs on one example: an array, or the values of a held target."""

@@ -389,7 +389,7 @@ def _runner(
 
     def outputs(sequence: Array) -> Any:
         one = (sequence if channel_axis % 2 else sequence.T)[None]
-        found = called(model, (one,), one, True)
+        found = called(model, (one,), one, True, (0,))
         if callable(target):
             found = target(found)
         for leaf in jax.tree.leaves(found):
