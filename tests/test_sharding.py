@@ -167,6 +167,19 @@ def test_multipliers_are_spread_as_the_input_is(rule, mesh):
     close(np.asarray(multipliers), jaxlift.vjp(fun, X, PAIRED, rule=rule)[1](1.0))
 
 
+def test_systems_of_equations_that_vary():
+    """Their examples spread over devices; where this is part of types JAX has no `jnp.linalg.solve` of many systems."""
+
+    def fun(x):
+        matrices = x[:, :, None] * x[:, None, :] + 3 * jnp.eye(x.shape[1])[None]
+        return jax.vmap(lambda a: jnp.linalg.solve(a, W[:, 0]).sum())(matrices)
+
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    x = jax.device_put(X, NamedSharding(mesh, P("data")))
+    attr = jax.jit(lambda x: jaxlift.attribute(fun)(x, reference=R[0]))
+    close(np.asarray(attr(x)), attr(X))
+
+
 def over_model(body, out=(None, "model")):
     """A function whose units are spread over devices by `jax.shard_map`."""
     mesh = jax.make_mesh((2,), ("model",), axis_types=(AxisType.Auto,))

@@ -279,8 +279,8 @@ def odd_number(x: Array, *, axes: Sequence[int], **_: Any) -> Array:
 
 def elimination(a: Array, **_: Any) -> list[Array]:
     """The LU factors of `a`, its pivots, and the permutation of its rows: Gaussian elimination, step by step."""
-    rows = jnp.arange(a.shape[-2], dtype=jnp.int32)
-    order, pivots = jnp.broadcast_to(rows, a.shape[:-1]), []
+    rows = jnp.broadcast_to(jnp.arange(a.shape[-2], dtype=jnp.int32), a.shape[:-1])
+    order, pivots = rows, []
     for k in range(min(a.shape[-2:])):
         pivot = (k + jnp.abs(a[..., k:, k]).argmax(-1, keepdims=True)).astype(jnp.int32)
         swap = jnp.where(rows == k, pivot, jnp.where(rows == pivot, k, rows))
