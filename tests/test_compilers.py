@@ -3,6 +3,7 @@
 import re
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -44,6 +45,30 @@ def test_what_is_for_cpus_is_for_cpus_alone(rule):
     assert on_gpu[2] == 0
     assert on_cpu[0] > 0
     assert on_cpu[1] > 0
+
+
+def primitives_of(jaxpr):
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    inner = [primitives_of(each) for eqn in jaxpr.eqns for each in jax.extend.core.jaxprs_in_params(eqn.params)]
+    return {eqn.primitive.name for eqn in jaxpr.eqns}.union(*inner)
+
+
+def test_what_waits_is_no_choice_in_a_trace():
+    """Choices are traced and batched branch by branch, for examples and again for references."""
+    attr = jaxlift.attribute(lambda x: jnp.tanh(x @ KERNEL[0]).sum(1))
+    x, r = jnp.ones((2, 4)), jnp.zeros((3, 4))
+    found = primitives_of(jax.make_jaxpr(lambda x, r: attr(x, reference=r))(x, r))
+    assert "wait_for_cotangent" in found
+    assert "cond" not in found
+
+
+def test_what_waits_is_explained_as_what_it_hands_on():
+    def multipliers(x):
+        return jaxlift.vjp(lambda x: jnp.tanh(x).sum(), x, jnp.zeros(3))[1](1.0).sum()
+
+    x, r = jnp.array([0.5, -1.0, 2.0]), jnp.array([0.1, 1.0, 0.2])
+    (y, y_ref), pull = jaxlift.vjp(multipliers, x, r)
+    np.testing.assert_allclose((pull(1.0) * (x - r)).sum(), y - y_ref, rtol=1e-5)
 
 
 @pytest.mark.parametrize("rule", ["rescale", "revealcancel"])

@@ -7,16 +7,13 @@ that the programs of other platforms are free of it.)
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from math import prod
 from typing import Any, TypeVar
 
-import jax
-import jax.core
-from jax import Array, lax
+from jax import lax
 
 from jaxlift._core import versions
-from jaxlift._core.compilers import CONVOLUTIONS, is_waiting, waiting_on_cpus
+from jaxlift._core.compilers import CONVOLUTIONS, is_waiting, on_cpus
 from jaxlift._core.versions import JaxprEqn
 
 T = TypeVar("T")
@@ -42,33 +39,10 @@ def _without_waiting(jaxpr: Any, known: dict[Any, Any]) -> Any:
 
 def _not_waiting(eqn: JaxprEqn, known: dict[Any, Any]) -> JaxprEqn:
     if is_waiting(eqn):
-        return eqn.replace(params=versions.call_of(partial(_waiting_on_cpus, eqn), eqn.invars).params)
+        return on_cpus(eqn)
     if eqn.primitive in versions.JIT:
         return eqn.replace(params=eqn.params | {"jaxpr": _without_waiting(eqn.params["jaxpr"], known)})
     return eqn
-
-
-def _waiting_on_cpus(eqn: JaxprEqn, *operands: Array) -> list[Array]:
-    """What an equation that waits gives where only the CPU's compiler waits.
-
-    Mapped, it has operations beside its choice of a branch: JAX's rule puts the mapped axis of all results first. So
-    they are what the last branch, which waits for nothing, makes of operands that wait on CPUs.
-    """
-    inner, consts = versions.opened(eqn.params["jaxpr"])
-    values = dict(zip(inner.constvars, consts, strict=True))
-    values |= dict(zip(inner.invars, waiting_on_cpus(*operands), strict=True))
-
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, versions.Literal) else values[atom]
-
-    for each in inner.eqns:
-        if "branches" in each.params:
-            branch = versions.opened(each.params["branches"][-1])
-            results = jax.core.eval_jaxpr(*branch, *map(read, each.invars[1:]))
-        else:
-            results = versions.bind(each, list(map(read, each.invars)))
-        values |= dict(zip(each.outvars, results, strict=True))
-    return list(map(read, inner.outvars))
 
 
 def is_better_in_turn(jaxpr: Any, n: int, r: int) -> bool:

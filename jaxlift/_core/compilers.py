@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
 from jaxlift._core import versions
 from jaxlift._core.inlining import evaluate_inlined, is_layer
@@ -35,33 +37,40 @@ def waiting_for(cotangent: T, residuals: Any) -> tuple[T, Any]:
     as long, a network of all activations 1.1 to 1.4, a transformer 1.2; BPNet, of whose temporary memory it takes a
     quarter away, 0.94 to 1.02.
     """
-    # A barrier's results vary over all axes over which an operand does, and a choice must be of one type.
-    axes = frozenset[str]().union(*map(versions.axes_of_map, jax.tree.leaves((cotangent, residuals))))
-    return waiting_for_cotangent(*jax.tree.map(partial(versions.varied_over, axes), (cotangent, residuals)))
+    leaves, structure = jax.tree.flatten((cotangent, residuals))
+    return jax.tree.unflatten(structure, WAITING.bind(*leaves, platforms=("cpu", "tpu")))
 
 
-@jax.jit
-def waiting_for_cotangent(*operands: Any) -> tuple[Any, ...]:
-    """The operands, all there where one is; a call, so that `is_waiting` finds it in a jaxpr by its name."""
-    return lax.platform_dependent(*operands, cpu=_barrier, tpu=_barrier, default=_at_once)
+# The operands, all there where one is, in programs for these platforms. A primitive, since there is one of it for each
+# multiplier: batching choices by `lax.platform_dependent` was a quarter of the time that tracing an attribution took.
+WAITING = Primitive("wait_for_cotangent")
+WAITING.multiple_results = True
+WAITING.def_impl(lambda *operands, platforms: operands)
+WAITING.def_abstract_eval(lambda *avals, platforms: avals)
+ad.primitive_jvps[WAITING] = lambda primals, tangents, **params: (WAITING.bind(*primals, **params), tangents)
+batching.primitive_batchers[WAITING] = lambda operands, axes, **params: (WAITING.bind(*operands, **params), axes)
+mlir.register_lowering(WAITING, lambda context, *operands, platforms: operands)
 
 
-def _barrier(*operands: Any) -> tuple[Any, ...]:
-    return lax.optimization_barrier(operands)
+def _waits_on(platform: str) -> None:
+    def lowered(*operands: Array, platforms: Sequence[str]) -> Sequence[Array]:
+        return lax.optimization_barrier(operands) if platform in platforms else operands
+
+    mlir.register_lowering(WAITING, mlir.lower_fun(lowered, multiple_results=True), platform)
 
 
-def _at_once(*operands: Any) -> tuple[Any, ...]:
-    return operands
+_waits_on("cpu")
+_waits_on("tpu")
+
+
+def on_cpus(eqn: JaxprEqn) -> JaxprEqn:
+    """An equation that waits, in programs for CPUs alone."""
+    return eqn.replace(params={"platforms": ("cpu",)})
 
 
 def is_waiting(eqn: JaxprEqn) -> bool:
     """Whether an equation makes residuals wait for their cotangent."""
-    return eqn.primitive in versions.JIT and eqn.params["name"] == "waiting_for_cotangent"
-
-
-def waiting_on_cpus(*operands: Array) -> tuple[Array, ...]:
-    """What waits for a cotangent where only the CPU's compiler needs it."""
-    return lax.platform_dependent(*operands, cpu=_barrier, default=_at_once)
+    return eqn.primitive is WAITING
 
 
 def after(cotangent: Array, x: Array) -> Array:

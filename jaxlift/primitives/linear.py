@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxlift._core import versions
+from jaxlift._core.compilers import WAITING
 from jaxlift._core.custom_derivatives import with_multipliers
 from jaxlift._core.differences import magnitude, slope_between
 from jaxlift._core.interpreter import Interpreter
@@ -211,7 +212,7 @@ def identity(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value])
 
 
 of_numbers(primitives("broadcast_in_dim", "convert_element_type"))
-family(identity, primitives("stop_gradient", "optimization_barrier"))
+family(identity, [*primitives("stop_gradient", "optimization_barrier"), WAITING])
 
 family(
     carrying(),
