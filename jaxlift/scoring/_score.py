@@ -96,7 +96,8 @@ def score(
             Grid Engine), ``"auto/N"`` the task's number (Kubernetes and PBS give no more). Each may end and come again
             when it likes, and what is left can be shared by another N. Left out, all chunks, or in a program of
             several processes (`jax.distributed`) those of this process.
-        overwrite: whether to begin anew where there is a store already, which goes when the new one is there.
+        overwrite: whether to begin anew where there is a store already, which goes when the new one has begun; at a URL,
+            where nothing can be renamed, just before.
         progress: ``"bar"``, ``"lines"``, ``"none"``, or ``"auto"``: a bar on a terminal, else lines.
         command: what to write into the metadata as the command of this run, `sys.argv` if left out.
 
@@ -337,7 +338,7 @@ def _replaced(path: Path) -> Iterator[None]:
 
 def _lies_in(given: Any, path: Path) -> bool:
     """Whether examples or references that a user gave are in a folder, as far as it can be told."""
-    if not isinstance(given, str | Path):
+    if not isinstance(given, str | Path) and not is_url(given):
         given = getattr(getattr(given, "store", None), "root", None)  # of a Zarr array
     text = str(given)
     inside = str(path).rstrip("/") + "/"

@@ -217,7 +217,9 @@ def test_devices_of_processes(slurm, peaks, tmp_path, options, by_itself, by_jax
 
     command = SCORE.replace("peaks:model", "seen:model") + " --distributed"
     two = "--xla_force_host_platform_device_count=2"
-    assert "512 of 512 examples scored" in slurm(f"srun {options} {command}", folder, XLA_FLAGS=two)
+    printed = slurm(f"srun {options} {command}", folder, XLA_FLAGS=two)
+    assert all(f"shard {index}/2: " in printed for index in range(2))
+    assert slurm("jaxlift verify scores.zarr", folder)
     found = seen(folder)
     assert [said["takes"] for said in found] == by_jaxlift
     count = len(by_jaxlift)
