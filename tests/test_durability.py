@@ -210,9 +210,9 @@ def test_any_cut(folder, watched, whole, tmp_path):
     look(*watched(alone), alone, folder, tmp_path, 0.005, 2, whole)
 
 
-@pytest.mark.slow
+@pytest.mark.systems
 @pytest.mark.parametrize("kind", [alone, stream, shards, mending])
-def test_every_cut(kind, folder, watched, whole, bad, tmp_path):
+def test_many_cuts(kind, folder, watched, whole, bad, tmp_path):
     look(*watched(kind), kind, folder, tmp_path, 0.06, 20, whole, *([read(bad)] if kind is mending else []))
 
 
@@ -275,7 +275,7 @@ def without(ops, path):
     return fewer
 
 
-@pytest.mark.slow
+@pytest.mark.systems
 @pytest.mark.parametrize("unsynced", [".*", rf"{OUT}/(?!checksum)\w+/c\..*"])
 def test_checksums_find_what_no_sync_kept(unsynced, folder, watched, whole, tmp_path):
     """On a disk that syncs nothing, whatever it says: a run comes to the same bits, or fails."""
@@ -334,6 +334,6 @@ def test_real_cut(folder, whole, mountable, tmp_path):
     cut_often(1, folder, whole, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.systems
 def test_thirty_real_cuts(folder, whole, mountable, tmp_path):
     cut_often(30, folder, whole, tmp_path)

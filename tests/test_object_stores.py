@@ -27,7 +27,6 @@ from jaxlift.scoring._places import UnreachableError, create, place
 
 __all__ = ["compiled_once"]
 pytestmark = [
-    pytest.mark.slow,  # to start a server is
     # Zarr forgets some of its work where a request of it fails.
     pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
 ]
@@ -112,6 +111,7 @@ def run(tmp_path, monkeypatch, capsys):
     return run
 
 
+@pytest.mark.slow
 def test_the_same_bits_as_on_a_disk(url, local):
     """And xarray reads them there."""
     xarray = pytest.importorskip("xarray")
@@ -125,6 +125,7 @@ def test_the_same_bits_as_on_a_disk(url, local):
         assert found["contributions"].dims == ("example", "position", "letter")
 
 
+@pytest.mark.systems
 def test_begun_anew(url, local):
     """What was there is gone, and what is not a store stays."""
     out = f"{url}/x.zarr"
@@ -139,6 +140,7 @@ def test_begun_anew(url, local):
     assert place(f"{url}/other/file").read_text() == "hers"
 
 
+@pytest.mark.systems
 def test_a_stream(url, local):
     score(iter(X), f"{url}/x.zarr")
     found, wanted = read(f"{url}/x.zarr"), read(local)
@@ -156,6 +158,7 @@ KINDS = ["npy", "npz", "compressed", "hdf5", "array", "group", "fasta", "gzipped
 
 
 @pytest.mark.parametrize("write", FILES, ids=KINDS)
+@pytest.mark.systems
 def test_examples_at_urls(url, server, tmp_path, write):
     """Of every kind that can be read from a disk."""
     at = write(tmp_path)
@@ -166,6 +169,7 @@ def test_examples_at_urls(url, server, tmp_path, write):
     same(tmp_path / "far.zarr", tmp_path / "local.zarr")
 
 
+@pytest.mark.systems
 def test_references_at_urls(url, tmp_path):
     """One for all, and each example's own."""
     paired = jaxlift.attribute(scored.model, target=1, pairing="paired")
@@ -177,6 +181,7 @@ def test_references_at_urls(url, tmp_path):
         same(f"{url}/{name}.zarr", tmp_path / f"{name}.zarr")
 
 
+@pytest.mark.systems
 def test_regions_at_a_url(url, run, tmp_path):
     """The genome is on the disk, for its windows are read in any order; the list of what was kept goes to the store."""
     (tmp_path / "genome.fa").write_text(">chr1\n" + "".join(np.random.default_rng(0).choice([*"ACGT"], 900)) + "\n")
@@ -195,6 +200,7 @@ def test_regions_at_a_url(url, run, tmp_path):
     assert f"{url}/genome.fa must be a file of this machine" in err
 
 
+@pytest.mark.slow
 def test_all_commands(url, run, tmp_path):
     given = "score scored:model x.npy --target 1 --batch-size 4 --output hypothetical"
     said = {}
@@ -218,6 +224,7 @@ def test_all_commands(url, run, tmp_path):
     assert place(f"{url}/x.zarr.png").read_bytes() == (tmp_path / "local.zarr.png").read_bytes()
 
 
+@pytest.mark.slow
 def test_damaged_and_lost_objects(url, server, run, whole):
     """`verify` names them, and the same command scores them again."""
     store = f"{url}/x.zarr"
@@ -241,6 +248,7 @@ def test_damaged_and_lost_objects(url, server, run, whole):
     same(store, whole)
 
 
+@pytest.mark.slow
 def test_one_of_many_creates(url):
     """Each with bytes of its own: one is told that it made the object, and what it wrote is what all find."""
     together, path = threading.Barrier(4), place(f"{url}/file")
@@ -255,6 +263,7 @@ def test_one_of_many_creates(url):
     assert path.read_bytes() == bytes([won.index(True)]) * 1000
 
 
+@pytest.mark.slow
 def test_two_shards_at_once(url, whole):
     """Processes that know nothing of each other, and begin at the same time where there is no store yet."""
     out = f"{url}/x.zarr"
@@ -271,6 +280,7 @@ def test_two_shards_at_once(url, whole):
     assert sorted(run.attrs["jaxlift"]["shard"] for _, run in found["runs"].groups()) == ["0/2", "1/2"]
 
 
+@pytest.mark.systems
 def test_two_creators_of_different_stores(url, local):
     """One wins; the other is told by name what differs."""
     np.save(local.parent / "x.npy", X)
@@ -290,6 +300,7 @@ def test_two_creators_of_different_stores(url, local):
         same(out, local)
 
 
+@pytest.mark.slow
 def test_killed_and_gone_on_with(url, server, tmp_path):
     """In the middle of its work."""
     np.save(tmp_path / "x.npy", scored.sequences(600))
@@ -334,6 +345,7 @@ class Fails:
     ],
     ids=["scores", "checksum", "creation", "reading"],
 )
+@pytest.mark.systems
 def test_a_server_that_fails(url, server, connect, run, whole, fails):
     """The error says where and what; what is finished stays, and the same command does the rest."""
     given = f"score scored:model many.npy --target 1 --batch-size 4 --out {url}/x.zarr"
@@ -349,6 +361,7 @@ def test_a_server_that_fails(url, server, connect, run, whole, fails):
     same(f"{url}/x.zarr", whole)
 
 
+@pytest.mark.systems
 def test_examples_that_fail_to_come(url, server, connect, run):
     """They are not bad, and must not be marked as such."""
     zarr.create_array(f"{url}/x.zarr", data=X, chunks=(10, 40, 4))
@@ -371,6 +384,7 @@ def plain_hdf5(folder):
 
 
 @pytest.mark.parametrize("write", [test_scoring.npy, plain_hdf5, FILES[-2]], ids=["npy", "hdf5", "fasta"])
+@pytest.mark.systems
 def test_a_file_that_fails_to_come(url, server, connect, tmp_path, monkeypatch, write):
     """In the middle: of large files, since they come in pieces."""
     monkeypatch.setattr(_places, "PIECE", 2**14)
@@ -388,6 +402,7 @@ def test_a_file_that_fails_to_come(url, server, connect, tmp_path, monkeypatch, 
                 examples.read(2, 6)
 
 
+@pytest.mark.systems
 def test_a_store_that_fails_to_come_is_not_damaged(url, server, connect, run, local):
     """Neither to `verify` nor to a run that goes on."""
     shutil.copytree(local, "scores.zarr")
@@ -403,6 +418,7 @@ def test_a_store_that_fails_to_come_is_not_damaged(url, server, connect, run, lo
             assert "damaged:" not in out + err
 
 
+@pytest.mark.systems
 def test_a_server_that_is_killed(url, server, tmp_path):
     np.save(tmp_path / "x.npy", scored.sequences(2000))
     out = f"{url}/x.zarr"
@@ -434,6 +450,7 @@ def test_a_server_that_is_killed(url, server, tmp_path):
         ("no server", 74, ["127.0.0.1:1"]),
     ],
 )
+@pytest.mark.systems
 def test_what_is_wrong_is_said_in_a_line(server, connect, run, monkeypatch, what, case, code, parts):
     """And names the URL."""
     host = "127.0.0.1:1" if case == "no server" else server.host
@@ -453,6 +470,7 @@ def test_what_is_wrong_is_said_in_a_line(server, connect, run, monkeypatch, what
 
 
 @pytest.mark.parametrize("missing", ["upath", "s3fs"])
+@pytest.mark.systems
 def test_the_extra_is_named(tmp_path, missing):
     ended = command("info", "s3://tests/x.zarr", folder=tmp_path, first=f"import sys; sys.modules[{missing!r}] = None")
     assert ended.returncode == 2

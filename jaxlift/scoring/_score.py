@@ -96,8 +96,8 @@ def score(
             Grid Engine), ``"auto/N"`` the task's number (Kubernetes and PBS give no more). Each may end and come again
             when it likes, and what is left can be shared by another N. Left out, all chunks, or in a program of
             several processes (`jax.distributed`) those of this process.
-        overwrite: whether to begin anew where there is a store already, which goes when the new one has begun; at a URL,
-            where nothing can be renamed, just before.
+        overwrite: whether to begin anew where there is a store already, which goes when the new one has begun; at a
+            URL, where nothing can be renamed, just before.
         progress: ``"bar"``, ``"lines"``, ``"none"``, or ``"auto"``: a bar on a terminal, else lines.
         command: what to write into the metadata as the command of this run, `sys.argv` if left out.
 

@@ -7,7 +7,7 @@ from test_scoring import compiled_once, same
 from test_slurm import block, in_many_chunks, peaks, shell
 
 __all__ = ["compiled_once", "peaks"]
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.systems
 
 
 def needs(program, how):

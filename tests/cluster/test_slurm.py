@@ -25,7 +25,7 @@ LACKING = [
     *filter(lambda name: not shutil.which(name), ("munged", "slurmctld", "slurmd")),
     *["root"] * (os.geteuid() != 0),
 ]
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.systems
 
 
 def block(name):
