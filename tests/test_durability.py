@@ -182,7 +182,7 @@ def check(out, promise, whole, *others):
         rows, at = store.read(chunk), slice(chunk * store.chunk, (chunk + 1) * store.chunk)
         different = [{name for name in rows if not same_bits(rows[name], one[name][at])} for one in (whole, *others)]
         assert not all(different), f"chunk {chunk}: {different}"
-        assert store.is_valid(chunk)
+        assert store.valid(chunk) is not None
     is_whole = finished == {*range(CHUNKS)} and store.is_ended
     assert is_whole or not store.sealed
     assert said("verify", out)[0] == (not is_whole), said("verify", out)
@@ -286,7 +286,7 @@ def test_checksums_find_what_no_sync_kept(unsynced, folder, watched, whole, tmp_
         with on_disk(tree, tmp_path) as out, noted(name):
             with contextlib.suppress(Exception):  # that it can't be read is no silence
                 store = Store(out, "r")
-                torn += sum(not store.is_valid(chunk) for chunk in store.finished())
+                torn += sum(store.valid(chunk) is None for chunk in store.finished())
             if said(*arguments(folder, out))[0] == 0:
                 mended += 1
                 check(out, {*range(CHUNKS)}, whole)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 from collections import Counter
 from typing import Any
@@ -56,7 +57,8 @@ def _info(given: argparse.Namespace) -> int:
     for run in runs:
         ended = f"to {run['ended']}" if "ended" in run else "not finished"
         started, host, shard, devices = (run.get(name) for name in ("started", "host", "shard", "devices"))
-        command = " ".join(map(str, run.get("command", ())))
+        command = run.get("command", "")
+        command = " ".join(map(str, command)) if isinstance(command, list) else command
         print(shown(f"run: {started} {ended}, {host}, shard {shard}, {devices} devices: {command}"))
     return FINISHED
 
@@ -75,7 +77,9 @@ def said_of(store: Store, missing: list[int]) -> list[str]:
         return [] if store.sealed else ["all chunks are finished, and `jaxlift finish` says so in the store"]
     lines = [f"{len(missing)} of {len(store.chunks)} chunks are not finished: {some_of(missing, 20)}"]
     shards = [str(run.get("shard")) for run in store.runs]
-    last = read_shard(shards[-1]) if shards and "/" in shards[-1] else Shard()
+    last = Shard()
+    with contextlib.suppress(ValueError):  # of a record that was edited
+        last = read_shard(shards[-1], {}) if shards else last
     if last.count > 1:
         of_each = Counter(chunk % last.count for chunk in missing)
         whose = [f"{Shard(index, last.count)} lacks {count}" for index, count in sorted(of_each.items())]

@@ -14,7 +14,8 @@ EXIT_CODES = """\
 exit codes:
     0  all chunks are finished, and as they were written
     1  some are not; the same `jaxlift score` command computes them
-    2  this is no store
+    2  this is no store, or what was written when it was made is damaged
+   74  it can't be read
 """
 
 
@@ -33,7 +34,7 @@ def _verify(given: argparse.Namespace) -> int:
     store = opened_store(given.store)
     store.check_kept()
     finished, missing = sorted(store.finished()), lacking(store)
-    damaged = [chunk for chunk in finished if not store.is_valid(chunk)]
+    damaged = [chunk for chunk in finished if store.valid(chunk) is None]
     if damaged:
         print(f"{len(damaged)} of {len(finished)} finished chunks are damaged: {some_of(damaged, 20)}")
         print(f"a chunk has {store.chunk} examples. The same `jaxlift score` command scores them again.")
@@ -46,10 +47,10 @@ def _verify(given: argparse.Namespace) -> int:
 
 def _finish(given: argparse.Namespace) -> int:
     store = opened_store(given.store, "r+")
-    missing = lacking(store)
+    missing, summary = lacking(store), summarize(store)
     if not missing and store.is_ended and not store.sealed:
-        seal(store, summarize(store))
-    print(shown(summarize(store)))
+        seal(store, summary)
+    print(shown(summary))
     for line in said_of(store, missing):
         print(shown(line))
     return FAILED if missing or not store.is_ended else FINISHED

@@ -173,6 +173,7 @@ class Alleles(Examples):
         check_count("width", width)
         self.genome, self.width, self.encoding, self.source = genome, width, encoding, f"{genome.path} with {path}"
         self.shape, self.dtype = encoding.shape(width), np.dtype(np.float32)
+        self.reads = [genome.path, path]
         self.swapped = False
         # Examples and references are the same rows, which are read one after the other.
         self.pairs = functools.lru_cache(1)(self._encoded_pairs)

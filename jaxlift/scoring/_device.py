@@ -166,9 +166,9 @@ class Program:
         moving = memory.argument_size_in_bytes + memory.output_size_in_bytes
         return memory.temp_size_in_bytes + memory.generated_code_size_in_bytes + 2 * moving
 
-    def fit(self, budget: int, most: int = LARGEST_BATCH) -> None:
-        """Compile with the largest batch that fits in so many bytes on each device, of `most` examples at most."""
-        largest = min(LARGEST_BATCH, *(_power_of_two(max(1, each)) for each in (most, CHUNK // self.row_bytes)))
+    def fit(self, budget: int, limit: int = LARGEST_BATCH) -> None:
+        """Compile with the largest batch that fits in so many bytes on each device, of `limit` examples at most."""
+        largest = min(LARGEST_BATCH, *(_power_of_two(max(1, each)) for each in (limit, CHUNK // self.row_bytes)))
         if self.examples.count is not None:
             largest = min(largest, _power_of_two(max(1, -(-self.examples.count // self.mesh.size)), up=True))
         batch = min(PROBE, largest)

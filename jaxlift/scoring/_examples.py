@@ -14,7 +14,7 @@ import zipfile
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,7 @@ class Examples:
         count: how many, or None for a stream, whose end shows when it comes.
         source: where they are from, for people.
         letters: what the channels stand for, if it is known.
+        reads: the files that they come from, which the run must not remove.
     """
 
     shape: tuple[int, ...]
@@ -98,6 +99,7 @@ class Examples:
     count: int | None
     source: str
     letters: str | None = None
+    reads: Sequence[str | Path] = ()
 
     @property
     def columns(self) -> dict[str, np.ndarray]:
@@ -574,6 +576,12 @@ def open_array(text: str | Path, encoding: Encoding = PLAIN) -> Examples:
         encoding: of the letters of a FASTA file; arrays are as they are.
     """
     path, key = _located(text)
+    examples = _array_in(path, key, encoding)
+    examples.reads = [path]
+    return examples
+
+
+def _array_in(path: Path, key: str | None, encoding: Encoding) -> Examples:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     with reaching(path):
         is_folder = path.is_dir()

@@ -165,9 +165,9 @@ def create(path: Path, data: bytes) -> bool:
         except FileExistsError:
             return False
         except OSError as error:
-            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV):
                 raise
-            with contextlib.suppress(FileExistsError), path.open("xb") as file:  # where a file has one name alone
+            with contextlib.suppress(FileExistsError), path.open("xb") as file:  # no links, or path is a mount
                 file.write(data)
                 os.fsync(file.fileno())
                 sync([path.parent])

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +28,7 @@ from jaxlift.scoring._shards import Shard
 from jaxlift.scoring._store import Store, StoreError
 from jaxlift.scoring._summary import Summary, Tally
 
+LISTED = 100  # bad examples at most that are spoken of while a run goes on
 AHEAD = 2  # steps that are read before they are needed, and chunks that wait to be written
 
 
@@ -72,7 +73,7 @@ class Run:
             self.finished -= {chunk for chunk in self.finished if (chunk + 1) * store.chunk > store.count}
         self.open: dict[int, Chunk] = {}
         self.writing: deque[Future[None]] = deque()
-        self.computed, self.seconds, self.tally = 0, 0.0, Tally()
+        self.computed, self.seconds, self.tally, self.said = 0, 0.0, Tally(), 0
         self.progress = Progress(display, None if self.is_stream else sum(map(self.size, self.chunks())))
 
     def chunks(self) -> Iterable[int]:
@@ -110,22 +111,24 @@ class Run:
         self.store.check_kept()
         if self.finished:
             self.progress.say(f"going on with {self.store.path}: {_chunks(self.finished)} finished")
-        damaged = [chunk for chunk in sorted(self.finished) if not self.store.is_valid(chunk)]
+        damaged = []
+        for chunk in sorted(self.finished):
+            rows = self.store.valid(chunk)
+            if rows is None:
+                damaged.append(chunk)
+                self.finished.discard(chunk)
+                continue
+            if not self.is_stream:  # of which each chunk is compared when it comes
+                self.compare(chunk, rows)
+            if chunk in self.finished:
+                self.tally.add(chunk * self.store.chunk, rows["status"], rows["delta"])
         if damaged:
             self.progress.say(f"{_chunks(damaged)} damaged, and scored again: {some_of(damaged, 20)}")
-            self.finished -= {*damaged}
-        if not self.is_stream:
-            for chunk in sorted(self.finished):
-                self.compare(chunk)
-        for chunk in self.finished:
-            rows = self.store.read(chunk)
-            self.tally.add(chunk * self.store.chunk, rows["status"], rows["delta"])
         self.progress.begin(sum(map(self.size, self.finished)))
 
-    def compare(self, chunk: int) -> None:
+    def compare(self, chunk: int, rows: Mapping[str, np.ndarray]) -> None:
         """Raise the error for examples of a finished chunk that are not what they were when they were scored."""
         begin, changed = chunk * self.store.chunk, []
-        rows = self.store.read(chunk)
         for start, stop in self.batches(chunk):
             records, _, sums = self.read(start, stop)
             at = slice(start - begin, start - begin + len(sums))
@@ -201,7 +204,7 @@ class Run:
     def load(self, work: int | list[tuple[int, int]]) -> Step | None:
         """Read the examples of a step, and their references. Rows that hold no example are zeros."""
         if isinstance(work, int):
-            self.compare(work)
+            self.compare(work, self.store.read(work))
             return None
         program, n = self.program, self.program.batch
         like_x, like_numbers, like_given, like_aims = program.inputs(n)
@@ -258,7 +261,11 @@ class Run:
             array[records.status != Status.SCORED] = np.nan
         rows["status"][:] = records.status
         for number, message in records.messages.items():
-            self.progress.say(f"example {number}: {message}")
+            self.said += 1
+            if self.said <= LISTED:
+                self.progress.say(f"example {number}: {message}")
+            elif self.said == LISTED + 1:
+                self.progress.say(f"more than {LISTED} examples are bad: `jaxlift info --bad` lists them all")
 
     def place(self, start: int, count: int) -> dict[str, np.ndarray]:
         """Where the scores of a batch belong, in its chunk."""
@@ -291,7 +298,7 @@ class Run:
         self.wait()
         if self.source.count is None:
             count = self.source.position  # pyright: ignore[reportAttributeAccessIssue]
-            if any(chunk * self.store.chunk >= count for chunk in self.finished):
+            if any((chunk + 1) * self.store.chunk > count for chunk in self.finished):
                 raise StoreError(
                     f"{self.source.source} ended after {count} examples, and more than that are scored already."
                 )

@@ -19,8 +19,8 @@ import numpy as np
 from jaxlift._explainer import Explainer
 from jaxlift._memory import as_bytes
 from jaxlift.scoring import _identity
-from jaxlift.scoring._device import CHUNK, Program, default_budget
-from jaxlift.scoring._examples import Encoding, Examples, channels, letters_axis, open_examples
+from jaxlift.scoring._device import CHUNK, LARGEST_BATCH, Program, default_budget
+from jaxlift.scoring._examples import Encoding, Examples, channels, is_path, letters_axis, open_examples
 from jaxlift.scoring._extra import extra
 from jaxlift.scoring._places import is_url, place, resolved
 from jaxlift.scoring._progress import Display
@@ -137,8 +137,8 @@ def score(
         channels(source, explainer.options.last_channel_axis, "hypothetical scores")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1.")
-    # So that each shard has some chunks.
-    most = [] if mine.count == 1 else [max(1, (source.count or 0) // (CHUNKS_OF_SHARD * mine.count))]
+    # At most so many examples in a chunk, so that each shard has some chunks.
+    limit = max(1, (source.count or 0) // (CHUNKS_OF_SHARD * mine.count)) if mine.count > 1 else BATCHES * LARGEST_BATCH
     devices = jax.local_devices() if devices is None else list(devices)
     budget = default_budget(devices[0]) if memory is None else as_bytes(memory)
     # Nobody else writes there either, and all may be finished.
@@ -174,9 +174,9 @@ def score(
             if program.targets:
                 kept["target"] = np.array(program.targets)
             if store is None:
-                program.compile(batch_size) if batch_size else program.fit(budget, *most)
+                program.compile(batch_size) if batch_size else program.fit(budget, limit)
                 with _replaced(path) if old is not None else contextlib.nullcontext():
-                    store = _new_store(path, settings, program, kept, *most)
+                    store = _new_store(path, settings, program, kept, limit)
             of_batch = {name: store.settings[name] for name in ("batch_size", "in_turn")}
             wanted = settings | of_batch | ({"batch_size": batch_size} if batch_size else {})
             if changed := differences(_comparable(store.settings, wanted), _comparable(wanted, store.settings)):
@@ -190,7 +190,7 @@ def score(
                 store.clean()
             return program, store
 
-        # One first, for it may have to remove an old store.
+        # One first, for it may have to remove an old store; the others open what that made.
         ready = None
         with team.all_or_none():
             if team.shard.index == 0:
@@ -201,9 +201,10 @@ def score(
         team.leave()
 
         run = Run(program, store, source, mine, progress)
-        run.check()
-        if read_only and not run.is_done:
-            raise PermissionError(errno.EROFS, "can't be written to, and is not finished", str(path))
+        with team.all_or_none():
+            run.check()
+            if read_only and not run.is_done:
+                raise PermissionError(errno.EROFS, "can't be written to, and is not finished", str(path))
         try:
             with team.all_or_none():
                 if not run.is_done:
@@ -285,7 +286,7 @@ def explained(attr: Callable[..., Any]) -> Explainer:
 
 
 def _new_store(
-    path: Path, settings: dict[str, Any], program: Program, kept: Mapping[str, np.ndarray], *most: int
+    path: Path, settings: dict[str, Any], program: Program, kept: Mapping[str, np.ndarray], limit: int
 ) -> Store:
     examples, output = program.examples, settings["attribution"]["output"]
     scores, delta, y, y_ref = program.rows
@@ -303,7 +304,7 @@ def _new_store(
         if len(scores[0]) == len(examples.shape) + len(of_targets):
             dimensions |= {output: (*of_targets, *axes)}
     batches = min(BATCHES, CHUNK // (program.batch * program.row_bytes))
-    batches = min([batches, *(examples // program.batch for examples in most)])
+    batches = min(batches, -(-limit // program.batch))
     return Store.create(
         path,
         settings | {"batch_size": program.batch, "in_turn": program.in_turn},
@@ -338,10 +339,11 @@ def _replaced(path: Path) -> Iterator[None]:
 
 def _lies_in(given: Any, path: Path) -> bool:
     """Whether examples or references that a user gave are in a folder, as far as it can be told."""
-    if not isinstance(given, str | Path) and not is_url(given):
-        given = getattr(getattr(given, "store", None), "root", None)  # of a Zarr array
-    text = str(given)
+    if is_path(given):
+        before = str(given).rpartition(":")[0]
+        read = [given, *([before] if before else [])]
+    else:  # the array in a Zarr store knows its folder, and a memory map its file
+        root, file = getattr(getattr(given, "store", None), "root", None), getattr(given, "filename", None)
+        read = [*getattr(given, "reads", ()), *(each for each in (root, file) if isinstance(each, str | Path))]
     inside = str(path).rstrip("/") + "/"
-    return given is not None and any(
-        (str(resolved(place(part))) + "/").startswith(inside) for part in (text, text.rpartition(":")[0]) if part
-    )
+    return any((str(resolved(place(each))) + "/").startswith(inside) for each in read)

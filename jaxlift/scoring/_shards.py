@@ -154,7 +154,12 @@ def lock(path: Path, shard: Shard) -> Iterator[None]:
     if any(at == path and (other == shard or 1 in (other.count, shard.count)) for at, other in _locked):
         raise busy
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f".{path.name}.lock").open("a+b") as file:
+    try:
+        file = path.with_name(f".{path.name}.lock").open("a+b")
+    except PermissionError:  # the folder, or the lock of an earlier run, is another user's
+        yield
+        return
+    with file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, int(shard.count > 1), shard.index)
         except OSError as error:

@@ -72,12 +72,27 @@ class Store:
     @functools.cached_property
     def arrays(self) -> dict[str, Any]:
         """The arrays with a row for each example."""
-        return {name: self._array(name) for name in self.meta["arrays"]}
+        return {name: self._rows_of(name, 1, of["row"], of["dtype"]) for name, of in self.meta["arrays"].items()}
 
     @functools.cached_property
     def checksum(self) -> Any:
         """The array with a row for each chunk that is finished, a checksum of its rows of each array."""
-        return self._array("checksum")
+        return self._rows_of("checksum", self.chunk, [len(self.meta["arrays"])], "uint32")
+
+    def _rows_of(self, name: str, examples: int, row: list[int], dtype: str) -> Any:
+        """An array with a row for so many examples each, or the error for one that is not as it was made."""
+        array, count = self._array(name), self.meta["count"]
+        wanted = ["?" if count is None else -(-count // examples), *row]
+        of_chunk = self.chunk // examples
+        shape, chunks, its_dtype = (getattr(array, each, None) for each in ("shape", "chunks", "dtype"))
+        fits = shape and chunks and [*shape[1:]] == row and wanted[0] in ("?", shape[0]) and chunks[0] == of_chunk
+        if not fits or its_dtype != dtype:
+            raise StoreError(
+                f"{self.path} is damaged: expected {name} to be {dtype} of shape ({', '.join(map(str, wanted))}) in "
+                f"chunks of {of_chunk}, got {its_dtype} of shape {shape} in chunks of {chunks and chunks[0]}. Put the "
+                "store back from a copy, or score anew."
+            )
+        return array
 
     def _array(self, name: str) -> Any:
         # Without this, each chunk is searched for what is not empty.
@@ -119,7 +134,7 @@ class Store:
         if checksum_of(values) != self.meta["kept"][name]:
             raise StoreError(
                 f"{self.path}: the array {name} was changed or damaged after the store was made. Put the store back "
-                "from a copy, or begin anew with overwrite=True."
+                "from a copy, or score anew."
             )
         return values
 
@@ -291,7 +306,9 @@ class Store:
         return self.group.attrs.get("finished")
 
     def seal(self, summary: Mapping[str, Any]) -> None:
-        """Say in the metadata that all chunks are finished. Of several who say so, all say the same."""
+        """Say in the metadata that all chunks are finished. Of several who say so, the last word stays."""
+        if not self._is_there():
+            raise self._gone()
         self.group.attrs["finished"] = dict(summary)
 
     def clean(self) -> None:
@@ -342,6 +359,8 @@ class Store:
     def _finished(self) -> set[int]:
         try:
             rows = self.checksum[...]
+        except UnreachableError:  # which says nothing of what is there
+            raise
         except Exception:  # one of them is damaged, or cut short
             rows = np.stack([self._checksum(chunk) for chunk in range(self.checksum.shape[0])])
         return {int(chunk) for chunk in np.flatnonzero(rows.any(1))}
@@ -350,6 +369,8 @@ class Store:
         """A chunk's row of ``checksum``; zeros where there is none that can be read."""
         try:
             return self.checksum[chunk]
+        except UnreachableError:
+            raise
         except Exception:
             return np.zeros(self.checksum.shape[1], np.uint32)
 
@@ -363,15 +384,15 @@ class Store:
         """Whether all chunks are."""
         return len(self.finished()) == len(self.chunks)
 
-    def is_valid(self, chunk: int) -> bool:
-        """Whether what a chunk has is what was written."""
+    def valid(self, chunk: int) -> dict[str, np.ndarray] | None:
+        """What a chunk has, if it is what was written."""
         try:
             rows = self.read(chunk)
         except UnreachableError:
             raise
         except Exception:  # whatever a codec or a file system finds: this chunk can't be read
-            return False
-        return bool((self._checksums(rows) == self._checksum(chunk)).all())
+            return None
+        return rows if (self._checksums(rows) == self._checksum(chunk)).all() else None
 
     def read(self, chunk: int) -> dict[str, np.ndarray]:
         """A chunk, a row for each of its examples."""
@@ -387,9 +408,8 @@ class Store:
         Raises:
             StoreError: if the store went, or gave way to another, while a run worked on it.
         """
-        gone = StoreError(f"{self.path} was removed or replaced while this run worked on it.")
         if not self._is_there():
-            raise gone
+            raise self._gone()
         arrays = {**self.arrays, "checksum": self.checksum}
         keys = {name: a.metadata.encode_chunk_key((chunk, *[0] * (a.ndim - 1))) for name, a in arrays.items()}
         files = [self.path / name / key for name, key in keys.items()]
@@ -398,13 +418,19 @@ class Store:
             is_there = self._is_there()
         except FileNotFoundError:
             is_there = False
+        except OSError as error:
+            error.filename = error.filename or str(self.path)  # a full disk doesn't say which
+            raise
         if not is_there:
             if not (self.path / "zarr.json").exists():  # what was written since it went is nobody's
                 for file in files:
                     file.unlink(missing_ok=True)
                     with contextlib.suppress(OSError):  # if others are in it
                         file.parent.rmdir()
-            raise gone
+            raise self._gone()
+
+    def _gone(self) -> StoreError:
+        return StoreError(f"{self.path} was removed or replaced while this run worked on it.")
 
     def _put(self, chunk: int, rows: Mapping[str, np.ndarray], files: list[Path]) -> None:
         start = chunk * self.chunk
@@ -435,6 +461,8 @@ class Store:
 
     def resize(self, count: int) -> None:
         """Set the number of examples."""
+        if not self._is_there():
+            raise self._gone()
         for array in self.arrays.values():
             if array.shape[0] != count:
                 array.resize((count, *array.shape[1:]))
@@ -473,9 +501,20 @@ def _checked(meta: Any, path: Path) -> dict[str, Any]:
     if meta is None:
         raise StoreError(f"{path} is a Zarr group, but not a store of scores, as `jaxlift score` makes it.")
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        raise StoreError(f"{path} is not a store of this version of jaxlift: expected format {FORMAT}.")
+        found = json.dumps(meta.get("format")) if isinstance(meta, dict) else "none"
+        raise StoreError(
+            f"{path} was made by another version of jaxlift: expected a store of format {FORMAT}, got {found}. Choose "
+            "another path, or remove it."
+        )
     match meta:
-        case {"settings": {"attribution": {"output": str(output)}, "examples": {"sample": {}}, "batch_size": int()}}:
+        case {
+            "settings": {
+                "attribution": {"output": str(output)},
+                "examples": {"sample": {}},
+                "batch_size": int(batch),
+                "in_turn": bool(),
+            }
+        } if batch > 0:
             pass
         case _:
             raise StoreError(f"{path}: the metadata are damaged: there are no settings of the run.")
@@ -488,7 +527,12 @@ def _checked(meta: Any, path: Path) -> dict[str, Any]:
             "kept": {} as kept,
             "columns": [*columns],
             "targets": [*_],
-        } if chunk > 0 and output in arrays and {*columns} <= {*kept} and all(map(_is_specified, arrays.values())):
+        } if (
+            chunk > 0
+            and output in arrays
+            and all(isinstance(name, str) and name in kept for name in columns)
+            and all(map(_is_specified, arrays.values()))
+        ):
             return meta
     raise StoreError(f"{path}: the metadata are damaged: there is no right description of the arrays.")
 
