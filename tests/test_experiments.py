@@ -238,6 +238,7 @@ def test_saturation_spares_computation():
 
 
 @pytest.mark.parametrize("length", [1, 2, 5])
+@pytest.mark.slow
 def test_saturation_of_short_sequences(length):
     x = sequences(3, length).astype(np.float32)
     model = lambda x: conv(jnp.tanh(conv(x, FIRST.astype(np.float32))), SECOND.astype(np.float32)).sum((1, 2))  # noqa: E731
@@ -248,6 +249,7 @@ def test_saturation_of_short_sequences(length):
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.slow
 def test_saturation_takes_targets_as_others_do():
     x = sequences(2, 8)
     small = lambda x: jnp.tanh(conv(x, FIRST)).mean(1)  # noqa: E731
@@ -368,6 +370,7 @@ def test_bad_arguments_of_marginalize():
 
 @pytest.mark.parametrize("batch_size", [None, 3])
 @pytest.mark.parametrize("shuffle", [references.dinucleotide_shuffle, references.mononucleotide_shuffle])
+@pytest.mark.slow
 def test_ablate_shuffles_spans_alone(shuffle, batch_size):
     x = sequences(3, 16).astype(np.float32)
     spans = np.array([[[0, 5], [2, 12]], [[11, 16], [3, 4]], [[6, 16], [0, 16]]])
@@ -396,6 +399,7 @@ def pairs(x):
     return x[:-1].T @ x[1:]
 
 
+@pytest.mark.slow
 def test_ablate_takes_the_same_spans_for_all():
     x = sequences(2, 10).astype(np.float32)
     how = {"key": jax.random.key(3), "shuffles": 3}

@@ -192,6 +192,7 @@ def test_the_store_knows_its_place(files):
     )
 
 
+@pytest.mark.slow
 def test_references_go_with_the_place(files):
     """Not with the number in the file: of any part of the regions, in any order, the shuffles are the same."""
     lines = (files / "peaks.narrowPeak").read_text().splitlines()[3:]
@@ -285,6 +286,7 @@ def test_what_has_no_sequence(tmp_path):
         Store(tmp_path / "scores", "r").one_hot(0, 4)
 
 
+@pytest.mark.slow
 def test_the_command(files, monkeypatch, capsys):
     """Windows, layouts, strands and an ensemble; against what the library gives."""
     monkeypatch.chdir(files)
@@ -395,6 +397,7 @@ def test_frequencies_of_letters(tmp_path):
             jaxlift.score(attr, x, out=tmp_path / "other", reference=wrong, progress="none")
 
 
+@pytest.mark.slow
 def test_matched_regions_as_references(files, monkeypatch, capsys):
     """Against the windows that the places say, one after the other; and the same on the command line."""
     examples = windows(files, channel_axis=-2)

@@ -118,6 +118,7 @@ class TestHeld:
             (jaxlift.shapley, {"groups": np.arange(LENGTH)[:, None] // 4, "samples": 3}),
         ],
     )
+    @pytest.mark.slow
     def test_methods(self, method, options):
         found, expected = (
             method(model, target=target, full=True, **options)(jnp.asarray(X), reference=jnp.asarray(REFERENCES[0]))
@@ -598,6 +599,7 @@ class TestEnsemble:
         ("strands", "rule"), [("forward", "rescale"), ("both", "rescale"), ("both", "revealcancel")]
     )
     @pytest.mark.parametrize("target", [targets.profile("profile"), TestTogether.both], ids=["explained", "held"])
+    @pytest.mark.slow
     def test_is_the_mean_of_its_members(self, target, strands, rule):
         model = ensemble(FOLDS, strands=strands)
         found = attribute(model, target=model.mean(target), rule=rule)

@@ -200,7 +200,7 @@ def test_regions_at_a_url(url, run, tmp_path):
     assert f"{url}/genome.fa must be a file of this machine" in err
 
 
-@pytest.mark.slow
+@pytest.mark.systems
 def test_all_commands(url, run, tmp_path):
     given = "score scored:model x.npy --target 1 --batch-size 4 --output hypothetical"
     said = {}
@@ -224,7 +224,7 @@ def test_all_commands(url, run, tmp_path):
     assert place(f"{url}/x.zarr.png").read_bytes() == (tmp_path / "local.zarr.png").read_bytes()
 
 
-@pytest.mark.slow
+@pytest.mark.systems
 def test_damaged_and_lost_objects(url, server, run, whole):
     """`verify` names them, and the same command scores them again."""
     store = f"{url}/x.zarr"
@@ -248,7 +248,7 @@ def test_damaged_and_lost_objects(url, server, run, whole):
     same(store, whole)
 
 
-@pytest.mark.slow
+@pytest.mark.systems
 def test_one_of_many_creates(url):
     """Each with bytes of its own: one is told that it made the object, and what it wrote is what all find."""
     together, path = threading.Barrier(4), place(f"{url}/file")
@@ -300,7 +300,7 @@ def test_two_creators_of_different_stores(url, local):
         same(out, local)
 
 
-@pytest.mark.slow
+@pytest.mark.systems
 def test_killed_and_gone_on_with(url, server, tmp_path):
     """In the middle of its work."""
     np.save(tmp_path / "x.npy", scored.sequences(600))

@@ -73,6 +73,7 @@ def test_as_for_each_example_alone(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["Shapley values by samples", "Shapley values with many references"])
+@pytest.mark.slow
 def test_random_draws_depend_on_the_key_alone(tmp_path, name):
     """All examples see the same orders, whichever batch they are in, and whichever run scores them."""
     attr, reference = METHODS[name]

@@ -329,6 +329,7 @@ GRADIENT = partial(jaxlift.attribute, rule="gradient")
 
 @pytest.mark.parametrize("spread_over", ["both"], indirect=True)
 @pytest.mark.parametrize("method", [jaxlift.attribute, jaxlift.integrated_gradients, jaxlift.occlusion, GRADIENT])
+@pytest.mark.slow
 def test_constraints_on_a_batch_outside_of_jit(method, spread_over):
     """There JAX refuses to divide an axis of size 1."""
     mesh, layout = spread_over

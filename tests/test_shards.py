@@ -90,6 +90,7 @@ class TestShards:
             assert score(MANY, tmp_path / "s", shard=(2, 4)).scored == 256
         assert score(MANY, tmp_path / "s", shard=(1, 4)).scored == 256
 
+    @pytest.mark.slow
     def test_locks_of_other_processes(self, tmp_path):
         np.save(tmp_path / "x.npy", X)
         arguments = ["score", "scored:model", "x.npy", "--target", "1", "--quiet", "--out", "s"]
@@ -110,6 +111,7 @@ class TestShards:
         monkeypatch.setattr(fcntl, "lockf", lockf)
         assert score(X, tmp_path / "s").scored == 53
 
+    @pytest.mark.slow
     def test_two_runs_of_one_shard_write_the_same(self, tmp_path, whole, monkeypatch):
         """Where there are no locks."""
         monkeypatch.setattr(_shards, "lock", lambda *_: warnings.catch_warnings())
@@ -361,8 +363,14 @@ class TestDamage:
         assert main(["info", str(copy)]) == 0
         assert "1 of 16 chunks are not finished: 3" in capsys.readouterr().out
 
-    @pytest.mark.parametrize("how", ["deleted", "emptied", "truncated", "of another chunk"])
-    @pytest.mark.parametrize("name", ["contributions", "delta", "input", "checksum"])
+    @pytest.mark.parametrize(
+        ("name", "how"),
+        [
+            *(("contributions", how) for how in ("deleted", "emptied", "truncated", "of another chunk")),
+            *((name, "deleted") for name in ("delta", "status", "input")),
+            *(("checksum", how) for how in ("deleted", "truncated", "of another chunk")),
+        ],
+    )
     def test_is_found_and_scored_again(self, copy, whole, capsys, name, how):
         [path] = (copy / name).glob("c.2*")
         damage(path, how)
@@ -373,6 +381,7 @@ class TestDamage:
         same(copy, whole)
         assert main(["verify", str(copy)]) == 0
 
+    @pytest.mark.slow
     def test_bits(self, copy, capsys):
         """Wherever a bit is another one, some check says so: what is read is never silently something else."""
         rng = np.random.default_rng(0)
@@ -394,6 +403,7 @@ class TestDamage:
         with pytest.raises(StoreError, match="is damaged: it has no array delta"):
             score(MANY, copy)
 
+    @pytest.mark.slow
     def test_removed_or_replaced_while_a_run_works_on_it(self, tmp_path, whole, monkeypatch):
         write, put = Store.write, Store._put
 
