@@ -228,6 +228,18 @@ def test_other_regions_are_refused(files):
         jaxlift.score(attr, windows(files, "other.bed"), out=files / "scores", reference="zeros", progress="none")
 
 
+def test_another_genome_of_the_same_name_is_refused(files):
+    attr = jaxlift.attribute(scored.model, target=1)
+    more = {"out": files / "scores", "reference": "zeros", "progress": "none"}
+    jaxlift.score(attr, windows(files), **more)
+    assert jaxlift.score(attr, windows(files), **more).computed == 0
+    lines = (files / "genome.fa").read_text().splitlines()
+    others = [line if line.startswith(">") else line.translate(str.maketrans("ACGT", "CAGT")) for line in lines]
+    (files / "genome.fa").write_text("\n".join(others) + "\n")
+    with pytest.raises(StoreError, match=r"examples\.sample\.0: the store has"):
+        jaxlift.score(attr, windows(files), **more)
+
+
 WEIGHTS = RNG.normal(size=(6, 3)).astype(np.float32)
 
 

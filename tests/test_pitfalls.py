@@ -133,7 +133,7 @@ def test_3_constants_may_be_tracers_of_any_dtype():
 
 
 def test_4_multipliers_wait_for_their_cotangent():
-    """The residuals of each rule wait for the cotangent; `test_compilers` looks at what becomes of it on each platform."""
+    """The residuals of each rule wait for the cotangent; `test_compilers` looks at what becomes of it."""
 
     def primitives(jaxpr):
         for eqn in jaxpr.eqns:

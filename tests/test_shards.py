@@ -231,6 +231,23 @@ class TestInputThatChanges:
             score(x, copy)
         assert (zarr.open_group(copy)["checksum"][5:] == 0).all()
 
+    def test_rows_under_the_run(self, tmp_path, monkeypatch):
+        np.save(tmp_path / "x.npy", MANY)
+        write = Store.write
+
+        def changing(self, chunk, rows):
+            if chunk == 3:
+                np.save(tmp_path / "x.npy", MANY[:, ::-1])
+            write(self, chunk, rows)
+
+        monkeypatch.setattr(Store, "write", changing)
+        with pytest.raises(StoreError, match="was changed while this run read it"):
+            score(tmp_path / "x.npy", tmp_path / "s")
+        assert Store(tmp_path / "s", mode="r").sealed is None
+        monkeypatch.undo()
+        with pytest.raises(StoreError, match=r"made with other settings:\n  examples\.sample\.0|others now: 0, 1, 2"):
+            score(tmp_path / "x.npy", tmp_path / "s")
+
     def test_references_of_a_function(self, tmp_path):
         def reference(x, shift=0):
             return np.roll(x, 1 + shift * (x[3, 0] == 1), 0)

@@ -210,7 +210,13 @@ def score(
                 if not run.is_done:
                     record = _record(source, mine, devices, sys.argv if command is None else command)
                     store.note(record)
+                    before = _stamps(source)
                     run.all()
+                    if _stamps(source) != before:
+                        raise StoreError(
+                            f"{source.source} was changed while this run read it, so that its scores may be of two "
+                            "kinds. Run it again: examples that are others now are named."
+                        )
                     store.note(record | {"ended": now(), "computed": run.computed} | run.summary().numbers)
         except BaseException as error:
             error.add_note(f"{KEPT} in {path}. The same call or command goes on from there.")
@@ -242,6 +248,12 @@ def _settings(program: Program, explainer: Explainer) -> dict[str, Any]:
         },
         "environment": _identity.environment(program.mesh.devices.flat[0]),
     }
+
+
+def _stamps(source: Examples) -> list[tuple[int, int]]:
+    """Sizes and times of the files of this machine that examples are read from."""
+    files = [path for path in map(place, source.reads) if not is_url(path) and path.is_file()]
+    return [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
 def _comparable(settings: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
