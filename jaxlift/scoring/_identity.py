@@ -77,8 +77,39 @@ class Model:
 
 
 def program_checksum(*programs: ClosedJaxpr) -> str:
-    """Of programs as they are written, without what changes from one process to the next, and without their arrays."""
-    return hashlib.sha256(_without_addresses("".join(map(str, programs))).encode()).hexdigest()
+    """Of what programs do, without what changes from one process to the next, and without their arrays."""
+    return hashlib.sha256("".join(map(_written, programs)).encode()).hexdigest()
+
+
+def _written(value: Any) -> str:
+    """A program, or a parameter of an operation, as text.
+
+    That JAX prints says which inner programs are the same object, and what they have of a mesh. Both depend on what was
+    traced before, and not on what is computed.
+    """
+    if isinstance(value, ClosedJaxpr) and not isinstance(value, Jaxpr):  # in JAX 0.12 they are the same
+        return _written(value.jaxpr)
+    if isinstance(value, tuple | list):
+        return f"({', '.join(map(_written, value))})"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_written(each)}' for key, each in value.items())}}}"
+    if not isinstance(value, Jaxpr):
+        return _without_addresses(str(value))
+    numbers: dict[Any, int] = {}
+
+    def named(v: Any) -> str:
+        if isinstance(v, Literal):
+            return f"{v.aval}" if np.ndim(v.val) else f"{v.val}:{v.aval}"
+        return f"{numbers.setdefault(v, len(numbers))}:{v.aval}"
+
+    lines = [" ".join(map(named, (*value.constvars, *value.invars)))]
+    for eqn in value.eqns:
+        params = [(name, eqn.params[name]) for name in sorted(eqn.params) if "shard" not in name and "mesh" not in name]
+        of = ", ".join(f"{name}={_written(param)}" for name, param in params)
+        lines.append(
+            f"{' '.join(map(named, eqn.outvars))} = {eqn.primitive.name}[{of}] {' '.join(map(named, eqn.invars))}"
+        )
+    return "\n".join(["{", *lines, " ".join(map(named, value.outvars)), "}"])
 
 
 def uncompiled(fun: Any) -> Any:
