@@ -252,7 +252,7 @@ SYNCS = {
 
 
 @pytest.mark.parametrize("left_out", SYNCS)
-@pytest.mark.slow
+@pytest.mark.systems
 def test_no_sync_is_one_too_many(left_out, watched, whole, tmp_path):
     """A store that leaves one kind out, and is the same otherwise, does not pass."""
 
@@ -331,7 +331,7 @@ def cut_often(cuts, folder, whole, tmp_path):
             done += 1
 
 
-@pytest.mark.slow
+@pytest.mark.systems
 def test_real_cut(folder, whole, mountable, tmp_path):
     cut_often(1, folder, whole, tmp_path)
 

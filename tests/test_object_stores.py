@@ -111,7 +111,7 @@ def run(tmp_path, monkeypatch, capsys):
     return run
 
 
-@pytest.mark.slow
+@pytest.mark.systems
 def test_the_same_bits_as_on_a_disk(url, local):
     """And xarray reads them there."""
     xarray = pytest.importorskip("xarray")
@@ -263,7 +263,7 @@ def test_one_of_many_creates(url):
     assert path.read_bytes() == bytes([won.index(True)]) * 1000
 
 
-@pytest.mark.slow
+@pytest.mark.systems
 def test_two_shards_at_once(url, whole):
     """Processes that know nothing of each other, and begin at the same time where there is no store yet."""
     out = f"{url}/x.zarr"
