@@ -194,7 +194,8 @@ def spread_network(layout, target, count, program):
 
 
 @pytest.mark.parametrize("layout", spread.LAYOUTS)
-@pytest.mark.parametrize("chips", [8, pytest.param(16, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("chips", [8, 16])
 @pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
 def test_a_network_over_a_slice(rule, chips, layout):
     """Each chip has its part of the parameters and of the examples, and does its part of the work."""
