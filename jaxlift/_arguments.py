@@ -238,7 +238,7 @@ def called(
     except (jax.errors.JAXTypeError, jax.errors.JaxRuntimeError, NotImplementedError):
         raise
     except Exception as error:
-        if _is_own(error):
+        if is_own(error):
             raise
         said = f"{type(error).__name__}: {str(error).strip().splitlines()[0].rstrip(':') if str(error).strip() else ''}"
         if type(error).__name__ == "TraceContextError":
@@ -296,7 +296,7 @@ def _is_of_any_batch(
     return said(lambda leaf: jnp.concatenate([leaf, leaf])) == own and said(lambda leaf: leaf[0]) == own
 
 
-def _is_own(error: Exception) -> bool:
+def is_own(error: Exception) -> bool:
     """Whether an error was raised by this package, inside of a function that it made, such as `below(model, name)`."""
     trace = error.__traceback__ and error.__traceback__.tb_next  # past the call of the model
     while trace is not None and trace.tb_next is not None:

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import signal
+import sys
 from importlib.metadata import version
 
 import jax
@@ -38,6 +40,22 @@ def x64():
     """Float64, where exactness is tested. Elsewhere the tests run as JAX does by default."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def typed(tmp_path, monkeypatch, capsys):
+    """The command ``jaxlift`` in this process, in a folder of its own: gives the exit code, and what is printed."""
+    from jaxlift.commands._main import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+
+    def typed(text):
+        code = main(text.split())
+        return code, *capsys.readouterr()
+
+    return typed
 
 
 @pytest.fixture

@@ -35,19 +35,10 @@ X = scored.sequences(30)
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    """The command, in this process, in a folder with the examples."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
+def run(typed):
+    """The command, in a folder with the examples."""
     np.save("x.npy", X)
-
-    def run(text):
-        code = main(text.split())
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
+    return typed
 
 
 @pytest.fixture(scope="module")

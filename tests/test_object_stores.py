@@ -5,7 +5,6 @@ import gc
 import re
 import shutil
 import signal
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,6 @@ import zarr
 from test_scoring import X, command, compiled_once, fasta, read, same, score, started
 
 import jaxlift
-from jaxlift.commands._main import main
 from jaxlift.scoring import Status, StoreError, _places
 from jaxlift.scoring._examples import open_examples
 from jaxlift.scoring._places import UnreachableError, create, place
@@ -95,20 +93,11 @@ def wait_for_a_chunk(server, out, process):
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    """The command, in this process."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
+def run(typed):
+    """The command, in a folder with the examples."""
     np.save("x.npy", X)
     np.save("many.npy", MANY)
-
-    def run(text):
-        code = main(text.split())
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
+    return typed
 
 
 @pytest.mark.systems

@@ -469,17 +469,9 @@ def test_of_a_large_set_the_columns_are_held(genome, tmp_path):
 
 
 @pytest.fixture
-def command(genome, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
+def command(genome, tmp_path, typed):
     written(tmp_path / "v.vcf.gz", [*VARIANTS, (*REFUSED[0][:4], "sv")])
-
-    def command(text):
-        code = main(text.split())
-        return code, *capsys.readouterr()
-
-    return command
+    return typed
 
 
 class TestCommand:

@@ -14,6 +14,7 @@ from jax import lax
 
 from jaxlift._core import versions
 from jaxlift._core.compilers import CONVOLUTIONS, is_waiting, on_cpus
+from jaxlift._core.rewriting import with_each_equation
 from jaxlift._core.versions import JaxprEqn
 
 T = TypeVar("T")
@@ -26,23 +27,11 @@ def without_waiting(jaxpr: Any) -> Any:
     With 160 examples and one reference BPNet moves 1.09 times the bytes otherwise, a transformer 1.36 times.
     (tests/test_traffic.py.)
     """
-    return _without_waiting(jaxpr, {})
+    return with_each_equation(jaxpr, _not_waiting, lambda eqn: eqn.primitive in versions.JIT)
 
 
-def _without_waiting(jaxpr: Any, known: dict[Any, Any]) -> Any:
-    """The same jaxpr, and in what it calls; a jaxpr that is called twice stays one."""
-    inner, _ = versions.opened(jaxpr)
-    if jaxpr not in known:
-        known[jaxpr] = versions.with_eqns(jaxpr, [_not_waiting(eqn, known) for eqn in inner.eqns])
-    return known[jaxpr]
-
-
-def _not_waiting(eqn: JaxprEqn, known: dict[Any, Any]) -> JaxprEqn:
-    if is_waiting(eqn):
-        return on_cpus(eqn)
-    if eqn.primitive in versions.JIT:
-        return eqn.replace(params=eqn.params | {"jaxpr": _without_waiting(eqn.params["jaxpr"], known)})
-    return eqn
+def _not_waiting(eqn: JaxprEqn) -> JaxprEqn:
+    return on_cpus(eqn) if is_waiting(eqn) else eqn
 
 
 def is_better_in_turn(jaxpr: Any, n: int, r: int) -> bool:

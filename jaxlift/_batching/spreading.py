@@ -12,7 +12,8 @@ from typing import Any
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxlift._core import versions
-from jaxlift._core.versions import ClosedJaxpr, Jaxpr, JaxprEqn
+from jaxlift._core.rewriting import with_each_equation
+from jaxlift._core.versions import JaxprEqn
 
 SHARDING_CONSTRAINTS = frozenset(versions.primitives("sharding_constraint"))
 
@@ -27,7 +28,7 @@ def with_examples_spread(jaxpr: Any) -> tuple[Any, tuple[str, ...]]:
         return jaxpr, ()
     elsewhere = {name for eqn in constraints for i, names in _spread(eqn) if not _is_single(eqn, i) for name in names}
     common = set(of_batches[0]).intersection(*of_batches) - elsewhere
-    return _undivided(jaxpr, {}), tuple(name for name in of_batches[0] if name in common)
+    return with_each_equation(jaxpr, _undivided), tuple(name for name in of_batches[0] if name in common)
 
 
 def _constraints(jaxpr: Any) -> Iterator[JaxprEqn]:
@@ -50,25 +51,8 @@ def _is_single(eqn: JaxprEqn, axis: int) -> bool:
     return versions.shape(eqn.invars[0])[axis] == 1
 
 
-def _undivided(value: Any, known: dict[Any, Any]) -> Any:
-    """A jaxpr, or another parameter of an equation, with these constraints; a jaxpr that is called twice stays one."""
-    if isinstance(value, tuple | list):
-        return type(value)(_undivided(each, known) for each in value) if _holds_jaxprs(value) else value
-    if not isinstance(value, Jaxpr | ClosedJaxpr):
-        return value
-    if id(value) not in known:
-        eqns = [_undivided_eqn(eqn, known) for eqn in versions.opened(value)[0].eqns]
-        known[id(value)] = value, versions.with_eqns(value, eqns)
-    return known[id(value)][1]
-
-
-def _holds_jaxprs(values: Any) -> bool:
-    return any(isinstance(value, Jaxpr | ClosedJaxpr) for value in values)
-
-
-def _undivided_eqn(eqn: JaxprEqn, known: dict[Any, Any]) -> JaxprEqn:
-    if any(True for _ in versions.jaxprs_of(eqn)):
-        return eqn.replace(params={key: _undivided(value, known) for key, value in eqn.params.items()})
+def _undivided(eqn: JaxprEqn) -> JaxprEqn:
+    """An equation that leaves axes of size 1 to the compiler."""
     if eqn.primitive not in SHARDING_CONSTRAINTS or not isinstance(eqn.params["sharding"], NamedSharding):
         return eqn
     sharding = eqn.params["sharding"]

@@ -28,8 +28,6 @@ OUT_OF_MEMORY = (
     "the device is out of memory: begin anew, with --overwrite or another --out, and give --memory less than it has, "
     "such as 4GB, a smaller --batch-size, or fewer references."
 )
-
-
 EXIT_CODES = """\
 exit codes:
     0  done

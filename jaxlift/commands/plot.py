@@ -58,7 +58,7 @@ def add(commands: Any) -> None:
 def _plot(given: argparse.Namespace) -> int:
     store = opened_store(given.store)
     number = _number(store, given.example)
-    status = Status(int(store.status[number]))
+    status = Status(int(store.rows("status", number, number + 1)[0]))
     if status != Status.SCORED:
         raise ValueError(f"example {number} has no scores: {status.name.lower().replace('_', ' ')}.")
     letters = given.letters or (BASES if "sequence" in store.arrays else store.settings["examples"].get("letters"))

@@ -434,16 +434,16 @@ def variants_table(store: Store | str | Path, tsv: str | Path, *, log_counts: bo
     for name in targets:
         suffix = f".{name}" if name else ""
         header += [f"{number}{suffix}" for number in (*NUMBERS, *(OF_COUNTS if name in logs else ()))]
-    step, all_status = 2 * store.chunk, store.status
+    step = 2 * store.chunk
     tsv = place(tsv)
     if not is_url(tsv):
         tsv.parent.mkdir(parents=True, exist_ok=True)
     with appearing(tsv) as draft, draft.open("w") as file:
         print(*header, "status", sep="\t", file=file)
         for start in range(0, store.count, step):
-            part = slice(start, min(start + step, store.count))
+            part = start, min(start + step, store.count)
             y, y_ref, delta = (
-                store.arrays[name][part].reshape(-1, 2, count).astype(np.float64)
+                store.rows(name, *part).reshape(-1, 2, count).astype(np.float64)
                 for name in ("output", "output_reference", "delta")
             )
             values = []
@@ -454,10 +454,11 @@ def variants_table(store: Store | str | Path, tsv: str | Path, *, log_counts: bo
                     logfc = (alt - ref) / math.log(2)
                     with np.errstate(over="ignore"):
                         values += [np.exp(ref), np.exp(alt), logfc, np.abs(logfc)]
-            status = all_status[part].reshape(-1, 2)
+            status = store.rows("status", *part).reshape(-1, 2)
             status = np.where(status[:, ALT] == Status.SCORED, status[:, REF], status[:, ALT])
             texts = zip(
-                *(columns[name][part][::2] for name in ("contig", "position", "ref", "alt", "variant")), strict=True
+                *(columns[name][slice(*part)][::2] for name in ("contig", "position", "ref", "alt", "variant")),
+                strict=True,
             )
             for text, row, state in zip(texts, np.stack(values, -1), status, strict=True):
                 print(*text, *(f"{value:.9g}" for value in row), Status(state).name.lower(), sep="\t", file=file)

@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxlift._arguments import _is_own as is_own
+from jaxlift._arguments import is_own
 from jaxlift._core.precision import products_at
 from jaxlift._explainer import Explainer
 from jaxlift._targets import Held, is_of_each

@@ -78,23 +78,26 @@ class Model:
 
 def program_checksum(*programs: ClosedJaxpr) -> str:
     """Of what programs do, without what changes from one process to the next, and without their arrays."""
-    return hashlib.sha256("".join(map(_written, programs)).encode()).hexdigest()
+    known: dict[int, str] = {}
+    return hashlib.sha256("".join(_written(program, known) for program in programs).encode()).hexdigest()
 
 
-def _written(value: Any) -> str:
-    """A program, or a parameter of an operation, as text.
+def _written(value: Any, known: dict[int, str]) -> str:
+    """A parameter of an operation as text, and of a program a checksum; what is called twice is written once.
 
-    That JAX prints says which inner programs are the same object, and what they have of a mesh. Both depend on what was
+    What JAX prints says which inner programs are the same object, and what they have of a mesh. Both depend on what was
     traced before, and not on what is computed.
     """
-    if isinstance(value, ClosedJaxpr) and not isinstance(value, Jaxpr):  # in JAX 0.12 they are the same
-        return _written(value.jaxpr)
+    if isinstance(value, ClosedJaxpr) and not isinstance(value, Jaxpr):  # since JAX 0.11 there is one class of both
+        return _written(value.jaxpr, known)
     if isinstance(value, tuple | list):
-        return f"({', '.join(map(_written, value))})"
+        return f"({', '.join(_written(each, known) for each in value)})"
     if isinstance(value, dict):
-        return f"{{{', '.join(f'{key}: {_written(each)}' for key, each in value.items())}}}"
+        return f"{{{', '.join(f'{key}: {_written(each, known)}' for key, each in value.items())}}}"
     if not isinstance(value, Jaxpr):
         return _without_addresses(str(value))
+    if id(value) in known:
+        return known[id(value)]
     numbers: dict[Any, int] = {}
 
     def named(v: Any) -> str:
@@ -105,11 +108,13 @@ def _written(value: Any) -> str:
     lines = [" ".join(map(named, (*value.constvars, *value.invars)))]
     for eqn in value.eqns:
         params = [(name, eqn.params[name]) for name in sorted(eqn.params) if "shard" not in name and "mesh" not in name]
-        of = ", ".join(f"{name}={_written(param)}" for name, param in params)
+        of = ", ".join(f"{name}={_written(param, known)}" for name, param in params)
         lines.append(
             f"{' '.join(map(named, eqn.outvars))} = {eqn.primitive.name}[{of}] {' '.join(map(named, eqn.invars))}"
         )
-    return "\n".join(["{", *lines, " ".join(map(named, value.outvars)), "}"])
+    text = "\n".join([*lines, " ".join(map(named, value.outvars))])
+    known[id(value)] = hashlib.sha256(text.encode()).hexdigest()
+    return known[id(value)]
 
 
 def uncompiled(fun: Any) -> Any:

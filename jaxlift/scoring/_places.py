@@ -156,7 +156,8 @@ def create(path: Path, data: bytes) -> bool:
                     raise
                 return path.read_bytes() == data
         return True
-    draft = path.parent.with_name(f".{path.parent.name}.{uuid.uuid4().hex}")  # a group has no files that aren't its own
+    # Beside the folder: with another file in it, a folder that is to become a store would count as something else.
+    draft = path.parent.with_name(f".{path.parent.name}.{uuid.uuid4().hex}")
     try:
         draft.write_bytes(data)
         sync([draft])
@@ -193,9 +194,9 @@ def replace(path: Path, data: bytes) -> None:
 
 def sync(paths: Iterable[Path]) -> None:
     """Have files and folders of this machine on the disk when this returns. What a URL names is there once written."""
-    local = [path for path in paths if not is_url(path)]
-    if local:
-        list(_syncing().map(_sync, local))
+    here = [path for path in paths if not is_url(path)]
+    if here:
+        list(_syncing().map(_sync, here))
 
 
 @functools.cache

@@ -16,12 +16,7 @@ import numpy as np
 
 from jaxlift._arguments import some_of
 from jaxlift.scoring._device import Program
-from jaxlift.scoring._examples import (
-    Examples,
-    Records,
-    Status,
-    checksums,
-)
+from jaxlift.scoring._examples import Examples, Records, Status, checksums
 from jaxlift.scoring._letters import letters_of
 from jaxlift.scoring._progress import Display, Progress
 from jaxlift.scoring._shards import Shard
@@ -127,7 +122,11 @@ class Run:
         self.progress.begin(sum(map(self.size, self.finished)))
 
     def compare(self, chunk: int, rows: Mapping[str, np.ndarray]) -> None:
-        """Raise the error for examples of a finished chunk that are not what they were when they were scored."""
+        """Raise the error for examples of a finished chunk that are not what they were when they were scored.
+
+        A chunk with an example that was bad, and is another now, is finished no longer; but for one of a stream, which
+        has passed by.
+        """
         begin, changed = chunk * self.store.chunk, []
         for start, stop in self.batches(chunk):
             records, _, sums = self.read(start, stop)
@@ -296,7 +295,7 @@ class Run:
     def finish(self, writer: ThreadPoolExecutor) -> None:
         """Write what is left, the end of a stream, and wait until all is written."""
         self.wait()
-        if self.source.count is None:
+        if self.is_stream:
             count = self.source.position  # pyright: ignore[reportAttributeAccessIssue]
             if any((chunk + 1) * self.store.chunk > count for chunk in self.finished):
                 raise StoreError(

@@ -8,7 +8,7 @@ import errno
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -167,8 +167,9 @@ def score(
             )
             held.callback(compared.close)
             program = Program(explainer, source, compared, devices)
-            settings = _settings(program, explainer)
-            kept = dict(source.columns)
+            columns = source.columns
+            settings = _settings(program, explainer, columns)
+            kept = dict(columns)
             if compared.constant is not None:
                 kept["reference"] = np.asarray(compared.constant)
             if program.targets:
@@ -176,7 +177,7 @@ def score(
             if store is None:
                 program.compile(batch_size) if batch_size else program.fit(budget, limit)
                 with _replaced(path) if old is not None else contextlib.nullcontext():
-                    store = _new_store(path, settings, program, kept, limit)
+                    store = _new_store(path, settings, program, kept, columns, limit)
             of_batch = {name: store.settings[name] for name in ("batch_size", "in_turn")}
             wanted = settings | of_batch | ({"batch_size": batch_size} if batch_size else {})
             if changed := differences(_comparable(store.settings, wanted), _comparable(wanted, store.settings)):
@@ -231,7 +232,7 @@ def score(
     return summary
 
 
-def _settings(program: Program, explainer: Explainer) -> dict[str, Any]:
+def _settings(program: Program, explainer: Explainer, columns: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """What the scores depend on."""
     source = program.examples
     return {
@@ -243,7 +244,7 @@ def _settings(program: Program, explainer: Explainer) -> dict[str, Any]:
             "dtype": source.dtype.name,
             "count": source.count,
             "letters": source.letters,
-            "columns": {name: checksum_of(values) for name, values in source.columns.items()},
+            "columns": {name: checksum_of(values) for name, values in columns.items()},
             "sample": source.sample(),
         },
         "environment": _identity.environment(program.mesh.devices.flat[0]),
@@ -298,7 +299,12 @@ def explained(attr: Callable[..., Any]) -> Explainer:
 
 
 def _new_store(
-    path: Path, settings: dict[str, Any], program: Program, kept: Mapping[str, np.ndarray], limit: int
+    path: Path,
+    settings: dict[str, Any],
+    program: Program,
+    kept: Mapping[str, np.ndarray],
+    columns: Iterable[str],
+    limit: int,
 ) -> Store:
     examples, output = program.examples, settings["attribution"]["output"]
     scores, delta, y, y_ref = program.rows
@@ -315,16 +321,15 @@ def _new_store(
         dimensions |= {"sequence": ("position",)}
         if len(scores[0]) == len(examples.shape) + len(of_targets):
             dimensions |= {output: (*of_targets, *axes)}
-    batches = min(BATCHES, CHUNK // (program.batch * program.row_bytes))
-    batches = min(batches, -(-limit // program.batch))
+    batches = max(1, min(BATCHES, CHUNK // (program.batch * program.row_bytes), -(-limit // program.batch)))
     return Store.create(
         path,
         settings | {"batch_size": program.batch, "in_turn": program.in_turn},
         arrays,
         examples.count,
-        chunk=program.batch * max(1, batches),
+        chunk=program.batch * batches,
         kept=kept,
-        columns=examples.columns,
+        columns=columns,
         dimensions=dimensions,
         targets=targets,
     )

@@ -47,6 +47,7 @@ class Array:
         index: the task's number. The others need not be there.
         count: how many tasks there are.
         first, last, step: the numbers that there are.
+        begins: the first where no variable says so. A job that is no array may have a lower one.
     """
 
     scheduler: str
@@ -55,6 +56,7 @@ class Array:
     first: str = ""
     last: str = ""
     step: str = ""
+    begins: int = 0
 
 
 ARRAYS = (
@@ -71,11 +73,10 @@ ARRAYS = (
     Array("AWS Batch", "AWS_BATCH_JOB_ARRAY_INDEX", "AWS_BATCH_JOB_ARRAY_SIZE"),
     Array("Kubernetes", "JOB_COMPLETION_INDEX"),
     Array("Grid Engine", "SGE_TASK_ID", "", "SGE_TASK_FIRST", "SGE_TASK_LAST", "SGE_TASK_STEPSIZE"),
-    Array("LSF", "LSB_JOBINDEX", last="LSB_JOBINDEX_END", step="LSB_JOBINDEX_STEP"),
+    Array("LSF", "LSB_JOBINDEX", last="LSB_JOBINDEX_END", step="LSB_JOBINDEX_STEP", begins=1),
     Array("PBS", "PBS_ARRAY_INDEX"),
     Array("Torque", "PBS_ARRAYID"),
 )
-FIRST_OF = {"LSF": 1}  # where numbers begin and no variable says so
 
 
 def read_shard(given: Shard | tuple[int, int] | str, environ: Mapping[str, str] = os.environ) -> Shard:
@@ -106,13 +107,13 @@ def _of_array(environ: Mapping[str, str], count: int | None) -> Shard:
 
     for array in ARRAYS:
         task = number(array.index)
-        if task is None or (array.scheduler == "LSF" and task == 0):  # what LSF says to a job that is no array
+        if task is None or task < array.begins:
             continue
         if count is not None:
             return Shard(task % count, count)
         step, last, tasks = number(array.step) or 1, number(array.last), number(array.count)
         first = number(array.first)
-        first = FIRST_OF.get(array.scheduler, 0) if first is None else first
+        first = array.begins if first is None else first
         if last is not None and tasks not in (None, (last - first) // step + 1):
             raise ValueError(
                 f"the numbers of the {tasks} tasks of this {array.scheduler} array, {first} to {last}, have gaps: say "
@@ -140,8 +141,8 @@ def lock(path: Path, shard: Shard) -> Iterator[None]:
     same bits. So where there are no locks, in an object store and on some network file systems, a run does without.
 
     Args:
-        path: of the store. The lock is a file beside it, for a Zarr group has no files that aren't its own. Each shard
-            has a byte of it, as network file systems have locks too, and a run of all chunks has all bytes.
+        path: of the store. The lock is a file beside it, since Zarr warns of files in a group that it doesn't know.
+            Each shard locks a byte of it, as network file systems can too, and a run of all chunks locks all.
         shard: which.
     """
     if is_url(path):

@@ -177,7 +177,7 @@ class Store:
                 f"{self.path} has no sequences: its examples were not one-hot along their channel axis, "
                 f"{self.letters_axis}."
             )
-        return one_hot_of(self.arrays["sequence"][start:stop]).astype(np.int8)
+        return one_hot_of(self.rows("sequence", start, stop)).astype(np.int8)
 
     @classmethod
     def create(
@@ -238,8 +238,7 @@ class Store:
         """
         if not self.is_complete:
             self._make_arrays(kept)
-        if not is_url(self.path):
-            sync([self.path])  # where the array that is the last may be as new as this run
+        sync([self.path])  # where the array that is the last may be as new as this run
 
     def _make_arrays(self, kept: Mapping[str, np.ndarray]) -> None:
         # Scores are zeros, which this level finds, and digits, in which no level finds anything.
