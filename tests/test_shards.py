@@ -187,6 +187,7 @@ SLURM = {"SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRA
         ({"SGE_TASK_ID": "3", "SGE_TASK_FIRST": "1", "SGE_TASK_LAST": "5", "SGE_TASK_STEPSIZE": "2"}, "auto", "1/3"),
         ({"SGE_TASK_ID": "undefined", "BATCH_TASK_INDEX": "1", "BATCH_TASK_COUNT": "3"}, "auto", "1/3"),
         ({"LSB_JOBINDEX": "0", "BATCH_TASK_INDEX": "1", "BATCH_TASK_COUNT": "3"}, "auto", "1/3"),
+        ({"LSB_JOBINDEX": "0", "LSB_JOBINDEX_END": "0", "PBS_ARRAY_INDEX": "1"}, "auto/3", "1/3"),
     ],
 )
 def test_array_variables(environ, given, wanted):
@@ -197,6 +198,7 @@ def test_array_variables(environ, given, wanted):
     ("environ", "message"),
     [
         ({}, "no scheduler says which task of an array this is"),
+        ({"LSB_JOBINDEX": "0"}, "no scheduler says which task of an array this is"),
         ({"JOB_COMPLETION_INDEX": "5"}, "Kubernetes says that this is task 5 .* write auto/N"),
         (
             {
