@@ -24,6 +24,20 @@ __all__ = ["compiled_once"]
 X = scored.sequences(9)
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_file_that_gets_shorter(tmp_path, order):
+    """An error that names it, and no SIGBUS, as a map of it would have."""
+    x = np.asarray(np.random.default_rng(0).normal(size=(5000, 6, 4)), order=order)
+    path = tmp_path / "x.npy"
+    np.save(path, x)
+    with contextlib.closing(open_examples(path)) as examples:
+        np.testing.assert_array_equal(examples.read(7, 1000).values, x[7:1000])
+        np.testing.assert_array_equal(examples.row(4999), x[4999])
+        os.truncate(path, 4096)
+        with pytest.raises(OSError, match=r"x\.npy is damaged.* ends within examples 4000 to 4099"):
+            examples.read(4000, 4100)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.bool_, np.int64, ml_dtypes.bfloat16])
 def test_checksums(dtype):
     x = np.random.default_rng(0).integers(0, 2, (5, 3, 4)).astype(dtype)

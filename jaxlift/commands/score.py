@@ -336,7 +336,7 @@ def _target(text: str | None, head: str | None) -> Any:
         return text
     if is_file:
         with reading(Path(text), "array that np.save wrote"):
-            return np.load(text, mmap_mode="r")
+            return np.load(text)
     return imported(text) if ":" in text else targets.from_text(text, head)
 
 

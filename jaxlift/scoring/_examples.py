@@ -215,30 +215,26 @@ class ArrayExamples(Examples):
         return np.asarray(self.values[start:stop])
 
 
-class NpyExamples(ArrayExamples):
-    """The array of an ``.npy`` file, which is mapped anew for each read: what was read before takes no memory."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        with path.open("rb") as file:
-            npy_header(file, str(path), path.stat().st_size)
-        super().__init__(np.load(path, mmap_mode="r"), str(path))
-
-    def rows(self, start: int, stop: int) -> np.ndarray:
-        return np.array(np.load(self.path, mmap_mode="r")[start:stop])
-
-
 class FileExamples(Examples):
-    """An array in NumPy's format, read from a file from its beginning to its end: compressed, or far away.
+    """An array in NumPy's format, read from a file by its rows: on this machine, compressed, or far away.
 
-    It is never held as a whole.
+    It is never held as a whole, and not mapped either: what is read of a map of a file that another process makes
+    shorter is a signal, SIGBUS, which ends this process without a word, where a read says how far the file goes.
+
+    Args:
+        file: what to read from.
+        source: its name, for errors.
+        size: how many bytes it has.
+        close: what closes it.
+        is_near: whether any piece of it is as quick to read as the next: not where it is compressed or far away. Then
+            an array in Fortran's order, whose examples are scattered, is read too.
     """
 
-    def __init__(self, file: Any, source: str, size: int, close: Callable[[], None]) -> None:
+    def __init__(self, file: Any, source: str, size: int, close: Callable[[], None], is_near: bool = False) -> None:
         self.file, self.source, self.close = file, source, close
         try:
-            (self.count, *shape), fortran, dtype = npy_header(file, source, size)
-            if fortran:
+            (self.count, *shape), self.is_fortran, dtype = npy_header(file, source, size)
+            if self.is_fortran and not is_near:
                 raise ValueError(f"{source} is stored in Fortran's order: save np.ascontiguousarray(array).")
             self.shape, self.dtype, self.begin = tuple(shape), numeric(dtype, source), file.tell()
         except BaseException:
@@ -246,13 +242,18 @@ class FileExamples(Examples):
             raise
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        size = math.prod(self.shape) * self.dtype.itemsize
+        count, size = stop - start, math.prod(self.shape)
+        # In Fortran's order the number of the example changes fastest: a piece for each number that an example has.
+        firsts = [start + i * (self.count or 0) for i in range(size)] if self.is_fortran else [start * size]
+        data = bytearray()
         with reading(self.source, "array that np.save wrote"):
-            self.file.seek(self.begin + start * size)
-            data = self.file.read((stop - start) * size)
-            if len(data) < (stop - start) * size:
+            for first in firsts:
+                self.file.seek(self.begin + first * self.dtype.itemsize)
+                data += self.file.read(count * size // len(firsts) * self.dtype.itemsize)
+            if len(data) < count * size * self.dtype.itemsize:
                 raise EOFError(f"it ends within examples {start} to {stop - 1}")
-        return np.frombuffer(data, self.dtype).reshape(stop - start, *self.shape)
+        values = np.frombuffer(data, self.dtype)
+        return values.reshape(*self.shape[::-1], count).T if self.is_fortran else values.reshape(count, *self.shape)
 
     def row(self, number: int) -> Any:
         return self.rows(number, number + 1)[0]
@@ -592,11 +593,9 @@ def _array_in(path: Path, key: str | None, encoding: Encoding) -> Examples:
             return _npz(path, key)
         case [".h5" | ".hdf5" | ".hdf"]:
             return _hdf5(path, key)
-        case [".npy"] if is_url(path):
-            file, close = _opened(_without_key(path, key))
-            return FileExamples(file, str(path), path.stat().st_size, close)
         case [".npy"]:
-            return NpyExamples(_without_key(path, key))
+            file, close = _opened(_without_key(path, key))
+            return FileExamples(file, str(path), path.stat().st_size, close, is_near=not is_url(path))
         case [".fa" | ".fasta" | ".fna"]:
             return FastaExamples(_without_key(path, key), encoding)
     raise ValueError(f"{path}: expected .npy, .npz, .h5, .hdf5, .fa, .fasta, .fna (or .gz of these three), or Zarr.")
