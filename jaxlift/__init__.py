@@ -27,6 +27,7 @@ from jaxlift.methods.integrated_gradients import integrated_gradients as integra
 from jaxlift.methods.occlusion import mutagenesis as mutagenesis
 from jaxlift.methods.occlusion import occlusion as occlusion
 from jaxlift.methods.shapley import shapley as shapley
+from jaxlift.methods.shapley_moments import shapley_moments as shapley_moments
 from jaxlift.rules import AlphaBetaLRP as AlphaBetaLRP
 from jaxlift.rules import AttnLRP as AttnLRP
 from jaxlift.rules import BilinearMap as BilinearMap
@@ -37,6 +38,7 @@ from jaxlift.rules import GammaLRP as GammaLRP
 from jaxlift.rules import Gradient as Gradient
 from jaxlift.rules import GuidedBackprop as GuidedBackprop
 from jaxlift.rules import LinearMap as LinearMap
+from jaxlift.rules import LocalShapley as LocalShapley
 from jaxlift.rules import Maximum as Maximum
 from jaxlift.rules import OriginalMaxPooling as OriginalMaxPooling
 from jaxlift.rules import PerLayer as PerLayer

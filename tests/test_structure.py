@@ -18,6 +18,7 @@ BELOW = {
     "_pointwise": {"_core"},
     "rules": {"_core", "_pointwise"},
     "primitives": {"_core", "_pointwise", "rules"},
+    "_moments": {"_core", "_pointwise", "primitives"},
     "_batching": {"_core"},
 }
 

@@ -77,17 +77,12 @@ def shapley(fun: Callable[..., Any], options: ShapleyOptions) -> Explainer:
     groups, samples, key, chunk = options.groups, options.samples, options.key, options.chunk
 
     def explain(fun: Callable[[Any], Array], x: Any, reference: Any) -> Any:
-        group_of, n = _groups(groups, x)
-        sizes = sum(np.bincount(leaf.ravel(), minlength=n) for leaf in jax.tree.leaves(group_of))
+        group_of, n = groups_of(groups, x)
 
         def value(present: Array) -> Array:
             """The output with some features in."""
             taken = spread_as(x, jax.tree.map(lambda g: present[g], group_of))
             return fun(jax.tree.map(jnp.where, taken, x, reference))
-
-        def shared(of_groups: Array) -> Any:
-            share = of_groups / jnp.asarray(sizes, of_groups.dtype)
-            return jax.tree.map(lambda g: share[g], group_of)
 
         if samples is None:
             outputs, of_groups = _enumerated(value, n, chunk)
@@ -98,7 +93,8 @@ def shapley(fun: Callable[..., Any], options: ShapleyOptions) -> Explainer:
 
         def pull(weights: Array) -> Any:
             mean, error = of_groups(weights)
-            return shared(mean) if samples is None else (shared(mean), shared(error))
+            shares = [shared_in_groups(of, group_of) for of in (mean, error) if of is not None]
+            return shares[0] if samples is None else tuple(shares)
 
         return outputs, pull
 
@@ -106,7 +102,7 @@ def shapley(fun: Callable[..., Any], options: ShapleyOptions) -> Explainer:
     return Explainer(fun, method, options)
 
 
-def _groups(groups: Any, x: Any) -> tuple[Any, int]:
+def groups_of(groups: Any, x: Any) -> tuple[Any, int]:
     """The group of each element of an example, and how many groups there are."""
     leaves, structure = jax.tree.flatten(x)
     if groups is None:
@@ -123,6 +119,13 @@ def _groups(groups: Any, x: Any) -> tuple[Any, int]:
     if not np.array_equal(numbers, np.arange(len(numbers))):
         raise ValueError(f"the groups must be integers from 0 on with none left out, but they are {numbers}.")
     return jax.tree.unflatten(structure, own), len(numbers)
+
+
+def shared_in_groups(of_groups: Array, group_of: Any, dtype: Any = None) -> Any:
+    """What each element has of its group's share: those of a group have equal parts."""
+    sizes = sum(np.bincount(leaf.ravel(), minlength=len(of_groups)) for leaf in jax.tree.leaves(group_of))
+    share = (of_groups / jnp.asarray(sizes, of_groups.dtype)).astype(dtype or of_groups.dtype)
+    return jax.tree.map(lambda g: share[g], group_of)
 
 
 def _enumerated(value: Callable[[Array], Array], n: int, chunk: int) -> Any:

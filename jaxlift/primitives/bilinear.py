@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 
 from jaxlift._core import versions
@@ -19,7 +18,7 @@ from jaxlift._core.interpreter import Interpreter
 from jaxlift._core.table import Evaluation, family
 from jaxlift._core.values import Value, Varying, is_varying
 from jaxlift._core.versions import JaxprEqn, primitives
-from jaxlift.primitives.linear import extended_to_integers, mixing
+from jaxlift.primitives.linear import extended_to_integers, joined, mixing
 from jaxlift.primitives.normalisation import Statistic, root
 from jaxlift.rules.families import BilinearMap, Place
 
@@ -54,8 +53,12 @@ def product_of(
         return answer(bilinear, values, references, cotangent)
 
     def weigh(sizes: tuple[Array, Array], ends: Any) -> Array:
-        x, z = (jnp.abs(midpoint(*pair)) for pair in zip(*ends, strict=True))
-        return product((sizes[0], z)) + product((x, sizes[1]))
+        x, z = (midpoint(*pair) for pair in zip(*ends, strict=True))
+
+        def add(of_term: Any, of_weight: Any) -> Sequence[Array]:
+            return [product((of_term(sizes[0]), of_weight(z))) + product((of_weight(x), of_term(sizes[1])))]
+
+        return joined(rule, add)[0]
 
     def pull_sizes(cotangent: Array, sizes: tuple[Array, Array], ends: Any) -> tuple[Array, Array]:
         return jax.vjp(lambda sizes: weigh(sizes, ends), sizes)[1](cotangent)[0]

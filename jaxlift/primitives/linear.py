@@ -35,6 +35,7 @@ from jaxlift._core.values import (
     with_carrier,
 )
 from jaxlift._core.versions import JaxprEqn, primitives
+from jaxlift._pointwise.normal import root
 from jaxlift.rules.families import LinearMap, Place
 from jaxlift.rules.rule import Rule
 
@@ -100,6 +101,13 @@ def extended_to_integers(evaluate: Evaluation, linear_in: Callable[[int], bool] 
     return extended
 
 
+def joined(rule: Rule, add: Callable[[Any, Any], Sequence[Array]]) -> Sequence[Array]:
+    """The variations of sums, of those of their terms: `add` is given what to take of each term and each weight."""
+    if rule.adds_squares:
+        return [root(a) for a in add(jnp.square, jnp.square)]
+    return add(lambda a: a, jnp.abs)
+
+
 def carrying(linear_in: Callable[[int], bool] = everywhere, negated: int | None = None) -> Evaluation:
     """The evaluation of a linear map that takes the parts of differences along.
 
@@ -114,14 +122,15 @@ def carrying(linear_in: Callable[[int], bool] = everywhere, negated: int | None 
             raise interpreter.missing_rule(eqn, "has indices that depend on the explained input")
         is_real = not any(jnp.iscomplexobj(o.value) for o in settled if isinstance(o, Varying))
 
-        def part(position: int, operand: Settled) -> Array:
+        def part(position: int, operand: Settled, of: Callable[[Array], Array]) -> Array:
             if isinstance(operand, Varying):
-                return -operand.variation if position == negated else operand.variation
+                return -of(operand.variation) if position == negated else of(operand.variation)
             return jnp.zeros_like(operand) if linear_in(position) else operand
 
         @cache
         def variations() -> Sequence[Array]:
-            return versions.bind(eqn, [part(i, operand) for i, operand in enumerate(settled)])
+            rule = interpreter.rule.at(Place("linear", feeds(settled), interpreter.scope_of(eqn)))
+            return joined(rule, lambda of, _: versions.bind(eqn, [part(i, o, of) for i, o in enumerate(settled)]))
 
         def variation(output: int) -> Array:
             return variations()[output]
@@ -181,15 +190,20 @@ def mixing(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value], k
     """The evaluation of a linear map with weights, all but one of whose operands are constant: `a_y = |L| |D|`."""
     settled = [interpreter.settle(operand) for operand in operands]
 
-    def variation() -> Array:
-        return versions.bind(
-            eqn, [magnitude(o.value, o.reference) if isinstance(o, Varying) else jnp.abs(o) for o in settled]
-        )[0]
-
     fed_by = frozenset({kind})
+    rule = interpreter.rule.at(Place("linear", fed_by, interpreter.scope_of(eqn)))
+
+    def variation() -> Array:
+        def add(of_term: Any, of_weight: Any) -> Sequence[Array]:
+            sizes = [
+                of_term(magnitude(o.value, o.reference)) if isinstance(o, Varying) else of_weight(o) for o in settled
+            ]
+            return versions.bind(eqn, sizes)
+
+        return joined(rule, add)[0]
+
     [(value, reference)] = on_each_side(eqn, settled)
     out = Varying(value, reference, variation, fed_by)
-    rule = interpreter.rule.at(Place("linear", fed_by, interpreter.scope_of(eqn)))
     if "linear" in rule.families:
         [(position, of)] = [(i, o) for i, o in enumerate(settled) if isinstance(o, Varying)]
 

@@ -18,6 +18,7 @@ from jaxlift.rules.families import Softmax as Softmax
 from jaxlift.rules.gradients import Deconvnet as Deconvnet
 from jaxlift.rules.gradients import Gradient as Gradient
 from jaxlift.rules.gradients import GuidedBackprop as GuidedBackprop
+from jaxlift.rules.local_shapley import LocalShapley as LocalShapley
 from jaxlift.rules.lrp import AlphaBetaLRP as AlphaBetaLRP
 from jaxlift.rules.lrp import AttnLRP as AttnLRP
 from jaxlift.rules.lrp import EpsilonLRP as EpsilonLRP

@@ -58,10 +58,13 @@ class Rule:
             has JAX's derivative. Methods are then called with the input for the reference.
         needs_variation: whether the rule tells positive from negative parts of a difference. Then `parts` is asked in
             place of `multiplier`, and the variation is carried through the program, N * R of it.
+        adds_squares: whether the terms of a sum make its variation by their squares, `sqrt(sum c^2)`, in place of their
+            magnitudes, `sum |c|`.
     """
 
     needs_reference: bool = True
     needs_variation: bool = False
+    adds_squares: bool = False
 
     def at(self, place: Place) -> Rule:
         """The rule that holds at a place of the program: this one, unless a subclass chooses."""

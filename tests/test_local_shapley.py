@@ -1,0 +1,144 @@
+"""The rule `"local_shapley"`: against its formula in plain NumPy, and what every rule must keep."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.scipy.stats import norm
+from programs import PROGRAMS, input_and_reference
+from test_moments import distance, layers_of, network
+from test_sum import explain, missing
+
+import jaxlift
+
+RNG = np.random.default_rng(31)
+AT, WEIGHT = np.polynomial.legendre.leggauss(5)
+Z, OF_Z = np.polynomial.hermite_e.hermegauss(7)
+OF_Z = OF_Z / OF_Z.sum()
+
+
+def mean_derivative(activation, r, d, q):
+    """`m_1` of one unit."""
+    total = 0.0
+    for t, w in zip((AT + 1) / 2, WEIGHT / 2, strict=True):
+        mu, sigma = r + t * d, np.sqrt(t * (1 - t) * q)
+        if activation is jax.nn.relu:
+            total += w * float(norm.cdf(mu / sigma))
+        else:
+            total += w * sum(u * (1 - np.tanh(mu + sigma * z) ** 2) for z, u in zip(Z, OF_Z, strict=True))
+    return total
+
+
+def by_hand(layers, activation, x, r):
+    """Contributions, unit by unit, for networks of dense layers."""
+    f = {jax.nn.relu: lambda u: np.maximum(u, 0), jnp.tanh: np.tanh}[activation]
+    ends = [(x, r)]
+    for w, b in layers[:-1]:
+        ends += [tuple(f(end @ w + b) for end in ends[-1])]
+    multipliers = layers[-1][0][:, 0]
+    for (w, b), (h, g) in zip(layers[-2::-1], ends[-2::-1], strict=True):
+        back = np.zeros(len(h))
+        for unit in range(w.shape[1]):
+            c = w[:, unit] * (h - g)
+            start, d, q = g @ w[:, unit] + b[unit], c.sum(), (c**2).sum()
+            m1 = mean_derivative(activation, start, d, q)
+            m2 = (f(start + d) - f(start) - m1 * d) / q
+            back += multipliers[unit] * (m1 * w[:, unit] + m2 * w[:, unit] * c)
+        multipliers = back
+    return multipliers * (x - r)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("activation", [jax.nn.relu, jnp.tanh])
+def test_as_written(activation):
+    layers = layers_of((4, 6, 5, 1))
+    x, r = RNG.normal(size=(2, 4))
+    attr = jax.jit(jaxlift.attribute(network(layers, activation), rule="local_shapley"))
+    np.testing.assert_allclose(attr(x[None], reference=r)[0], by_hand(layers, activation, x, r), rtol=1e-9)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(
+    "rule", ["local_shapley", jaxlift.PerLayer(conv="revealcancel", dense="local_shapley")], ids=["alone", "per layer"]
+)
+@pytest.mark.parametrize("program", PROGRAMS, ids=str)
+def test_complete(program, rule):
+    if program.precision is not None:
+        pytest.skip("computes in single precision")
+    x, r = input_and_reference(jnp.float64)
+    values, multipliers, plain = explain(program.fun, x, r, rule)
+    error, scale = missing(values, multipliers, x, r)
+    assert np.isfinite(multipliers).all()
+    assert error <= 1e-11 * scale
+    np.testing.assert_allclose(values, plain, rtol=1e-9)
+
+
+@pytest.mark.usefixtures("x64")
+class TestUnits:
+    def multipliers(self, fun, x, r, rule="local_shapley"):
+        return jax.jit(lambda x, r: jaxlift.vjp(fun, x, r, rule=rule)[1](jnp.ones(())))(x, r)
+
+    def test_one_term_takes_all(self):
+        for fun in (jnp.tanh, jax.nn.relu, jax.nn.gelu):
+            m = self.multipliers(fun, 1.3, -0.4)
+            np.testing.assert_allclose(m, (fun(1.3) - fun(-0.4)) / 1.7, rtol=1e-12)
+
+    def test_equal_terms_share_alike(self):
+        w = jnp.array([1.0, 1.0, 1.0])
+        m = self.multipliers(lambda x: jax.nn.relu(x @ w - 1), jnp.ones(3), jnp.zeros(3))
+        np.testing.assert_allclose(m, 2 / 3, rtol=1e-12)
+
+    def test_sums_of_branches_add_squares(self):
+        """A sum is one map, in however many steps it is made."""
+        w = RNG.normal(size=(4, 3))
+        x, r = RNG.normal(size=(2, 4))
+        whole = self.multipliers(lambda x: jnp.tanh(x @ w).sum(), x, r)
+        parts = self.multipliers(lambda x: jnp.tanh(x[:2] @ w[:2] + x[2:] @ w[2:]).sum(), x, r)
+        negated = self.multipliers(lambda x: jnp.tanh(x[:2] @ w[:2] - x[2:] @ -w[2:]).sum(), x, r)
+        terms = self.multipliers(lambda x: jnp.tanh((x[:, None] * w).sum(0)).sum(), x, r)
+        for other in (parts, negated, terms):
+            np.testing.assert_allclose(other, whole, rtol=1e-10)
+
+    @pytest.mark.parametrize("fun", [jnp.tanh, jax.nn.gelu, jax.nn.silu])
+    def test_tends_to_the_derivative(self, fun):
+        w = RNG.normal(size=(4, 3))
+        r = RNG.normal(size=4)
+        gradient = jax.grad(lambda x: fun(x @ w).sum())(r)
+        for size in (1e-2, 1e-4, 1e-7, 1e-12, 0.0):
+            found = self.multipliers(lambda x: fun(x @ w).sum(), r + size, r)
+            np.testing.assert_allclose(found, gradient, atol=10 * size + 1e-6)
+
+    def test_what_is_no_activation_takes_rescale(self):
+        fun = lambda x: jnp.exp(x @ jnp.arange(3.0)) + (x @ jnp.ones(3)) ** 3  # noqa: E731
+        x, r = RNG.normal(size=(2, 3))
+        np.testing.assert_allclose(self.multipliers(fun, x, r), self.multipliers(fun, x, r, "rescale"), rtol=1e-12)
+
+
+@pytest.mark.parametrize("activation", [jax.nn.relu, jnp.tanh, jax.nn.gelu], ids=["relu", "tanh", "gelu"])
+def test_nearer_than_rescale(activation):
+    found = {"local_shapley": [], "rescale": []}
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        fun = network(layers_of((10, 48, 48, 1), rng), activation)
+        x, r = rng.normal(size=(3, 10)).astype(np.float32), np.zeros(10, np.float32)
+        expected = np.asarray(jax.jit(jaxlift.shapley(fun))(x, reference=r))
+        for rule, each in found.items():
+            each += map(distance, jax.jit(jaxlift.attribute(fun, rule=rule))(x, reference=r), expected)
+    assert np.median(found["local_shapley"]) < 0.9 * np.median(found["rescale"])
+
+
+def test_transformations():
+    fun = network(layers_of((4, 6, 3)), jax.nn.gelu, lambda y: y)
+    x, r = RNG.normal(size=(3, 4)).astype(np.float32), RNG.normal(size=(2, 4)).astype(np.float32)
+    attr = jaxlift.attribute(fun, rule="local_shapley", target=1, average=False, full=True)
+    found = jax.jit(attr)(x, reference=r)
+    np.testing.assert_allclose(found.delta, 0, atol=2e-6)
+    alone = [[jax.jit(attr)(a[None], reference=b).scores[0] for b in r] for a in x]
+    np.testing.assert_allclose(found.scores, alone, rtol=1e-4, atol=1e-6)
+    by_vmap = jax.vmap(lambda a: attr(a[None], reference=r).scores[0])(x)
+    np.testing.assert_allclose(found.scores, by_vmap, rtol=1e-4, atol=1e-6)
+    gradient = jax.grad(lambda x: (attr(x, reference=r).scores ** 2).sum())(x)
+    assert np.isfinite(gradient).all()
+    with jax.enable_x64(True):
+        double = jax.jit(attr)(x.astype(float), reference=r.astype(float))
+        np.testing.assert_allclose(found.scores, double.scores, rtol=1e-3, atol=1e-5)
