@@ -39,27 +39,24 @@ def parameter_randomisation(
     arXiv 2401.06465, advise); or each alone ("independent").
 
     >>> import jax, jax.numpy as jnp, jaxlift
-    >>> keys = jax.random.split(jax.random.key(0), 4)
-    >>> params = [jax.random.normal(keys[0], (6, 8)), jax.random.normal(keys[1], (8, 1))]
-    >>> fresh = [jax.random.normal(keys[2], (6, 8)), jax.random.normal(keys[3], (8, 1))]
-    >>> model = lambda params, x: jax.nn.relu(x @ params[0]) @ params[1]
+    >>> from flax import nnx
+    >>> def network(seed):
+    ...     rngs = nnx.Rngs(seed)
+    ...     return nnx.Sequential(nnx.Linear(6, 8, rngs=rngs), nnx.relu, nnx.Linear(8, 1, rngs=rngs))
+    >>> graph, params = nnx.split(network(0), nnx.Param)
+    >>> fresh = nnx.state(network(1), nnx.Param)
     >>> def explain(params, x):
-    ...     return jaxlift.attribute(lambda x: model(params, x))(x, reference=jnp.zeros(6))
+    ...     return jaxlift.attribute(nnx.merge(graph, params))(x, reference=jnp.zeros(6))
+    >>> jaxlift.metrics.layers_of(params)
+    ('layers/0', 'layers/2')
     >>> jaxlift.metrics.parameter_randomisation(explain, params, jnp.ones((3, 6)), fresh=fresh).shape
     (3, 2)
 
-    Of Flax NNX, parameters are what `nnx.split` takes off a model::
-
-        graph, params = nnx.split(model, nnx.Param)
-        fresh = nnx.state(Model(rngs=nnx.Rngs(1)), nnx.Param)
-
-
-        def explain(params, x):
-            return jaxlift.attribute(nnx.merge(graph, params), target=classes)(x, reference=reference)
-
-    A model with other state (`nnx.BatchNorm`) is split and merged with it: `graph, params, rest = nnx.split(model,
-    nnx.Param, ...)`. Of Flax Linen they are `variables["params"]`, drawn anew by `model.init(key, x)["params"]`, and
-    the model is `lambda x: model.apply({**variables, "params": params}, x)`. Of Equinox they are the module itself.
+    A model of Flax NNX with other state, such as that of `nnx.BatchNorm`, is split and merged with it:
+    `graph, params, rest = nnx.split(model, nnx.Param, ...)`. Of Flax Linen, parameters are `variables["params"]`, drawn
+    anew by `model.init(key, x)["params"]`, and the model is
+    `lambda x: model.apply({**variables, "params": params}, x)`. Of Equinox they are the module itself, and any pytree
+    will do.
 
     Where noise in the scores hides that they agree, take their mean over noisy inputs, which is the smooth test (sMPRT)
     of Hedström et al. 2024: `explain` is then, with `jaxlift.smooth`,
