@@ -16,6 +16,7 @@ W, V = RNG.normal(size=(6, 8)), RNG.normal(size=(8, 3))
 X = RNG.normal(size=(4, 6))
 R = RNG.normal(size=6)
 SCORES = RNG.normal(size=(4, 6))
+MASK = RNG.random((4, 6)) < 0.5
 KEY = jax.random.key(5)
 
 
@@ -344,7 +345,39 @@ METRICS = {
     "sensitivity": lambda x, s: metrics.sensitivity(lambda x: x * s, x, radius=0.3, key=KEY, samples=5),
     "log_odds_change": lambda x, s: metrics.log_odds_change(model, x, s, reference=R, original=1, target=0, count=3),
     "rank_agreement": metrics.rank_agreement,
+    "scaled infidelity": lambda x, s: metrics.infidelity(
+        model, x, s, perturbation=metrics.noisy_baseline(R, noise=0.3), key=KEY, samples=5, target=1, scaled=True
+    ),
+    "removed squares": lambda x, s: metrics.infidelity(
+        lambda x: model(x[..., 0]),
+        x[..., None],
+        s[..., None],
+        perturbation=metrics.square_removal(R[:, None], sizes=[1, 2]),
+        key=KEY,
+        samples=5,
+        target=1,
+    ),
+    "sensitivity_n": lambda x, s: metrics.sensitivity_n(
+        model, x, s, reference=R, sizes=[1, 3], key=KEY, samples=5, target=1
+    ),
+    "road": lambda x, s: metrics.road(
+        lambda x: model(x[..., 0]), x[..., None], s[..., None], key=KEY, steps=4, noise=0, target=1
+    ),
+    "complexity": lambda x, s: metrics.complexity(s),
+    "sparseness": lambda x, s: metrics.sparseness(s),
+    "complexity_rise": metrics.complexity_rise,
+    "pointing_game": lambda x, s: metrics.pointing_game(s, MASK),
+    "relevance_mass": lambda x, s: metrics.relevance_mass(s, MASK),
+    "relevance_rank": lambda x, s: metrics.relevance_rank(s, MASK),
+    "parameter_randomisation": lambda x, s: metrics.parameter_randomisation(
+        lambda params, x: s * jnp.sin(params[0][None] * x + params[1][None]), [R, R / 2], x, fresh=[R / 3, -R]
+    ),
+    "logit_randomisation": lambda x, s: metrics.logit_randomisation(
+        lambda x, target: s * jnp.sin(x + target[:, None]), x, target=0, classes=3, key=KEY
+    ),
 }
+# Those whose samples are others in float64.
+RANDOM = ["infidelity", "sensitivity", "scaled infidelity", "removed squares", "sensitivity_n", "logit_randomisation"]
 
 
 @pytest.mark.slow
@@ -356,7 +389,7 @@ class TestTransformations:
         assert result.dtype == jnp.float32
         assert result.shape[0] == 4
         with jax.enable_x64(True):
-            if name not in ("infidelity", "sensitivity"):  # in float64 their samples differ
+            if name not in RANDOM:
                 exact = METRICS[name](X, SCORES)
                 assert exact.dtype == jnp.float64
                 close(result, exact, rtol=2e-5)

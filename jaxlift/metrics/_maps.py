@@ -48,7 +48,7 @@ def complexity(scores: Any) -> Array:
 
     .. math:: -\sum_i p_i \ln p_i, \quad p_i = |\phi_i| / \sum_j |\phi_j|
 
-    Definition 4 of Bhatt et al. 2020 (arXiv 2005.00631). It is between 0, for one feature alone, and the logarithm of
+    The complexity of Bhatt et al. 2020 (arXiv 2005.00631). It is between 0, for one feature alone, and the logarithm of
     the number of features.
 
     >>> import jax.numpy as jnp, jaxlift
@@ -75,7 +75,7 @@ def sparseness(scores: Any) -> Array:
     .. math:: \frac{1}{F \sum_i |\phi|_{(i)}} \sum_{i=1}^F (2 i - F - 1) |\phi|_{(i)}, \quad
         |\phi|_{(1)} \le \dots \le |\phi|_{(F)}
 
-    Chalasani et al. 2020 (arXiv 1810.06583, section 6). It is between 0, for scores of one magnitude, and 1 - 1/F, for
+    Chalasani et al. 2020 (arXiv 1810.06583). It is between 0, for scores of one magnitude, and 1 - 1/F, for
     one feature alone. (Quantus adds 1e-7 to each magnitude, which tells where scores are as small.)
 
     >>> import jax.numpy as jnp, jaxlift
@@ -103,7 +103,7 @@ def complexity_rise(scores: Any, randomised: Any, *, bins: int = 100) -> Array:
 
     .. math:: \big( H(\phi^{rand}) - H(\phi) \big) / H(\phi)
 
-    The efficient randomisation test of Hedström et al. 2024 (eMPRT, arXiv 2401.06465, section 4.2): a method that
+    The efficient randomisation test of Hedström et al. 2024 (eMPRT, arXiv 2401.06465): a method that
     explains what was learnt should say less where nothing was. H is the entropy of the histogram of an example's
     scores, over `bins` of equal width from the least score to the greatest. It needs no similarity, no layers and two
     attributions alone.
@@ -117,8 +117,7 @@ def complexity_rise(scores: Any, randomised: Any, *, bins: int = 100) -> Array:
     Args:
         scores: those of the trained model, `(N, ...)`, an array or a pytree of arrays.
         randomised: those of the model with random parameters (`parameter_randomisation` says where to get them).
-        bins: how many the histograms have. (Quantus finds a number for the batch, by Scott's rule, unless it is given
-            `n_bins`.)
+        bins: how many the histograms have.
 
     Returns:
         `(N,)`. Scores that are all equal have the entropy 0: infinity, or NaN if both are, where those of the trained
@@ -149,7 +148,7 @@ def complexity_rise(scores: Any, randomised: Any, *, bins: int = 100) -> Array:
 def pointing_game(scores: Any, mask: Any) -> Array:
     """Whether the highest score is within the mask: 1 if it is, 0 if not.
 
-    Zhang et al. 2018 (arXiv 1608.00507, section 4.1); the mean over examples is the accuracy. They count a hit within
+    Zhang et al. 2018 (arXiv 1608.00507); the mean over examples is the accuracy. They count a hit within
     15 pixels of the object too: grow the mask for that. Where several scores are the highest, it is the share of those
     within. (For Quantus it is a hit if any of them is, and, instead of NaN, if the mask is empty.)
 
@@ -179,7 +178,7 @@ def pointing_game(scores: Any, mask: Any) -> Array:
 def relevance_mass(scores: Any, mask: Any) -> Array:
     """How much of the positive scores is within the mask: from 0 to 1.
 
-    The relevance mass accuracy of Arras et al. 2021 (arXiv 2003.07258, section 3.3), where relevance isn't negative:
+    The relevance mass accuracy of Arras et al. 2021 (arXiv 2003.07258), where relevance isn't negative:
     scores below 0 count as 0 here, which is one of the paper's ways to pool them. For magnitudes, write
     `jnp.abs(scores)`. (Quantus adds signed scores, if its `abs` is False.)
 
@@ -198,7 +197,7 @@ def relevance_mass(scores: Any, mask: Any) -> Array:
 def relevance_rank(scores: Any, mask: Any) -> Array:
     """How many of the K highest scores are within the mask of K features, as a share: from 0 to 1.
 
-    The relevance rank accuracy of Arras et al. 2021 (arXiv 2003.07258, section 3.3). Equal scores keep the array's
+    The relevance rank accuracy of Arras et al. 2021 (arXiv 2003.07258). Equal scores keep the array's
     order.
 
     >>> import jax.numpy as jnp, jaxlift

@@ -46,13 +46,14 @@ def infidelity(
 
     .. math:: \mathrm{E}_I \big[ \big( I \cdot m - (f(x) - f(x - I)) \big)^2 \big]
 
-    Definition 2.1 of Yeh et al. 2019 (arXiv 1901.09392). The samples run one after the other.
+    Definition 2.1 of Yeh et al. 2019 (arXiv 1901.09392). With `scaled`, as in the experiments of its authors, it is
 
     .. math:: \min_\beta \mathrm{E}_I \big[ \big( \beta I \cdot m - (f(x) - f(x - I)) \big)^2 \big], \quad
         \beta = \mathrm{E}[I \cdot m \, (f(x) - f(x - I))] / \mathrm{E}[(I \cdot m)^2]
 
-    is what the authors' experiments report: with `scaled`, multipliers are taken times the number that fits best, for
-    each example, so that only their direction counts.
+    multipliers times the number that fits best, for each example, so that only their direction counts. The samples run
+    one after the other. Compare methods with one key: they meet the same perturbations, so that their difference varies
+    less than they do.
 
     >>> import jax, jax.numpy as jnp, jaxlift
     >>> fun, x = lambda x: x @ jnp.array([1.0, -2.0]), jnp.ones((3, 2))
@@ -115,7 +116,7 @@ def noisy_baseline(reference: Any, *, noise: float | Array) -> Callable[[Array, 
 
     .. math:: I = x - (x_0 + \\varepsilon), \\quad \\varepsilon \\sim N(0, \\sigma^2)
 
-    Yeh et al. 2019 (arXiv 1901.09392, section 4). Their experiments clip the noise so that inputs stay within 0 and 1;
+    Yeh et al. 2019 (arXiv 1901.09392). Their experiments clip the noise so that inputs stay within 0 and 1;
     this is the paper's formula, without.
 
     >>> import jax, jax.numpy as jnp, jaxlift
@@ -149,7 +150,7 @@ def square_removal(
 ) -> Callable[[Array, Any], Array]:
     """A square of the image, replaced by the reference's, as a perturbation for `infidelity`.
 
-    Yeh et al. 2019 (arXiv 1901.09392, section 4). All squares within the image, of all sizes, are equally likely; the
+    Yeh et al. 2019 (arXiv 1901.09392). All squares within the image, of all sizes, are equally likely; the
     authors sum over all of them, of side 1 to 10 and with a reference of zeros. Of a sequence `(N, L, C)` it takes
     intervals, of a volume cubes.
 
@@ -211,7 +212,7 @@ def sensitivity_n(
 
     .. math:: \mathrm{corr}_S \Big( \sum_{i \in S} \phi_i, \; f(x) - f(x_{S \leftarrow x_0}) \Big), \quad |S| = n
 
-    Sensitivity-n of Ancona et al. 2018 (arXiv 1711.06104, section 3.2), for each n: Pearson's correlation over random
+    Sensitivity-n of Ancona et al. 2018 (arXiv 1711.06104), for each n: Pearson's correlation over random
     subsets S of n features. The samples run one after the other. A subset is the same for all examples, and larger ones
     contain smaller ones.
 

@@ -33,7 +33,7 @@ def parameter_randomisation(
 ) -> Array:
     """How far scores are still those of the trained model when its layers' parameters are random; 0 is best.
 
-    The model parameter randomisation test of Adebayo et al. 2018 (arXiv 1810.03292, section 3): scores that remain the
+    The model parameter randomisation test of Adebayo et al. 2018 (arXiv 1810.03292): scores that remain the
     same don't depend on what was learnt. Layers are randomised one after the other and stay so, from the output to the
     input ("top_down", the paper's cascade) or from the input to the output ("bottom_up", which Hedström et al. 2024,
     arXiv 2401.06465, advise); or each alone ("independent").
@@ -100,14 +100,14 @@ def parameter_randomisation(
     elif order == "bottom_up":
         random = np.logical_or.accumulate(random)
     leaves, structure = jax.tree.flatten(params)
-    drawn = jax.tree.leaves(fresh)
+    pairs = [
+        (jnp.asarray(old), jnp.asarray(new)) if _is_floating(old) else (old, None)
+        for old, new in zip(leaves, jax.tree.leaves(fresh), strict=True)
+    ]
     scores = scores_alone("parameter_randomisation", explain(params, x), n)
 
     def of_step(random: Array) -> Array:
-        mixed = [
-            jnp.where(random[i], new, old) if _is_floating(old) else old
-            for i, (old, new) in enumerate(zip(leaves, drawn, strict=True))
-        ]
+        mixed = [old if new is None else jnp.where(random[i], new, old) for i, (old, new) in enumerate(pairs)]
         return _similar(similarity, scores, explain(jax.tree.unflatten(structure, mixed), x), n)
 
     return lax.map(of_step, jnp.asarray(random)).T
@@ -188,7 +188,7 @@ def logit_randomisation(
 ) -> Array:
     """How far the scores of a class are those of another, drawn at random; the lower, the better it tells them apart.
 
-    The random logit test of Sixt et al. 2020 (arXiv 1912.09818, section 5).
+    The random logit test of Sixt et al. 2020 (arXiv 1912.09818).
 
     >>> import jax, jax.numpy as jnp, jaxlift
     >>> weights, x = jax.random.normal(jax.random.key(0), (6, 3)), jnp.ones((4, 6))
