@@ -107,7 +107,7 @@ class TestSensitivityN:
             np.testing.assert_allclose(found[i, k], np.corrcoef(said, seen)[0, 1], rtol=1e-9)
 
     def test_against_all_subsets(self):
-        found = self.of(model, SCORES, 3000, sizes=(2,))
+        found = self.of(model, SCORES, 3000, sizes=np.array([2]))
         for i in range(4):
             pairs = list(itertools.combinations(range(6), 2))
             said = [SCORES[i, list(pair)].sum() for pair in pairs]
@@ -156,7 +156,7 @@ CASES = {
     ),
     "no sizes": (lambda: squares(IMAGES, ()), ValueError, r"sizes is empty.*sizes=\[2, 3, 4\]"),
     "size": (lambda: squares(IMAGES, (0,)), ValueError, r"sizes=0 must be an int, 1 at least"),
-    "size of image": (lambda: squares(IMAGES, (5,)), ValueError, r"sizes=\(5,\) must fit .* shortest side is 4"),
+    "size of image": (lambda: squares(IMAGES, (5,)), ValueError, r"sizes=\[5\] must fit .* shortest side is 4"),
     "no positions": (lambda: squares(X), ValueError, r"\(4, 6\) has no positions.*x\[\.\.\., None\]"),
     "channel axis": (lambda: squares(IMAGES, channel_axis=3), ValueError, r"channel_axis=3 must be an axis"),
     "images": (

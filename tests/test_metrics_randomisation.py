@@ -227,15 +227,17 @@ CASES = {
         r"\(4,\), but returns the shape \(4, 6\)",
     ),
     "full": (
-        lambda: metrics.parameter_randomisation(
-            lambda params, x: jaxlift.attribute(lambda x: model(params, x), full=True)(x, reference=X[0]),
-            PARAMS,
+        lambda: metrics.logit_randomisation(
+            lambda *_: jaxlift.Attribution._make([X] * len(jaxlift.Attribution._fields)),
             X,
-            fresh=FRESH,
+            target=0,
+            classes=3,
+            key=KEY,
         ),
         ValueError,
-        r"leave out full=True",
+        r"logit_randomisation takes .* leave out full=True",
     ),
+    "no number to randomise": (lambda: randomised(layers=["layer_3"]), ValueError, r"\['layer_3'\] do not"),
     "classes": (lambda: of_logits(classes=1), ValueError, r"classes=1 must be an int, 2 at least"),
     "target": (lambda: of_logits(target=3), ValueError, r"target=3 must be between 0 and 2"),
     "targets": (lambda: of_logits(target=[0, 1]), TypeError, r"ints \(4,\), but has dtype int32 and shape \(2,\)"),

@@ -75,8 +75,8 @@ def sparseness(scores: Any) -> Array:
     .. math:: \frac{1}{F \sum_i |\phi|_{(i)}} \sum_{i=1}^F (2 i - F - 1) |\phi|_{(i)}, \quad
         |\phi|_{(1)} \le \dots \le |\phi|_{(F)}
 
-    Chalasani et al. 2020 (arXiv 1810.06583). It is between 0, for scores of one magnitude, and 1 - 1/F, for
-    one feature alone. (Quantus adds 1e-7 to each magnitude, which tells where scores are as small.)
+    Chalasani et al. 2020 (arXiv 1810.06583). It is between 0, for scores of one magnitude, and 1 - 1/F, for one feature
+    alone. (Quantus adds 1e-7 to each magnitude, which changes it where scores are as small.)
 
     >>> import jax.numpy as jnp, jaxlift
     >>> jaxlift.metrics.sparseness(jnp.array([[0.0, 3.0, 0.0, 0.0], [1.0, -1.0, 1.0, 1.0]])).tolist()
@@ -103,10 +103,10 @@ def complexity_rise(scores: Any, randomised: Any, *, bins: int = 100) -> Array:
 
     .. math:: \big( H(\phi^{rand}) - H(\phi) \big) / H(\phi)
 
-    The efficient randomisation test of Hedström et al. 2024 (eMPRT, arXiv 2401.06465): a method that
-    explains what was learnt should say less where nothing was. H is the entropy of the histogram of an example's
-    scores, over `bins` of equal width from the least score to the greatest. It needs no similarity, no layers and two
-    attributions alone.
+    The efficient randomisation test of Hedström et al. 2024 (eMPRT, arXiv 2401.06465): scores that explain what was
+    learnt should get less orderly where nothing was. H is the entropy of the histogram of an example's scores, over
+    `bins` of equal width from the least score to the greatest. It needs no similarity, no layers and two attributions
+    alone.
 
     >>> import jax, jax.numpy as jnp, jaxlift
     >>> learnt = jnp.zeros((1, 500)).at[:, 7].set(1.0)  # one feature matters
@@ -148,9 +148,9 @@ def complexity_rise(scores: Any, randomised: Any, *, bins: int = 100) -> Array:
 def pointing_game(scores: Any, mask: Any) -> Array:
     """Whether the highest score is within the mask: 1 if it is, 0 if not.
 
-    Zhang et al. 2018 (arXiv 1608.00507); the mean over examples is the accuracy. They count a hit within
-    15 pixels of the object too: grow the mask for that. Where several scores are the highest, it is the share of those
-    within. (For Quantus it is a hit if any of them is, and, instead of NaN, if the mask is empty.)
+    Zhang et al. 2018 (arXiv 1608.00507); the mean over examples is the accuracy. They count a hit within 15 pixels of
+    the object too: grow the mask for that. Where several scores are the highest, it is the share of those within. (For
+    Quantus it is a hit if any of them is, and, instead of NaN, if the mask is empty.)
 
     >>> import jax.numpy as jnp, jaxlift
     >>> scores, mask = jnp.array([[0.1, 0.9, 0.3], [2.0, 1.0, -3.0]]), jnp.array([[False, True, True]] * 2)
@@ -178,9 +178,9 @@ def pointing_game(scores: Any, mask: Any) -> Array:
 def relevance_mass(scores: Any, mask: Any) -> Array:
     """How much of the positive scores is within the mask: from 0 to 1.
 
-    The relevance mass accuracy of Arras et al. 2021 (arXiv 2003.07258), where relevance isn't negative:
-    scores below 0 count as 0 here, which is one of the paper's ways to pool them. For magnitudes, write
-    `jnp.abs(scores)`. (Quantus adds signed scores, if its `abs` is False.)
+    The relevance mass accuracy of Arras et al. 2021 (arXiv 2003.07258), where relevance isn't negative: scores below 0
+    count as 0 here, which is one of the paper's ways to pool them. For magnitudes, write `jnp.abs(scores)`. (Quantus
+    adds signed scores, if its `abs` is False.)
 
     >>> import jax.numpy as jnp, jaxlift
     >>> jaxlift.metrics.relevance_mass(jnp.array([[1.0, 3.0, -2.0]]), jnp.array([[False, True, True]])).tolist()
@@ -197,8 +197,7 @@ def relevance_mass(scores: Any, mask: Any) -> Array:
 def relevance_rank(scores: Any, mask: Any) -> Array:
     """How many of the K highest scores are within the mask of K features, as a share: from 0 to 1.
 
-    The relevance rank accuracy of Arras et al. 2021 (arXiv 2003.07258). Equal scores keep the array's
-    order.
+    The relevance rank accuracy of Arras et al. 2021 (arXiv 2003.07258). Equal scores keep the array's order.
 
     >>> import jax.numpy as jnp, jaxlift
     >>> jaxlift.metrics.relevance_rank(jnp.array([[1.0, 3.0, -2.0]]), jnp.array([[False, True, True]])).tolist()

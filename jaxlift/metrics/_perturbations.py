@@ -51,9 +51,9 @@ def infidelity(
     .. math:: \min_\beta \mathrm{E}_I \big[ \big( \beta I \cdot m - (f(x) - f(x - I)) \big)^2 \big], \quad
         \beta = \mathrm{E}[I \cdot m \, (f(x) - f(x - I))] / \mathrm{E}[(I \cdot m)^2]
 
-    multipliers times the number that fits best, for each example, so that only their direction counts. The samples run
-    one after the other. Compare methods with one key: they meet the same perturbations, so that their difference varies
-    less than they do.
+    Multipliers then count times the number that fits best, for each example: only their direction matters. The samples
+    run one after the other. Compare methods with one key: they meet the same perturbations, so that their difference
+    varies less than with a key for each.
 
     >>> import jax, jax.numpy as jnp, jaxlift
     >>> fun, x = lambda x: x @ jnp.array([1.0, -2.0]), jnp.ones((3, 2))
@@ -116,8 +116,8 @@ def noisy_baseline(reference: Any, *, noise: float | Array) -> Callable[[Array, 
 
     .. math:: I = x - (x_0 + \\varepsilon), \\quad \\varepsilon \\sim N(0, \\sigma^2)
 
-    Yeh et al. 2019 (arXiv 1901.09392). Their experiments clip the noise so that inputs stay within 0 and 1;
-    this is the paper's formula, without.
+    Yeh et al. 2019 (arXiv 1901.09392). Their experiments clip the noise so that inputs stay within 0 and 1; this is the
+    paper's formula, without.
 
     >>> import jax, jax.numpy as jnp, jaxlift
     >>> perturbation = jaxlift.metrics.noisy_baseline(jnp.zeros(3), noise=0.1)
@@ -150,9 +150,9 @@ def square_removal(
 ) -> Callable[[Array, Any], Array]:
     """A square of the image, replaced by the reference's, as a perturbation for `infidelity`.
 
-    Yeh et al. 2019 (arXiv 1901.09392). All squares within the image, of all sizes, are equally likely; the
-    authors sum over all of them, of side 1 to 10 and with a reference of zeros. Of a sequence `(N, L, C)` it takes
-    intervals, of a volume cubes.
+    Yeh et al. 2019 (arXiv 1901.09392). All squares within the image, of all sizes, are equally likely; the authors sum
+    over all of them, of side 1 to 10 and with a reference of zeros. Of a sequence `(N, L, C)` it takes intervals, of a
+    volume cubes.
 
     >>> import jax, jax.numpy as jnp, jaxlift
     >>> perturbation = jaxlift.metrics.square_removal(jnp.zeros((8, 8, 3)), sizes=[2])
@@ -172,6 +172,7 @@ def square_removal(
         ValueError: if there are no sizes, or one isn't positive; when called, if one is greater than the image, or if
             shapes don't fit.
     """
+    sizes = np.ravel(sizes).tolist()
     if not sizes:
         raise ValueError("sizes is empty: expected the sides of the squares, in pixels, such as sizes=[2, 3, 4].")
     for size in sizes:
@@ -212,9 +213,9 @@ def sensitivity_n(
 
     .. math:: \mathrm{corr}_S \Big( \sum_{i \in S} \phi_i, \; f(x) - f(x_{S \leftarrow x_0}) \Big), \quad |S| = n
 
-    Sensitivity-n of Ancona et al. 2018 (arXiv 1711.06104), for each n: Pearson's correlation over random
-    subsets S of n features. The samples run one after the other. A subset is the same for all examples, and larger ones
-    contain smaller ones.
+    Sensitivity-n of Ancona et al. 2018 (arXiv 1711.06104), for each n: Pearson's correlation over random subsets S of n
+    features. The samples run one after the other. A subset is the same for all examples, and larger ones contain
+    smaller ones.
 
     >>> import jax, jax.numpy as jnp, jaxlift
     >>> fun, x = lambda x: x @ jnp.array([1.0, -2.0, 3.0, 0.5]), jnp.ones((1, 4))
@@ -248,6 +249,7 @@ def sensitivity_n(
     x, scores, reference = read(x, scores, reference)
     rows = flat(scores)
     n, features = rows.shape
+    sizes = np.ravel(sizes).tolist()
     if not sizes or not all(isinstance(size, int) and 1 <= size < features for size in sizes):
         raise ValueError(f"sizes={sizes} must be ints from 1 to {features - 1}, one less than the number of features.")
     check_count("samples", samples, least=2)

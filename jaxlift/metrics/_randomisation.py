@@ -33,10 +33,10 @@ def parameter_randomisation(
 ) -> Array:
     """How far scores are still those of the trained model when its layers' parameters are random; 0 is best.
 
-    The model parameter randomisation test of Adebayo et al. 2018 (arXiv 1810.03292): scores that remain the
-    same don't depend on what was learnt. Layers are randomised one after the other and stay so, from the output to the
-    input ("top_down", the paper's cascade) or from the input to the output ("bottom_up", which Hedström et al. 2024,
-    arXiv 2401.06465, advise); or each alone ("independent").
+    The model parameter randomisation test of Adebayo et al. 2018 (arXiv 1810.03292): scores that remain the same don't
+    depend on what was learnt. Layers are randomised one after the other and stay so, from the output to the input
+    ("top_down", the paper's cascade) or from the input to the output ("bottom_up", which Hedström et al. 2024, arXiv
+    2401.06465, advise); or each alone ("independent").
 
     >>> import jax, jax.numpy as jnp, jaxlift
     >>> from flax import nnx
@@ -89,7 +89,7 @@ def parameter_randomisation(
     n = number_of_examples(checked_input(x, is_differentiated=False))
     _check_fresh(params, fresh)
     layers = layers_of(params) if layers is None else tuple(layers)
-    names = [_name(path) for path, _ in jax.tree.leaves_with_path(params)]
+    names = [_name(path) if _is_floating(leaf) else "" for path, leaf in jax.tree.leaves_with_path(params)]
     of_layers = [[f"{name}/".startswith(f"{layer}/") for name in names] for layer in layers]
     unknown = [layer for layer, of_layer in zip(layers, of_layers, strict=True) if not any(of_layer)]
     if unknown or not layers:
@@ -100,14 +100,18 @@ def parameter_randomisation(
     elif order == "bottom_up":
         random = np.logical_or.accumulate(random)
     leaves, structure = jax.tree.flatten(params)
-    pairs = [
-        (jnp.asarray(old), jnp.asarray(new)) if _is_floating(old) else (old, None)
+    leaves = [jnp.asarray(leaf) if _is_floating(leaf) else leaf for leaf in leaves]
+    drawn = [
+        jnp.asarray(new, old.dtype) if _is_floating(old) else None
         for old, new in zip(leaves, jax.tree.leaves(fresh), strict=True)
     ]
     scores = scores_alone("parameter_randomisation", explain(params, x), n)
 
     def of_step(random: Array) -> Array:
-        mixed = [old if new is None else jnp.where(random[i], new, old) for i, (old, new) in enumerate(pairs)]
+        mixed = [
+            old if new is None else jnp.where(is_random, new, old)
+            for is_random, old, new in zip(random, leaves, drawn, strict=True)
+        ]
         return _similar(similarity, scores, explain(jax.tree.unflatten(structure, mixed), x), n)
 
     return lax.map(of_step, jnp.asarray(random)).T
