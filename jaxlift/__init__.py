@@ -21,8 +21,13 @@ from jaxlift._register import register as register
 from jaxlift._register import unregister as unregister
 from jaxlift._scopes import scoped as scoped
 from jaxlift._targets import Held as Held
+from jaxlift.methods.conductance import conductance as conductance
 from jaxlift.methods.grad_cam import grad_cam as grad_cam
+from jaxlift.methods.grad_cam import grad_cam_plus_plus as grad_cam_plus_plus
 from jaxlift.methods.grad_cam import guided_grad_cam as guided_grad_cam
+from jaxlift.methods.grad_cam import resized as resized
+from jaxlift.methods.grad_cam import score_cam as score_cam
+from jaxlift.methods.gradient_shap import gradient_shap as gradient_shap
 from jaxlift.methods.integrated_gradients import integrated_gradients as integrated_gradients
 from jaxlift.methods.occlusion import mutagenesis as mutagenesis
 from jaxlift.methods.occlusion import occlusion as occlusion

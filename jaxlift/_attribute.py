@@ -52,7 +52,13 @@ def attribute(fun: Callable[..., Any], options: AttributeOptions) -> Explainer:
 
     The sum of an example's contributions is the difference of its output from the reference's (paper, eq. 1). N
     examples and R shared references cost N + R forward passes and N * R backward passes. All of JAX composes with the
-    result; wrap it in `jax.jit`.
+    result; wrap it in `jax.jit`. So how the contribution of one feature changes with another, their interaction, is a
+    derivative of the scores, a row for each contribution:
+
+    >>> product = jaxlift.attribute(lambda x: x[:, 0] * x[:, 1])
+    >>> jax.jacobian(lambda x: product(x[None], reference=jnp.zeros(2))[0])(jnp.array([2.0, 3.0]))
+    Array([[1.5, 1. ],
+           [1.5, 1. ]], dtype=float32)
 
     Args:
         fun: the model, `(N, ...) -> (N,)` or `(N, K)` or `(N, ...)`, in evaluation mode. Its examples must be

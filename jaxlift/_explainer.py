@@ -36,7 +36,7 @@ from jaxlift._layers import Names, above, below
 from jaxlift._options import Options, Pairing, check_keywords, missing_attribute
 from jaxlift._targets import Held, Target, aim_of_each, side_by_side, weights_of
 
-Explain = Callable[[Callable[[Any], Array], Any, Any], tuple[tuple[Array, Array], Callable[[Array], Any]]]
+Explain = Callable[..., tuple[tuple[Array, Array], Callable[[Array], Any]]]
 
 
 class Attribution(NamedTuple):
@@ -54,7 +54,8 @@ class Attribution(NamedTuple):
             for methods whose scores have no sum.
         output, output_reference: what is explained, the target's value at the input and at the reference.
         standard_error: that of scores from random draws, which have the same shape. In a mean over references it is an
-            upper bound. None for methods that draw nothing: all but `shapley` with ``samples=``.
+            upper bound where these have the same draws, as in `shapley`. None for methods that draw nothing: all but
+            `gradient_shap`, and `shapley` and `shapley_moments` with ``samples=``.
     """
 
     scores: Any
@@ -80,8 +81,11 @@ class Method:
         is_differentiated: whether derivatives in the input are taken, so that it can't be integers.
         needs_one_hot: whether the input must be one-hot along the channels' axis.
         has_error: whether scores come with their standard error, as a pair.
-        explain_layer: the same for the value of a layer, for methods that ask what lies below: takes the function that
-            goes on from there, the function of the example that leads there, the example and its reference.
+        explain_layer: the same for the value of a layer, for methods that ask what lies below: takes the function of
+            the example that leads there, the example and its reference before what `explain` takes. The function that
+            goes on from there may be given another example as its second argument, in place of this one.
+        draws: whether each reference has random draws of its own. `explain` then takes the reference's number too, and
+            the error that comes with the scores is the variance of their mean.
         makes_multipliers: whether a backward pass makes multipliers of what both forward passes kept.
     """
 
@@ -93,6 +97,7 @@ class Method:
     needs_one_hot: bool = False
     has_error: bool = False
     explain_layer: Callable[..., Any] | None = None
+    draws: bool = False
     makes_multipliers: bool = False
 
 
@@ -172,15 +177,16 @@ class Explainer:
                 return jax.tree.map(_checked_output, held.values_of_one(outputs))
             return _checked_output(options.target(outputs) if callable(options.target) else outputs)
 
-        def pair(first: Any, reference: Any) -> _Scores:
+        def pair(first: Any, second: Any) -> _Scores:
             """The scores of one example with its target, compared with one reference."""
             x, aim, rows = first
+            reference, *number = second if self.method.draws else (second,)
             if not isinstance(aim, Held):
                 target = options.target if aim is None else aim
                 weigh = partial(weights_of, target=target, normalize=options.normalize_target)
-                return self._pair(lambda x: on_one(x, rows, None), x, reference, weigh)
+                return self._pair(lambda x: on_one(x, rows, None), x, reference, weigh, *number)
             weigh = partial(aim.weights_of_one, shapes=jax.eval_shape(on_one, x, rows, aim))
-            return self._pair(lambda x: side_by_side(on_one(x, rows, aim)), x, reference, weigh)
+            return self._pair(lambda x: side_by_side(on_one(x, rows, aim)), x, reference, weigh, *number)
 
         rows = {i: args[i] for i in options.batch_argnums}
         one = shape_of_one((x, rows, options.target if isinstance(options.target, Held) else None))
@@ -197,6 +203,9 @@ class Explainer:
             _warn_of_not_finite(x)
             self._examine(on_batch, x, rows, reference if kind == "one" else None)
         aim = aim_of_each(options.target, n, lambda: jax.eval_shape(on_one, *one))
+        count = _counted(reference, kind)
+        if self.method.draws:
+            reference = reference, _numbers(n, count, kind)
         found = self._all_pairs(pair, (x, aim, rows), reference, kind)
         if not options.full:
             return found.scores
@@ -204,7 +213,10 @@ class Explainer:
         if found.change is not None:
             cancellation = found.size / jnp.abs(found.change)
             warn_of_cancellation(cancellation)
-        return Attribution(found.scores, found.delta, cancellation, found.output, found.output_ref, found.error)
+        error = found.error
+        if self.method.draws:
+            error = jax.tree.map(lambda variance: jnp.sqrt(variance / (count if options.average else 1)), error)
+        return Attribution(found.scores, found.delta, cancellation, found.output, found.output_ref, error)
 
     def _examine(self, on_batch: Callable[..., Any], x: Any, rows: Any, reference: Any) -> None:
         """Check once, for a model and shapes, that its examples are independent of each other."""
@@ -268,7 +280,9 @@ class Explainer:
             return map_over(lambda both: example(*both), (first, reference), batch, spread)
         return map_over(lambda first: example(first, reference), first, batch, spread)
 
-    def _pair(self, fun: Callable[[Any], Array], x: Any, reference: Any, weigh: Callable[[Array], Array]) -> _Scores:
+    def _pair(
+        self, fun: Callable[[Any], Array], x: Any, reference: Any, weigh: Callable[[Array], Array], *number: Array
+    ) -> _Scores:
         """The scores of one example, compared with one reference; `weigh` makes the weights of its outputs."""
         explain, options = self.method.explain, self.options
         if options.layer is not None:
@@ -279,7 +293,7 @@ class Explainer:
         if reference is None:
             reference = jax.tree.map(jnp.zeros_like, x)
         x, reference = spread_alike(x, reference)
-        (y, y_ref), pull = explain(fun, x, reference)
+        (y, y_ref), pull = explain(fun, x, reference, *number)
         weights = weigh(y)
         finite = reduce(jnp.logical_and, (jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((x, reference))))
 
@@ -326,6 +340,18 @@ class _Scores(NamedTuple):
     change: Any = None
 
 
+def _counted(reference: Any, kind: str) -> int:
+    """How many references an example is compared with."""
+    axis = {"shared": 0, "each": 1}.get(kind)
+    return 1 if axis is None else jax.tree.leaves(reference)[0].shape[axis]
+
+
+def _numbers(n: int, count: int, kind: str) -> Array:
+    """The number of each reference among those of its example, as so many are read beside n examples."""
+    shape = {"shared": (count,), "paired": (n,), "each": (n, count)}.get(kind, ())
+    return jnp.broadcast_to(jnp.arange(count) if kind in ("shared", "each") else 0, shape)
+
+
 def _shape_of_one_reference(reference: Any, kind: str) -> Any:
     """The shapes of one reference, of what has so many of them."""
     if kind == "one":
@@ -336,7 +362,7 @@ def _shape_of_one_reference(reference: Any, kind: str) -> Any:
 def _layer(fun: Callable[[Any], Array], names: Names, x: Any) -> tuple[Callable[[Any], Any], Callable[[Any], Array]]:
     """The function that leads to named values, of one example and without the batch; and that which goes on from there.
 
-    What reaches the output past them stays as it is for the input.
+    What reaches the output past them stays as it is for the input, unless that function is given another.
     """
     value, rest = below(fun, names), above(fun, names)
 
@@ -350,8 +376,8 @@ def _layer(fun: Callable[[Any], Array], names: Names, x: Any) -> tuple[Callable[
                 )
         return checked_input(jax.tree.map(lambda leaf: leaf[0], values))
 
-    def from_there(values: Any) -> Array:
-        return rest(jax.tree.map(lambda leaf: leaf[None], values), x)
+    def from_there(values: Any, at: Any = x) -> Array:
+        return rest(jax.tree.map(lambda leaf: leaf[None], values), at)
 
     return layer, from_there
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,15 +16,22 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
-from jaxlift._arguments import check_count, check_key, checked_axis, checked_input, described
-from jaxlift._batching.loops import divided, shape_of_one, sum_in_turn
+from jaxlift._arguments import check_count, check_key, check_option, checked_axis, checked_input, described
+from jaxlift._batching.loops import divided, moments_in_turn, shape_of_one, sum_in_turn
 from jaxlift._explainer import Attribution
 
 AttributionFunction = Callable[..., Any]
+Statistic = Literal["mean", "squares", "variance"]
 
 
 def smooth(
-    attr: AttributionFunction, *, noise: Any, key: Array, samples: int = 50, argnums: int | tuple[int, ...] = 0
+    attr: AttributionFunction,
+    *,
+    noise: Any,
+    key: Array,
+    samples: int = 50,
+    statistic: Statistic = "mean",
+    argnums: int | tuple[int, ...] = 0,
 ) -> AttributionFunction:
     """Take the mean of the scores over noisy inputs: SmoothGrad (Smilkov et al. 2017, arXiv 1706.03825).
 
@@ -38,7 +45,9 @@ def smooth(
     (True, 1.0)
 
     The samples run one after the other, so memory doesn't grow with them. All arrays that `attr` returns are averaged
-    alike: with ``full=True`` the deltas, cancellations, outputs and standard errors too. What is None stays so.
+    alike: with ``full=True`` the deltas, cancellations, outputs and standard errors too. What is None stays so. Squares
+    and variances are of the scores alone: they sum to nothing, so deltas, cancellations and standard errors become
+    None.
 
     Args:
         attr: the attribution function.
@@ -46,6 +55,9 @@ def smooth(
             to the input, such as `(N, 1)` for a deviation of each example.
         key: a PRNG key. The noise is the same in each call.
         samples: the number of noisy inputs.
+        statistic: what is taken of the scores: their ``"mean"``; the mean of their ``"squares"``, SmoothGrad-Squared
+            (Hooker et al. 2019, arXiv 1806.10758); or their ``"variance"``, VarGrad (Adebayo et al. 2018, arXiv
+            1810.03307), the mean of the squared deviations from their mean.
         argnums: which argument of `attr` gets the noise, a pytree of floating-point arrays; or a tuple of such
             arguments. As for `attribute`.
 
@@ -53,12 +65,14 @@ def smooth(
         A function of `attr`'s signature and with its shapes and dtypes.
 
     Raises:
-        ValueError: if `samples` isn't positive or `noise` is negative; when called, if `noise` doesn't broadcast.
+        ValueError: if `samples` isn't positive, `noise` is negative or there is no such `statistic`; when called, if
+            `noise` doesn't broadcast.
         TypeError: when called, if the input or what `attr` returns isn't made of floating-point numbers.
     """
     check_attribution("smooth", attr)
     keys = keys_of_samples(key, samples)
     check_size("noise", noise)
+    check_option("statistic", statistic, Statistic)
     noisy = argnums if isinstance(argnums, tuple) else (argnums,)
 
     def smoothed(*args: Any, **options: Any) -> Any:
@@ -68,7 +82,14 @@ def smooth(
             drawn = jax.tree.map(jnp.add, x, draw_like(jax.random.normal, key, x, "noise", noise))
             return attributed("smooth", attr, *(drawn.get(i, arg) for i, arg in enumerate(args)), **options)
 
-        return mean_in_turn(of_sample, keys)
+        def squares(key: Array) -> Any:
+            found = of_sample(key)
+            return _with_scores(found, jax.tree.map(jnp.square, _scores_of(found)))
+
+        if statistic == "variance":
+            mean, variance = mean_and_variance_in_turn(of_sample, keys)
+            return _with_scores(mean, _scores_of(variance))
+        return mean_in_turn(of_sample if statistic == "mean" else squares, keys)
 
     return smoothed
 
@@ -138,8 +159,32 @@ def attributed(name: str, attr: AttributionFunction, *args: Any, **options: Any)
     return attr(*args, **options)
 
 
+def _scores_of(found: Any) -> Any:
+    return found.scores if isinstance(found, Attribution) else found
+
+
+def _with_scores(found: Any, scores: Any) -> Any:
+    """Other scores in place of those that were found, of which nothing is known but the outputs."""
+    if isinstance(found, Attribution):
+        return Attribution(scores, output=found.output, output_reference=found.output_reference)
+    return scores
+
+
 def mean_in_turn(fun: Callable[[Any], Any], xs: Any) -> Any:
     """The mean of `fun` over the first axis of `xs`. One result is held at a time, and low precision summed in more."""
+    shapes = _checked_shapes(fun, xs)
+    return divided(sum_in_turn(fun, xs, shapes), len(jax.tree.leaves(xs)[0]), shapes)
+
+
+def mean_and_variance_in_turn(fun: Callable[[Any], Any], xs: Any) -> tuple[Any, Any]:
+    """The same, and the mean of the squared deviations from it."""
+    shapes = _checked_shapes(fun, xs)
+    mean, squares = moments_in_turn(fun, xs, shapes)
+    return divided(mean, 1, shapes), divided(squares, len(jax.tree.leaves(xs)[0]), shapes)
+
+
+def _checked_shapes(fun: Callable[[Any], Any], xs: Any) -> Any:
+    """The shapes of what an attribution function returns, or the error for what no mean can be taken of."""
     shapes = jax.eval_shape(fun, shape_of_one(xs))
     for path, leaf in jax.tree.leaves_with_path(shapes):
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
@@ -147,7 +192,7 @@ def mean_in_turn(fun: Callable[[Any], Any], xs: Any) -> Any:
                 f"the attribution function must return floating-point scores, but what it returns"
                 f"{jax.tree_util.keystr(path)} has dtype {leaf.dtype}, of which a mean can't be taken."
             )
-    return divided(sum_in_turn(fun, xs, shapes), len(jax.tree.leaves(xs)[0]), shapes)
+    return shapes
 
 
 def draw_like(draw: Callable[..., Array], key: Array, x: Any, name: str, size: Any) -> Any:

@@ -20,6 +20,7 @@ METHODS = {
     "occlusion": jaxlift.occlusion,
     "shapley": jaxlift.shapley,
     "shapley, drawn": lambda fun, **options: jaxlift.shapley(fun, samples=3, **options),
+    "gradient_shap": lambda fun, **options: jaxlift.gradient_shap(fun, samples=3, **options),
     "attribute": jaxlift.attribute,
 }
 
@@ -76,6 +77,48 @@ class TestIntegratedGradients:
         attr = jaxlift.integrated_gradients(lambda x: (x * jax.lax.stop_gradient(x)).sum(1), steps=20)
         found = jax.jit(attr)(X, reference=R[0])
         np.testing.assert_allclose(found, (X - R[0]) * (X + R[0]) / 2, rtol=1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+class TestGradientSHAP:
+    @pytest.mark.parametrize("noise", [0.0, 0.3])
+    def test_draws_one_by_one(self, noise):
+        """Each point, its contributions and their errors, with the randomness that each reference has."""
+        gradient = jax.jit(jax.grad(lambda x: model(x[None])[0, 1]))
+
+        def draws(x, number, r):
+            for key in jax.random.split(jax.random.fold_in(jax.random.key(5), number), 6):
+                of_point, of_noise = jax.random.split(key)
+                [of_leaf] = jax.random.split(of_noise, 1)
+                change = x + noise * np.asarray(jax.random.normal(of_leaf, (4,))) - r
+                yield np.asarray(gradient(r + float(jax.random.uniform(of_point)) * change)) * change
+
+        expected = np.array([[list(draws(x, i, r)) for i, r in enumerate(R)] for x in X])  # example, reference, draw
+        attr = jaxlift.gradient_shap(model, samples=6, noise=noise, target=1, key=jax.random.key(5), full=True)
+        found = jax.jit(attr)(X, reference=R)
+        variance = expected.var(2, ddof=1) / 6
+        np.testing.assert_allclose(found.scores, expected.mean((1, 2)), rtol=1e-9)
+        np.testing.assert_allclose(found.standard_error, np.sqrt(variance.sum(1)) / 2, rtol=1e-7)
+        change = (model(X)[:, None] - model(R))[..., 1].mean(1)
+        np.testing.assert_allclose(found.delta, change - expected.mean((1, 2)).sum(1), atol=1e-12)
+        each = jax.jit(attr.with_options(average=False, batch_size=2, reference_batch_size=1))(X, reference=R)
+        np.testing.assert_allclose(each.scores, expected.mean(2), rtol=1e-9)
+        np.testing.assert_allclose(each.standard_error, np.sqrt(variance), rtol=1e-7)
+        own = jax.jit(attr)(X, reference=np.broadcast_to(R, (3, 2, 4)))
+        np.testing.assert_allclose(own.standard_error, found.standard_error, rtol=1e-7)
+
+    def test_tends_to_integrated_gradients_within_its_error(self):
+        exact = jax.jit(jaxlift.integrated_gradients(model, target=1, steps=300))(X, reference=R)
+        found = jax.jit(jaxlift.gradient_shap(model, target=1, samples=2000, full=True))(X, reference=R)
+        assert (np.abs(found.scores - exact) < 4 * found.standard_error + 1e-4).all()
+        assert found.standard_error.max() < 0.05
+
+    def test_errors(self):
+        for options, message in (({"samples": 1}, "samples=1"), ({"noise": -1.0}, "noise=-1")):
+            with pytest.raises(ValueError, match=message):
+                jaxlift.gradient_shap(model, target=0, **options)
+        with pytest.raises(ValueError, match=r"noise must be a number, or broadcast to the input of shape \(4,\)"):
+            jaxlift.gradient_shap(model, target=0, noise=np.ones(3))(X, reference=R)
 
 
 @pytest.mark.parametrize(
@@ -147,11 +190,25 @@ class TestOcclusion:
             ({"window": (2,), "strides": (3,)}, "strides of 3 leave gaps between windows of 2"),
             ({"output": "multipliers"}, "output='multipliers' needs a method that gives multipliers"),
             ({"chunk": 0}, "chunk=0 must be an int, 1 at least"),
+            ({"groups": np.arange(4), "window": (2,)}, "groups= says which parts are occluded, and so does window="),
         ],
     )
     def test_errors(self, options, message):
         with pytest.raises(ValueError, match=message):
             jaxlift.occlusion(model, target=0, **options)(X, reference=R)
+
+    def test_groups(self):
+        """Segments over the arrays of a pytree: all elements of one have what the output loses without it."""
+        x, r = ({"a": each[:, :2], "b": each[:, 2:]} for each in (X, R))
+        groups = {"a": ["sky", "tree"], "b": np.array(["tree", "house"])}
+
+        def score(x, r):
+            names = np.array(["sky", "tree", "tree", "house"])
+            return [value(x) - value(np.where(names == name, r, x)) for name in names]
+
+        fun = lambda x: model(jnp.concatenate([x["a"], x["b"]], 1))  # noqa: E731
+        found = jax.jit(jaxlift.occlusion(fun, groups=groups, target=1, average=False, chunk=2))(x, reference=r)
+        np.testing.assert_allclose(np.concatenate([found["a"], found["b"]], -1), by_pairs(score), rtol=1e-9)
 
     def test_a_reference_is_needed(self):
         with pytest.raises(TypeError, match="reference="):
@@ -277,14 +334,18 @@ class TestShapley:
         ("options", "x", "message"),
         [
             ({}, np.zeros((1, 17)), r"17 features have 2\^17 coalitions.*samples=.*groups="),
-            ({"groups": [0, 1, 3, 0]}, X, r"integers from 0 on with none left out, but they are \[0 1 3\]"),
+            ({"groups": [0, -1, 3, 0]}, X, r"integers that aren't negative, or strings, but they are -1, 0, 3"),
+            ({"groups": [0.5, 1, 1, 0]}, X, "of dtype float64"),
+            ({"groups": {"a": [0, 1], "b": ["0", "1"]}}, {"a": X[:, :2], "b": X[:, 2:]}, "of dtype <U1, int64"),
             ({"groups": [0, 1, 2]}, X, r"must broadcast to an example of shape \(4,\)"),
             ({"samples": 1}, X, "samples=1 must be an int, 2 at least"),
         ],
     )
     def test_errors(self, options, x, message):
         with pytest.raises(ValueError, match=message):
-            jaxlift.shapley(lambda x: x.sum(1), **options)(x, reference=x[0])
+            jaxlift.shapley(lambda x: jax.tree.leaves(x)[0].sum(1), **options)(
+                x, reference=jax.tree.map(lambda x: x[0], x)
+            )
 
 
 KERNELS = RNG.normal(size=(3, 3, 2, 5))
@@ -334,6 +395,58 @@ class TestGradCam:
         guided = jax.eval_shape(jaxlift.guided_grad_cam(fun, layer="maps", target=0, channel_axis=0), first)
         assert guided.shape == first.shape
 
+    def test_plus_plus(self):
+        maps = np.asarray(jax.jit(jaxlift.below(cnn, "maps"))(IMAGES))
+        slopes = (1 - np.tanh(maps.mean((1, 2)) @ np.eye(5)) ** 2) * RNG_OUT[:, 2] / (4 * 3)
+        expected = np.zeros(maps.shape[:3])
+        for n in range(2):
+            for c in range(5):
+                g = np.full((4, 3), slopes[n, c])
+                alpha = g**2 / (2 * g**2 + (maps[n, ..., c][None, None] * g[..., None, None] ** 3).sum((2, 3)))
+                expected[n] += (alpha * np.maximum(g, 0)).sum() * maps[n, ..., c]
+        found = jax.jit(jaxlift.grad_cam_plus_plus(cnn, layer="maps", target=2))(IMAGES)
+        np.testing.assert_allclose(found, np.maximum(expected, 0), rtol=1e-9)
+        assert (found > 0).any()
+
+    @pytest.mark.parametrize("reference", [None, RNG.normal(size=(8, 6, 2))])
+    def test_score_cam(self, reference):
+        fun = jax.jit(cnn)
+        maps = np.array(jaxlift.below(cnn, "maps")(IMAGES))
+        r, expected = np.zeros((8, 6, 2)) if reference is None else reference, []
+        for x, channels in zip(IMAGES, np.moveaxis(maps, -1, 1), strict=True):
+            large = [np.asarray(jax.image.resize(channel, (8, 6), "linear")) for channel in channels]
+            masks = [(each - each.min()) / (each.max() - each.min()) for each in large]
+            scores = np.array([fun((r + mask[..., None] * (x - r))[None])[0, 2] - fun(r[None])[0, 2] for mask in masks])
+            weights = np.exp(scores) / np.exp(scores).sum()
+            expected.append(np.maximum(sum(w * channel for w, channel in zip(weights, channels, strict=True)), 0))
+        attr = jaxlift.score_cam(cnn, layer="maps", target=2, full=True, chunk=2)
+        found = jax.jit(attr)(IMAGES, reference=reference)
+        np.testing.assert_allclose(found.scores, expected, rtol=1e-9)
+        np.testing.assert_allclose(found.output_reference, np.repeat(fun(r[None])[0, 2], 2), rtol=1e-9)
+
+    def test_score_cam_without_channels_that_vary(self):
+        def fun(x):
+            kept = x * jnp.array([1.0, 0.0])
+            return checkpoint_name(kept, "maps").sum((1, 2, 3))
+
+        attr = jax.jit(jaxlift.score_cam(fun, layer="maps"))
+        np.testing.assert_allclose(attr(IMAGES), np.maximum(IMAGES[..., 0], 0), rtol=1e-9)  # one channel has all
+        np.testing.assert_array_equal(attr(np.ones_like(IMAGES)), 0)
+
+    def test_resized(self):
+        maps = RNG.normal(size=(2, 3, 2, 4))
+        found = jaxlift.resized(maps, (8,))
+        for i in range(3):  # halfway points lie a quarter off the old ones
+            np.testing.assert_allclose(found[..., 2 * i + 1], 0.75 * maps[..., i] + 0.25 * maps[..., i + 1], rtol=1e-9)
+        assert jaxlift.resized(maps, (5, 4, 4), method="nearest").shape == (2, 5, 4, 4)
+        for bad, shape, error in (
+            (maps, (0,), ValueError),
+            (maps[0, 0, 0], (2, 2), ValueError),
+            (maps > 0, (2,), TypeError),
+        ):
+            with pytest.raises(error, match=r"maps are one array|dtype bool"):
+                jaxlift.resized(bad, shape)
+
     def test_full(self):
         """A map has outputs, but no sum."""
         output = jax.jit(cnn)(IMAGES)[:, 1]
@@ -348,6 +461,10 @@ class TestGradCam:
         flat = lambda x: checkpoint_name(x.reshape(len(x), -1), "flat").sum(1)  # noqa: E731
         with pytest.raises(ValueError, match="as many axes as the value named 'flat'"):
             jaxlift.guided_grad_cam(flat, layer="flat")(IMAGES)
+        with pytest.raises(
+            ValueError, match=r"Score-CAM needs an input .* named 'flat', but for maps of shape \(96,\)"
+        ):
+            jaxlift.score_cam(flat, layer="flat")(IMAGES)
 
 
 @pytest.mark.slow

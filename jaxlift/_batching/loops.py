@@ -60,6 +60,29 @@ def sum_in_turn(fun: Callable[[Any], Any], xs: Any, like: Any) -> Any:
     return total
 
 
+def moments_in_turn(fun: Callable[[Any], Any], xs: Any, like: Any) -> tuple[Any, Any]:
+    """The mean of `fun` over the leading axis of `xs`, and the sum of its squared deviations from that (Welford 1962).
+
+    One result is held at a time, and low precision summed in more: these are what `divided` makes of a sum.
+
+    Args:
+        like: the shapes of the result.
+    """
+    zeros = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, _wide(leaf.dtype)), like)
+    fun = with_channels_last(fun)
+
+    def add(statistics: tuple[Any, Any], numbered: tuple[Array, Any]) -> tuple[tuple[Any, Any], None]:
+        (mean, squares), (number, x) = statistics, numbered
+        value = fun(x)
+        new = jax.tree.map(lambda mean, value: mean + (value - mean) / number, mean, value)
+        grown = jax.tree.map(lambda q, old, new, value: q + (value - old) * (value - new), squares, mean, new, value)
+        return (new, grown), None
+
+    count = len(jax.tree.leaves(xs)[0])
+    statistics, _ = lax.scan(add, (zeros, zeros), (jnp.arange(1, count + 1), xs))
+    return statistics
+
+
 def divided(total: Any, count: int, like: Any) -> Any:
     """The mean that belongs to a sum, in the dtypes of what was summed."""
     return jax.tree.map(lambda leaf, one: (leaf / count).astype(one.dtype), total, like)

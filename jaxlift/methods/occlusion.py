@@ -16,6 +16,7 @@ from jax import Array, lax
 from jaxlift._arguments import check_count, checked_axis, spread_as
 from jaxlift._explainer import Explainer, Method
 from jaxlift._options import Options, takes
+from jaxlift.methods.shapley import game_of, groups_of
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,10 +43,18 @@ class OcclusionOptions(MutagenesisOptions):
             tuples, as the input is. Other arrays of the input stay as they are while one is occluded.
         strides: the steps from one window to the next, likewise; 1 if left out. The last windows may reach beyond the
             input.
+        groups: which elements are replaced together, as for `shapley`: parts of any form, in place of windows. A part
+            may have elements of several arrays.
     """
 
     window: Any = None
     strides: Any = None
+    groups: Any = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.groups is not None and (self.window is not None or self.strides is not None):
+            raise ValueError("groups= says which parts are occluded, and so does window=: give one of both.")
 
 
 @takes(OcclusionOptions)
@@ -53,8 +62,9 @@ def occlusion(fun: Callable[..., Any], options: OcclusionOptions) -> Explainer:
     """Make the function that replaces parts of the input by the reference's, and scores them by what the output loses.
 
     A feature's score is the mean loss over all windows that it is in (Zeiler and Fergus 2014, arXiv 1311.2901, section
-    4.2). With windows of one feature, the default, it is the effect of that feature alone. Scores don't sum to the
-    difference of the outputs, unless the model is linear.
+    4.2). With windows of one feature, the default, it is the effect of that feature alone. With `groups` all elements
+    of a group have what the output loses without it. Scores don't sum to the difference of the outputs, unless parts
+    are single features and the model is linear.
 
     >>> import jax.numpy as jnp, jaxlift
     >>> attr = jaxlift.occlusion(lambda x: x[:, 0] * x[:, 1] + x[:, 2])
@@ -65,12 +75,23 @@ def occlusion(fun: Callable[..., Any], options: OcclusionOptions) -> Explainer:
         fun: the model, as for `attribute`.
 
     Returns:
-        `attr(*args, reference=...)`, as from `attribute`. It takes a forward pass for each window and pair.
+        `attr(*args, reference=...)`, as from `attribute`. It takes a forward pass for each window, or group, and pair.
 
     Raises:
-        ValueError, TypeError: as from `attribute`; from `attr`, if windows or strides don't fit the input.
+        ValueError, TypeError: as from `attribute`; from `attr`, if windows, strides or groups don't fit the input.
     """
     window, strides, chunk = options.window, options.strides, options.chunk
+
+    def explain_groups(fun: Callable[[Any], Array], x: Any, reference: Any) -> Any:
+        group_of, n = groups_of(options.groups, x)
+        value, y = game_of(fun, x, reference, group_of), fun(x)
+        losses = lax.map(lambda k: y - value(jnp.arange(n) != k), jnp.arange(n), batch_size=chunk)
+
+        def pull(weights: Array) -> Any:
+            loss = jnp.tensordot(losses, weights, y.ndim)
+            return jax.tree.map(lambda g: loss[g], group_of)
+
+        return (y, fun(reference)), pull
 
     def explain(fun: Callable[[Any], Array], x: Any, reference: Any) -> Any:
         y = fun(x)
@@ -110,6 +131,7 @@ def occlusion(fun: Callable[..., Any], options: OcclusionOptions) -> Explainer:
 
         return (y, fun(reference)), pull
 
+    explain = explain if options.groups is None else explain_groups
     return Explainer(fun, Method("occlusion", explain, gives="contributions", is_differentiated=False), options)
 
 

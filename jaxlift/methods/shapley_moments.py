@@ -22,7 +22,9 @@ from jaxlift._explainer import Explainer, Method
 from jaxlift._moments.interpreter import Interpreter
 from jaxlift._moments.values import Moments, Owned, Players
 from jaxlift._options import Options, takes
-from jaxlift.methods.shapley import groups_of, shared_in_groups
+from jaxlift.methods.shapley import groups_of, shared_in_groups, with_main_effects
+
+PLAYERS = 16  # whose second derivatives are taken at once
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -32,6 +34,7 @@ class ShapleyMomentsOptions(Options):
     Attributes:
         groups: which elements come in together, as for `shapley`: for one-hot sequences `(L, 4)` the positions are
             ``np.arange(L)[:, None]``.
+        interactions: whether to return the interactions of pairs of groups, as for `shapley`.
         nodes: at how many probabilities the gradient is taken, one after the other in a batch: 3 for networks of many
             small effects, 5 where few players have large ones.
         probes: how many vectors of random signs estimate at each node how values covary.
@@ -43,6 +46,7 @@ class ShapleyMomentsOptions(Options):
     """
 
     groups: Any = None
+    interactions: bool = False
     nodes: int = 3
     probes: int = 1
     samples: int | None = None
@@ -91,6 +95,11 @@ def shapley_moments(fun: Callable[..., Any], options: ShapleyMomentsOptions) -> 
     >>> attr(jnp.array([[2.0, 1.0, 1.0]]), reference=jnp.zeros(3)).sum()
     Array(2., dtype=float32)
 
+    With `interactions` the matrix is that of `shapley`: the interaction index of two players is the integral of the
+    second derivative, `I_{ij} = \int_0^1 \partial^2 F / \partial p_i \partial p_j (t, \dots, t)\, dt`, here at the same
+    nodes, whose weights it takes as they are. It costs as much as a gradient for each player. Second derivatives err
+    more than first ones, and more nodes don't mend that: those near 0 and 1, where little varies, are the worst.
+
     It is an approximation, and its limits are these. It is biased: where no player is large the distance to Shapley
     values is near .1 of their length, and more probes don't make it less. Where few players make a value it is not
     normal. With one probe, layers of few units, and products of two values, are noisy: draws differ, and `samples`
@@ -101,8 +110,9 @@ def shapley_moments(fun: Callable[..., Any], options: ShapleyMomentsOptions) -> 
         fun: the model, as for `attribute`. Other than there, the input may be integers, such as tokens.
 
     Returns:
-        `attr(*args, reference=...)`, as from `attribute`. The elements of a group share its contribution equally. With
-        `samples` and ``full=True`` the result has the scores' standard error over draws of the signs.
+        `attr(*args, reference=...)`, as from `attribute`. The elements of a group share its contribution equally; with
+        `interactions` scores are `(N, n, n)`, for n groups. With `samples` and ``full=True`` the result has the scores'
+        standard error over draws of the signs.
 
     Raises:
         ValueError, TypeError: as from `attribute`; from `attr`, if the groups don't fit the input.
@@ -136,28 +146,40 @@ def shapley_moments(fun: Callable[..., Any], options: ShapleyMomentsOptions) -> 
                 )
             return jnp.asarray(out)
 
-        def gradient(t: Array, signs: Array, weights: Array) -> Array:
-            _, pull = jax.vjp(lambda p: mean(p, signs), jnp.full(n, t))
+        def gradient(p: Array, signs: Array, weights: Array) -> Array:
+            _, pull = jax.vjp(lambda p: mean(p, signs), p)
             return pull(weights.astype(y.dtype))[0]
+
+        def slopes(t: Array, signs: Array, weights: Array) -> Array:
+            """The second derivatives, a player's after the other's."""
+            _, along = jax.linearize(lambda p: gradient(p, signs, weights), jnp.full(n, t))
+            return lax.map(along, jnp.eye(n, dtype=dtype), batch_size=PLAYERS)
 
         def of_players(key: Array, weights: Array) -> Array:
             signs = jax.random.rademacher(key, (options.nodes, options.probes, n), dtype)
-            gradients = jax.vmap(gradient, (0, 0, None))(at, signs, weights)
+            gradients = jax.vmap(lambda t, signs: gradient(jnp.full(n, t), signs, weights))(at, signs)
             totals = gradients.sum(1)
             scale = (weight * totals**2).sum()
             missing = (weights * (y - y_ref)).sum() - (weight * totals).sum()
             share = where(scale > 0, missing / where(scale > 0, scale, 1), 0)
-            return ((weight * (1 + share * totals))[:, None] * gradients).sum(0)
+            found = ((weight * (1 + share * totals))[:, None] * gradients).sum(0)
+            if not options.interactions:
+                return found
+            pairs = jax.vmap(slopes, (0, 0, None))(at, signs, weights)
+            return with_main_effects(jnp.tensordot(weight, pairs, 1), found)
+
+        def shared(found: Array) -> Any:
+            return found.astype(y.dtype) if options.interactions else shared_in_groups(found, group_of, y.dtype)
 
         def pull(weights: Array) -> Any:
             key = jax.random.key(0) if options.key is None else options.key
             if options.samples is None:
-                found = shared_in_groups(of_players(key, weights), group_of, y.dtype)
+                found = shared(of_players(key, weights))
             else:
                 keys = jax.random.split(key, options.samples)
                 each = lax.map(lambda key: of_players(key, weights), keys)
                 error = each.std(0, ddof=1) / len(keys) ** 0.5
-                found = tuple(shared_in_groups(of, group_of, y.dtype) for of in (each.mean(0), error))
+                found = shared(each.mean(0)), shared(error)
             if linearised:
                 warnings.warn(
                     f"shapley_moments has no formula for the moments of {', '.join(linearised)}. The contributions sum "
