@@ -65,10 +65,10 @@ class TestConductance:
         for each in (found, straight):
             np.testing.assert_allclose(each.delta, 0, atol=1e-4)
         apart = np.linalg.norm(found.scores - straight.scores) / np.linalg.norm(found.scores)
-        assert apart > (0.05 if layer == "second" else 0.01)
+        assert apart > 0.1
 
     def test_what_passes_beside_the_layer_is_missing(self):
-        """All of the model follows the way, what goes past the layer too: here the slope of its value is a tanh there."""
+        """All of the model follows the way, also what goes past the layer: here a factor of its value."""
 
         def beside(x):
             return checkpoint_name(x**2, "squares")[:, 0] * jnp.tanh(x[:, 1]) + x[:, 2]

@@ -44,6 +44,10 @@ METHODS = {
     "a held target": (jaxlift.attribute(model, target=jaxlift.Held(jax.nn.softmax)), "mean"),
     "a target by a function": (jaxlift.attribute(model, target=lambda y: y.max(-1)), "mean"),
     "occlusion": (jaxlift.occlusion(model, target=1, window=(2,)), "zeros"),
+    "occlusion of groups": (jaxlift.occlusion(model, target=1, groups=np.array(list("aabbcc"))), "zeros"),
+    "interactions": (jaxlift.shapley(model, target=1, interactions=True), "zeros"),
+    "conductance": (jaxlift.conductance(model, target=1, layer="hidden", steps=5), "zeros"),
+    "GradientSHAP": (jaxlift.gradient_shap(model, target=1, samples=3, key=KEY), SHARED),
     "Shapley values by enumeration": (jaxlift.shapley(model, target=1), "zeros"),
     "Shapley values of groups": (jaxlift.shapley(model, target=1, groups=np.array([0, 0, 1, 1, 2, 2])), "zeros"),
     "Shapley values by samples": (jaxlift.shapley(model, target=1, samples=3, key=KEY), "zeros"),
@@ -96,6 +100,7 @@ def test_random_draws_depend_on_the_key_alone(tmp_path, name):
 attr = METHODS["rule gradient"][0]
 NOT_SCORED = {
     "a model": (model, "score_methods:model"),
+    "score-cam": (jaxlift.score_cam(model, target=1, layer="hidden"), "methods whose scores sum to something"),
     "grad-cam": (jaxlift.grad_cam(model, target=1, layer="hidden"), "methods whose scores sum to something"),
     "mutagenesis": (jaxlift.mutagenesis(model, target=1), "methods whose scores sum to something"),
     "guided grad-cam": (jaxlift.guided_grad_cam(model, target=1, layer="hidden"), "expected what jaxlift.attribute"),

@@ -77,6 +77,23 @@ class TestSmooth:
         assert np.abs(both[1] - X).min() > 0
         assert np.abs((both[0] + REFERENCES[0]) / 2 - both[1]).min() > 0
 
+    def test_squares_and_variance(self):
+        smooth = functools.partial(jaxlift.smooth, noise=np.array([[0.1], [1], [2], [3]]), key=KEY, samples=40)
+        scores = np.stack(inputs_of(smooth, X)) ** 2
+        for statistic, expected in (("squares", (scores**2).mean(0)), ("variance", scores.var(0))):
+            close(jax.jit(smooth(jnp.square, statistic=statistic))(X), expected, rtol=1e-5)
+
+    @pytest.mark.parametrize("statistic", ["squares", "variance"])
+    def test_squares_and_variance_with_outputs(self, statistic):
+        """Of the outputs there are means. Squares have no sum that something could be missing from."""
+        attr, smooth = jaxlift.attribute(model, full=True), functools.partial(jaxlift.smooth, noise=0.2, key=KEY)
+        found = jax.jit(smooth(attr, statistic=statistic))(X, reference=REFERENCES)
+        alone = jax.jit(smooth(jaxlift.attribute(model), statistic=statistic))(X, reference=REFERENCES)
+        mean = jax.jit(smooth(attr))(X, reference=REFERENCES)
+        close(found.scores, alone)
+        close(found[3:5], mean[3:5])
+        assert found.delta is found.cancellation is found.standard_error is None
+
     def test_no_noise(self):
         attr = jaxlift.attribute(model, full=True)
         smoothed = jaxlift.smooth(attr, noise=0.0, key=KEY, samples=5)
@@ -166,6 +183,7 @@ smooth = functools.partial(jaxlift.smooth, jnp.square, noise=0.1, key=KEY)
 
 CASES = {
     "samples": (lambda: smooth(samples=0), ValueError, r"samples=0 must be an int, 1 at least"),
+    "statistic": (lambda: smooth(statistic="median"), ValueError, r"statistic='median' must be one of 'mean', 'sq"),
     "noise": (lambda: smooth(noise=-0.5), ValueError, r"noise=-0\.5 must be 0 or positive"),
     "noise shape": (lambda: smooth(noise=np.ones(5))(X), ValueError, r"noise .*broadcast"),
     "larger noise": (
