@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, PartitionSpec
 from oracles import shapley
 
 import jaxlift
@@ -83,6 +84,14 @@ class TestByMoments:
         pairs = (form + form.T)[OFF] * (X - R)[:, :, None].repeat(7, 2)[:, OFF] * (X - R)[:, None].repeat(7, 1)[:, OFF]
         np.testing.assert_allclose(found[:, OFF], pairs / 2, rtol=1e-6, atol=1e-9)
         np.testing.assert_allclose(found.sum((1, 2)), ((X @ form) * X).sum(1) - R @ form @ R, rtol=1e-6)
+
+    def test_in_shard_map(self):
+        """Each device has its own derivatives."""
+        mesh = jax.make_mesh((2,), ("n",), (AxisType.Auto,), devices=jax.local_devices()[:2])
+        attr = jaxlift.shapley_moments(lambda x: jnp.tanh(x.sum(1)), interactions=True)
+        along = PartitionSpec("n")
+        mapped = jax.shard_map(lambda x: attr(x, reference=R), mesh=mesh, in_specs=along, out_specs=along)
+        np.testing.assert_allclose(jax.jit(mapped)(X[:2]), jax.jit(attr)(X[:2], reference=R), rtol=1e-9, atol=1e-12)
 
     @pytest.mark.slow
     def test_near_enumeration_where_relus_have_no_second_derivative(self):

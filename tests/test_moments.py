@@ -436,5 +436,5 @@ class TestMessages:
             jaxlift.shapley_moments(lambda x: x.sum(1), **options)
 
     def test_bad_groups(self):
-        with pytest.raises(ValueError, match="integers from 0 on with none left out"):
-            self.attr(jnp.sum, groups=np.array([0, 0, 2, 2, 2, 2]))(self.X, reference=self.X[0] * 0)
+        with pytest.raises(ValueError, match="integers that aren't negative, or strings"):
+            self.attr(jnp.sum, groups=np.array([0, 0, -1, 2, 2, 2]))(self.X, reference=self.X[0] * 0)

@@ -14,6 +14,7 @@ from jax import Array, lax
 
 from jaxlift._arguments import check_count, check_key, some_of, spread_as
 from jaxlift._batching.loops import divided, moments_in_turn
+from jaxlift._core import versions
 from jaxlift._explainer import Explainer, Method
 from jaxlift._options import Options, takes
 
@@ -80,7 +81,7 @@ def shapley(fun: Callable[..., Any], options: ShapleyOptions) -> Explainer:
 
     of which either has half: `I_ij / 2` stands at `(i, j)` and at `(j, i)`, and on the diagonal what that leaves of a
     group's Shapley value. So rows sum to Shapley values, and the whole matrix to the difference of the outputs
-    (Lundberg, Erion and Lee 2018, arXiv 1802.03888).
+    (Lundberg, Erion and Lee 2018, arXiv 1802.03888; SHAP's explainer of any model has another index, Shapley-Taylor).
 
     >>> attr = jaxlift.shapley(lambda x: x[:, 0] * x[:, 1] + x[:, 2], interactions=True)
     >>> attr(jnp.array([[2.0, 3.0, 1.0]]), reference=jnp.zeros(3)).round(4) + 0.0
@@ -204,7 +205,7 @@ def _drawn(value: Callable[[Array], Array], n: int, chunk: int, keys: Array) -> 
             rank = jax.random.permutation(key, n)
             return (effects(rank) + effects(n - 1 - rank)) / 2
 
-        count, zeros = len(keys), jnp.zeros(n, y.dtype)
+        count, zeros = len(keys), versions.varied_over(versions.axes_of_map(y), jnp.zeros(n, y.dtype))
         mean, squares = moments_in_turn(draw, keys, zeros)
         return divided((mean, jnp.sqrt(squares / (count * (count - 1)))), 1, (zeros, zeros))
 

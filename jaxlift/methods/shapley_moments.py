@@ -14,6 +14,7 @@ from jax import Array, lax
 
 from jaxlift import _moments as _moments  # importing it fills the table
 from jaxlift._arguments import check_count, check_key, check_option
+from jaxlift._core import versions
 from jaxlift._core.differences import where
 from jaxlift._core.interpreter import MissingRule
 from jaxlift._core.precision import products_at
@@ -126,6 +127,8 @@ def shapley_moments(fun: Callable[..., Any], options: ShapleyMomentsOptions) -> 
         dtype = jnp.result_type(float)
         at, weight = np.polynomial.legendre.leggauss(options.nodes)
         at, weight = jnp.asarray((at + 1) / 2, dtype), jnp.asarray(weight / 2, dtype)
+        # Inside of `jax.shard_map` each device has its own probabilities: of what all have, derivatives are summed.
+        at = versions.varied_over(versions.axes_of_map(y), at)
         closed = jax.make_jaxpr(fun)(x)
         linearised: dict[str, None] = {}
 
@@ -153,7 +156,8 @@ def shapley_moments(fun: Callable[..., Any], options: ShapleyMomentsOptions) -> 
         def slopes(t: Array, signs: Array, weights: Array) -> Array:
             """The second derivatives, a player's after the other's."""
             _, along = jax.linearize(lambda p: gradient(p, signs, weights), jnp.full(n, t))
-            return lax.map(along, jnp.eye(n, dtype=dtype), batch_size=PLAYERS)
+            each = versions.varied_over(versions.axes_of_map(t), jnp.eye(n, dtype=dtype))
+            return lax.map(along, each, batch_size=PLAYERS)
 
         def of_players(key: Array, weights: Array) -> Array:
             signs = jax.random.rademacher(key, (options.nodes, options.probes, n), dtype)

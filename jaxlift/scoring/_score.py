@@ -319,7 +319,7 @@ def _new_store(
         arrays["sequence"] = (examples.shape[-3 - axis],), np.dtype(np.uint8)
         axes = ("position", "letter") if axis == -1 else ("letter", "position")
         dimensions |= {"sequence": ("position",)}
-        if len(scores[0]) == len(examples.shape) + len(of_targets):
+        if scores[0][len(of_targets) :] == tuple(examples.shape):  # not those of a layer, or of pairs
             dimensions |= {output: (*of_targets, *axes)}
     batches = max(1, min(BATCHES, CHUNK // (program.batch * program.row_bytes), -(-limit // program.batch)))
     return Store.create(
