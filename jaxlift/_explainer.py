@@ -359,7 +359,7 @@ def _shape_of_one_reference(reference: Any, kind: str) -> Any:
     return shape_of_one(shape_of_one(reference) if kind == "each" else reference)
 
 
-def _layer(fun: Callable[[Any], Array], names: Names, x: Any) -> tuple[Callable[[Any], Any], Callable[[Any], Array]]:
+def _layer(fun: Callable[[Any], Array], names: Names, x: Any) -> tuple[Callable[[Any], Any], Callable[..., Array]]:
     """The function that leads to named values, of one example and without the batch; and that which goes on from there.
 
     What reaches the output past them stays as it is for the input, unless that function is given another.
