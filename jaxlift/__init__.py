@@ -21,6 +21,7 @@ from jaxlift._register import register as register
 from jaxlift._register import unregister as unregister
 from jaxlift._scopes import scoped as scoped
 from jaxlift._targets import Held as Held
+from jaxlift._version import __version__ as __version__
 from jaxlift.methods.conductance import conductance as conductance
 from jaxlift.methods.grad_cam import grad_cam as grad_cam
 from jaxlift.methods.grad_cam import grad_cam_plus_plus as grad_cam_plus_plus

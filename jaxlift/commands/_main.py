@@ -16,9 +16,9 @@ from typing import Any
 import jax
 
 from jaxlift._core.table import MissingRuleError
+from jaxlift._version import __version__
 from jaxlift.commands import export, info, plot, score, variants, verify
 from jaxlift.commands._parser import FAILED, INPUT_OUTPUT, USAGE, Parser, shown, that_goes_on
-from jaxlift.scoring import _identity
 from jaxlift.scoring._device import CALLED
 from jaxlift.scoring._score import KEPT
 from jaxlift.scoring._store import StoreError
@@ -124,7 +124,7 @@ def _parser() -> Parser:
         description="DeepLIFT scores of whole data sets.",
         epilog="`jaxlift score --help` has the options of a run, and the exit codes.",
     )
-    versions = f"jaxlift {_identity.version('jaxlift')} (jax {jax.__version__}, Python {platform.python_version()})"
+    versions = f"jaxlift {__version__} (jax {jax.__version__}, Python {platform.python_version()})"
     parser.add_argument("--version", action="version", version=versions)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in COMMANDS:

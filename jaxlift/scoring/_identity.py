@@ -20,6 +20,7 @@ from jax.core import eval_jaxpr
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from jaxlift._targets import Held
+from jaxlift._version import __version__
 from jaxlift.rules import Rule
 
 
@@ -151,18 +152,10 @@ LISTED = 64  # numbers at most of a target that stand in the metadata as they ar
 _OWN = {"full", "argnums", "batch_argnums", "pairing"}
 
 
-def version(name: str) -> str:
-    """Of an installed package; a source tree that is not installed has none."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "unknown"
-
-
 def environment(device: Any) -> dict[str, Any]:
     """What the last bits of the scores depend on."""
-    versions = {name: version(name) for name in ("jax", "jaxlib", "jaxlift")}
-    return {**versions, "device": device.device_kind, "float": jnp.zeros(()).dtype.name}
+    versions = {name: metadata.version(name) for name in ("jax", "jaxlib")}
+    return {**versions, "jaxlift": __version__, "device": device.device_kind, "float": jnp.zeros(()).dtype.name}
 
 
 def machine() -> dict[str, str]:
