@@ -41,7 +41,7 @@ def test_rule_of_the_page_on_rules():
 
 
 def test_ci_runs_the_readmes_test_command():
-    _, tests, _ = blocks("bash")
+    _, tests = blocks("bash")
     assert tests in (ROOT / ".ci" / "run").read_text()
 
 
