@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,7 +131,11 @@ def read_reference(
             f"reference={str(given)!r} must be one of {names}, the path of an array, an array, or a function; and "
             "there is no such file."
         ) from None
-    return _of_array(array, examples, paired, shared)
+    with contextlib.ExitStack() as refused:
+        refused.callback(array.close)
+        reference = _of_array(array, examples, paired, shared)
+        refused.pop_all()
+    return reference
 
 
 def _is_numbers(text: str) -> bool:
