@@ -149,8 +149,11 @@ def check(
         a `Report`. It prints as a verdict, and where the sum isn't kept, the operations that break it or absorb of it.
 
     Raises:
-        as `lift` does; ValueError if examples of a batched model depend on each other; and a warning, if contributions
-        cancel so much that the dtype can't carry their sum.
+        ValueError: if examples of a batched model depend on each other.
+        ValueError, TypeError, MissingRuleError: as `lift` does.
+
+    Warns:
+        UserWarning: if contributions cancel so much that the dtype can't carry their sum.
     """
     check_model(fun)
     rule = as_rule(rule)

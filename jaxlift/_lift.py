@@ -119,7 +119,7 @@ def vjp(
         like `x`. It is linear under Rescale and RevealCancel, and can be called many times, or under `jax.vmap`.
 
     Raises:
-        as `lift` does.
+        ValueError, TypeError, MissingRuleError: as `lift` does.
     """
     lifted = lift(fun, rule=rule, missing_rule=missing_rule, precision=precision)
     y, pullback, y_ref = jax.vjp(lambda x: lifted(x, reference), x, has_aux=True)

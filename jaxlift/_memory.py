@@ -28,7 +28,7 @@ def within_memory(attr: Explainer, *args: Any, reference: Any = None, memory: fl
 
     Args:
         attr: what `jaxlift.attribute`, or a method with its signature, returned.
-        args, reference: what it will be called with, or `jax.ShapeDtypeStruct`s of such shapes.
+        args, reference: what it will be called with, or shapes and dtypes, each a `jax.ShapeDtypeStruct`.
         memory: the budget in bytes, or text such as ``"4GB"``, for temporary memory: arguments and results come on top
             of it.
 

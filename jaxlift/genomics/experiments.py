@@ -69,7 +69,7 @@ class Experiment(NamedTuple):
 
     @property
     def difference(self) -> Any:
-        """What the changes added: `after - before`."""
+        """`after - before`, which is what the changes added."""
 
         def less(after: Array, before: Array) -> Array:
             return after - jnp.expand_dims(before, range(1, 1 + after.ndim - before.ndim))
