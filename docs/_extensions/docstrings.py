@@ -1,7 +1,5 @@
-"""What docstrings name is linked: objects by the names that users import them by, and `code` where it names something."""
+"""Links in docstrings: objects by the names that users import them by, and `code` where it names something."""
 
-import inspect
-from types import ModuleType
 from typing import Any
 
 from docutils import nodes
@@ -10,16 +8,8 @@ from sphinx.application import Sphinx
 from sphinx.domains.python import PyXRefRole
 from sphinx.environment import BuildEnvironment
 
-import jaxlift
-
 # Modules whose names are public, in the order in which a name alone is looked for.
 MODULES = ("jaxlift", "jaxlift.genomics", "jaxlift.metrics", "jaxlift.references", "jaxlift.plots", "jaxlift.scoring")
-
-
-def public_names(module: ModuleType) -> dict[str, Any]:
-    """Those of a module: what it lists, or what it has that is its own or imported from its parts."""
-    names = getattr(module, "__all__", None) or [name for name in vars(module) if not name.startswith("_")]
-    return {name: getattr(module, name) for name in names if not inspect.ismodule(getattr(module, name))}
 
 
 class Documented(PyXRefRole):

@@ -1,4 +1,4 @@
-"""``llms.txt``, the list of the pages for language models, and ``llms-full.txt``, their text, in the order of the site."""
+"""``llms.txt``, a list of the pages for language models, and ``llms-full.txt``, their text, in the site's order."""
 
 from collections.abc import Iterator
 from pathlib import Path
