@@ -36,6 +36,7 @@ nb_execution_mode = "auto"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 120
 nb_output_stderr = "warn"  # and a warning is an error
+nb_merge_streams = True
 os.environ["JAX_PLATFORMS"] = "cpu"  # a machine with an accelerator shows the same numbers
 
 # Docstrings. In them, `code` in single backticks is a link where it names something that is documented.

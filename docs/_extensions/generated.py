@@ -1,13 +1,15 @@
-"""Parts of pages that are made of the code itself: what the commands' ``--help`` prints, and what the examples are."""
+"""Parts of pages that are made of the code itself: names of modules, the commands' ``--help``, and the examples."""
 
 import argparse
 import ast
+import importlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from docutils import nodes
+from public import KINDS, public_names
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
@@ -34,7 +36,7 @@ def examples() -> Iterator[Example]:
 
 def helps() -> Iterator[tuple[str, str]]:
     """Each command and what its ``--help`` prints."""
-    os.environ.update(COLUMNS="100", NO_COLOR="1")
+    os.environ.update(COLUMNS="92", NO_COLOR="1")
     from jaxlift.commands._main import _parser
 
     parser = _parser()
@@ -42,6 +44,20 @@ def helps() -> Iterator[tuple[str, str]]:
     [commands] = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     for name, each in commands.choices.items():
         yield f"{parser.prog} {name}", each.format_help()
+
+
+class Public(SphinxDirective):
+    """The docstrings of a module's public names: ``.. public:: jaxlift.metrics``."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        module = importlib.import_module(self.arguments[0])
+        lines = [f".. currentmodule:: {module.__name__}", ""]
+        for name in public_names(module):
+            kind = next(kind for is_kind, kind in KINDS.items() if is_kind(getattr(module, name)))
+            lines += [f".. {kind}:: {name}", "   :members:" * (kind == "autoclass"), ""]
+        return self.parse_text_to_nodes("\n".join(lines))
 
 
 class Commands(SphinxDirective):
@@ -67,6 +83,7 @@ class Gallery(SphinxDirective):
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
+    app.add_directive("public", Public)
     app.add_directive("commands", Commands)
     app.add_directive("examples", Gallery)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
