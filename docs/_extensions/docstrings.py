@@ -1,5 +1,7 @@
 """Links in docstrings: objects by the names that users import them by, and `code` where it names something."""
 
+from functools import cache
+from pydoc import locate
 from typing import Any
 
 from docutils import nodes
@@ -8,8 +10,9 @@ from sphinx.application import Sphinx
 from sphinx.domains.python import PyXRefRole
 from sphinx.environment import BuildEnvironment
 
-# Modules whose names are public, in the order in which a name alone is looked for.
-MODULES = ("jaxlift", "jaxlift.genomics", "jaxlift.metrics", "jaxlift.references", "jaxlift.plots", "jaxlift.scoring")
+# Where a name alone is looked for.
+MODULES = ("jaxlift", "jaxlift.genomics", "jaxlift.scoring")
+found_at = cache(locate)
 
 
 class Documented(PyXRefRole):
@@ -24,17 +27,15 @@ class Documented(PyXRefRole):
 
 
 def resolved(app: Sphinx, env: BuildEnvironment, node: Any, content: nodes.Node) -> nodes.Node | None:
-    """A name that Sphinx doesn't find as it stands: by the modules that users import it from."""
-    if node.get("refdomain") != "py" or app.builder is None:
+    """A name that Sphinx doesn't find as it stands: that under which the same object is documented."""
+    if node.get("refdomain") != "py":
         return None
-    target = node["reftarget"]
-    private = target.startswith("jaxlift.")  # an annotation says where an object is defined
-    last = target.rpartition(".")[2]
-    candidates = [f"{module}.{last if private else target}" for module in MODULES]
-    for name in candidates:
-        found = env.domains.python_domain.resolve_xref(env, node["refdoc"], app.builder, "obj", name, node, content)
-        if found is not None:
-            return found
+    python, target = env.domains.python_domain, node["reftarget"]
+    names = [target] if target.startswith("jaxlift.") else [f"{module}.{target}" for module in MODULES]
+    for found in filter(None, map(found_at, names)):
+        for name in python.objects:
+            if found_at(name) is found:
+                return python.resolve_xref(env, node["refdoc"], app.builder, "obj", name, node, content)
     if node.get("may_be_missing"):
         return nodes.literal(content.astext(), content.astext())
     return content if is_annotation(node) else None
