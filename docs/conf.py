@@ -37,7 +37,8 @@ nb_execution_show_tb = True  # of an exception, which is a warning, and so an er
 nb_execution_timeout = 120
 nb_output_stderr = "warn"  # and a warning is an error
 nb_merge_streams = True
-os.environ["JAX_PLATFORMS"] = "cpu"  # a machine with an accelerator shows the same numbers
+# A machine with an accelerator shows the same numbers, and what runs for a moment is not worth XLA's polish.
+os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 # Docstrings. In them, `code` in single backticks is a link where it names something that is documented.
 default_role = "py:documented"
