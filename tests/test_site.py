@@ -94,3 +94,10 @@ def listed():
 
 def test_every_page_is_listed():
     assert {DOCS / "index.md", *listed()} == set(DOCS.rglob("*.md"))
+
+
+def test_every_picture_is_in_the_gallery():
+    page = (DOCS / "gallery.md").read_text()
+    pictures = list((ROOT / "examples").glob("*.png"))
+    assert pictures
+    assert all(picture.name in page or picture.with_suffix(".py").exists() for picture in pictures)
