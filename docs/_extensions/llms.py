@@ -1,5 +1,6 @@
 """``llms.txt``, a list of the pages for language models, and ``llms-full.txt``, their text, in the site's order."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,13 @@ def first_paragraph(app: Sphinx, page: str) -> str:
     return "" if found is None else " ".join(found.astext().split())
 
 
+def written(app: Sphinx, page: str) -> str:
+    """A page's text: as its author wrote it, or what was made, where that is mostly made of something else."""
+    source = app.env.doc2path(page).read_text()
+    is_made = re.search(r"```{(eval-rst|include|examples|commands)}", source)
+    return app.env.get_doctree(page).astext() if is_made else source
+
+
 def write(app: Sphinx, error: Exception | None) -> None:
     if error is not None or app.builder.format != "html":
         return
@@ -36,7 +44,7 @@ def write(app: Sphinx, error: Exception | None) -> None:
         for name in names:
             url = app.config.html_baseurl + app.builder.get_target_uri(name)
             pages.append(f"- [{app.env.titles[name].astext()}]({url}): {first_paragraph(app, name)}")
-            text.append(app.env.doc2path(name).read_text())
+            text.append(written(app, name))
     Path(app.outdir, "llms.txt").write_text("\n".join(pages) + "\n")
     Path(app.outdir, "llms-full.txt").write_text("\n\n".join(text))
 
