@@ -18,7 +18,7 @@ from test_scoring import compiled_once, environment, fasta, same
 __all__ = ["compiled_once"]
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-PAGE, README = (ROOT / "docs" / "clusters.md").read_text(), (ROOT / "README.md").read_text()
+PAGE, SCORING = ((ROOT / "docs" / f"{name}.md").read_text() for name in ("clusters", "scoring"))
 SCORE = "jaxlift score peaks:model peaks.fa --reference dinucleotide_shuffle --shuffles 10 --out scores.zarr"
 SHARDS = 4
 LACKING = [
@@ -59,9 +59,9 @@ def shell(command, folder, **more):
 
 @pytest.fixture(scope="module")
 def peaks(tmp_path_factory):
-    """Copies of a folder with the README's model, sequences, and what one process makes of them, quickly and slowly."""
+    """Copies of a folder with the page's model, sequences, and what one process makes of them, quickly and slowly."""
     folder = tmp_path_factory.mktemp("peaks")
-    [model] = re.findall(r"cat > peaks\.py <<'EOF'\n(.*?)EOF\n", README, re.DOTALL)
+    [model] = re.findall(r"cat > peaks\.py <<'EOF'\n(.*?)EOF\n", SCORING, re.DOTALL)
     (folder / "peaks.py").write_text(model)
     fasta(folder / "peaks.fa", np.eye(4)[np.random.default_rng(0).integers(0, 4, (512, 200))])
     for shuffles, name in ((10, "quick.zarr"), (100, "slow.zarr")):
