@@ -64,10 +64,10 @@ def test_pairs(package):
 def test_pairs_of_the_original(rule):
     """Their column is what the original computed once. (RevealCancel's multipliers: tests/test_original.py.)"""
     [oracle] = [each for each in ORACLES if each.name == "dna_conv1d_shuffled_refs"]
-    names = {"jaxlift": jaxlift, "model": oracle.model(), "rule": jaxlift.OriginalMaxPooling(rule)}
+    names = {"attribute": jaxlift.attribute, "model": oracle.model(), "rule": jaxlift.OriginalMaxPooling(rule)}
     x, reference, single = (oracle.arrays[name] for name in ("x", "ref", "x_single"))
     shuffled = reference.reshape(len(single), -1, *single.shape[1:])
-    paired, of_several = {"x": x, "reference": reference}, {"x": single, "shuffled": shuffled}
+    paired, of_several = {"x": x, "r": reference}, {"x": single, "rs": shuffled}
     calls = [ours for _, ours in pairs_of((PAGES / "deeplift.md").read_text())]
     arguments = [("contribs", paired), ("mults", paired), ("hypothetical", paired), ("multiref_contribs", of_several)]
     for ours, (what, data) in zip(calls, arguments, strict=True):
