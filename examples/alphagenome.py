@@ -23,7 +23,7 @@ from flax import nnx
 from motifs import BACKGROUND, MOTIFS
 
 import jaxlift
-from jaxlift import plots
+from jaxlift import plot
 
 LENGTH, BIN, MOST = 1024, 128, 6  # bases, bases of a bin, and instances of a motif at most
 ROUNDINGS = 4  # of the sum of magnitudes, that sums may miss
@@ -153,8 +153,8 @@ def main() -> None:
 
     options.output.parent.mkdir(parents=True, exist_ok=True)
     heads = f"bases: {base}", f"bins: {base // BIN}", f"contacts: {bins[0]}, {bins[1]}"
-    rows = {head: plots.observed(s, x) for head, s in zip(heads, scores["bfloat16", "rescale"], strict=True)}
-    plots.tracks(rows, spans=spans, windows=3, title="Contributions to the logarithms of three heads").savefig(
+    rows = {head: plot.observed(s, x) for head, s in zip(heads, scores["bfloat16", "rescale"], strict=True)}
+    plot.tracks(rows, spans=spans, windows=3, title="Contributions to the logarithms of three heads").savefig(
         options.output, dpi=150
     )
     print(f"picture: {options.output}")

@@ -10,7 +10,7 @@ from chip_data import FACTORS, FREQUENCIES, Contig, Peak, Site
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jaxlift import plots
+from jaxlift import plot
 
 FOUND = 0.85  # the similarity from which on a motif was found
 LEAST = 0.25  # of a pattern's largest contribution, which a base in a match has at least: else it lies beside the motif
@@ -107,7 +107,7 @@ def picture(
     for row, (target, values) in enumerate(scores.items()):
         spans = [(site.start, site.end, "" if row else f"{site.factor}, strand {site.strand}") for site in inside]
         part = values[len(values) // 2 - AROUND :][: 2 * AROUND]
-        axis = plots.logo(part, ax=figure.add_subplot(grid[row, :]), start=first, spans=spans)
+        axis = plot.logo(part, ax=figure.add_subplot(grid[row, :]), start=first, spans=spans)
         axis.set_ylabel(f"contribution\nto {target}", fontsize=9)
         axis.set_xlabel("")
         axis.tick_params(labelsize=8, labelbottom=False)
@@ -121,7 +121,7 @@ def picture(
                 else:
                     columns[f"by {target}: not found"] = np.zeros((1, 4))
         for column, (title, values) in enumerate(columns.items()):
-            axis = plots.logo(values, ax=figure.add_subplot(grid[len(scores) + 1 + row, column]))
+            axis = plot.logo(values, ax=figure.add_subplot(grid[len(scores) + 1 + row, column]))
             axis.set_title(title, fontsize=9)
             axis.set_axis_off()
     return figure

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from motifs import BASES, MOTIFS, STRONG, TASKS, in_windows, log_odds
 
-from jaxlift import plots
+from jaxlift import plot
 
 GROUPS = {"neither motif": "0.45", "GATA1 only": "#2e8b57", "TAL1 only": "#2c6fbb", "both motifs": "#c0392b"}
 
@@ -71,7 +71,7 @@ def logos(rows: dict[str, np.ndarray], place: np.ndarray) -> Figure:
     figure, axes = plt.subplots(len(rows), 1, figsize=(12, 0.6 + 1.15 * len(rows)), sharex=True, layout="constrained")
     starts = np.flatnonzero(np.diff(place, prepend=0) * (place > 0))
     for axis, (name, values) in zip(axes, rows.items(), strict=True):
-        plots.logo(values[window], ax=axis, letters=BASES)
+        plot.logo(values[window], ax=axis, letters=BASES)
         for start in starts:
             motif = list(MOTIFS)[place[start] - 1]
             left = start - window.start - 0.5

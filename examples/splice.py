@@ -29,7 +29,7 @@ from matplotlib.figure import Figure
 from packages import wheel
 
 import jaxlift
-from jaxlift import plots
+from jaxlift import plot
 from jaxlift.genomics import ensemble
 
 SPLICEAI = "spliceai", "1.3.1"
@@ -98,7 +98,7 @@ def log_odds_of(network: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Arra
 
 
 def picture(
-    sites: list[np.ndarray], starts: list[int], alleles: dict[str, np.ndarray], start: int, spans: list[plots.Span]
+    sites: list[np.ndarray], starts: list[int], alleles: dict[str, np.ndarray], start: int, spans: list[plot.Span]
 ) -> Figure:
     """The logos of the gene's splice sites, and below them those of the new acceptor."""
     figure = Figure((12, 1.9 + 1.6 * len(alleles)), layout="constrained")
@@ -107,12 +107,12 @@ def picture(
     drawn = [*sites, *alleles.values()]
     shared["limits"] = min(np.minimum(s, 0).sum(1).min() for s in drawn), max(s.clip(0).sum(1).max() for s in drawn)
     for column, (scores, place) in enumerate(zip(sites, starts, strict=True)):
-        axes = plots.logo(scores, ax=figure.add_subplot(rows[0, column]), start=place, **shared)
+        axes = plot.logo(scores, ax=figure.add_subplot(rows[0, column]), start=place, **shared)
         axes.set(xlabel="", ylabel="" if column else "log-odds")
     for row, (name, scores) in enumerate(alleles.items(), start=1):
         if row > 1:
             shared["spans"] = [(first, last, "") for first, last, _ in spans]
-        axes = plots.logo(scores, ax=figure.add_subplot(rows[row, :]), start=start, **shared)
+        axes = plot.logo(scores, ax=figure.add_subplot(rows[row, :]), start=start, **shared)
         axes.set_ylabel(name)
         if row < len(alleles):
             axes.set_xlabel("")

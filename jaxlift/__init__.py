@@ -6,7 +6,7 @@
 
 from jaxlift import genomics as genomics
 from jaxlift import metrics as metrics
-from jaxlift import plots as plots
+from jaxlift import plot as plot
 from jaxlift._attribute import attribute as attribute
 from jaxlift._check import Report as Report
 from jaxlift._check import check as check

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlift import plots
+from jaxlift import plot
 from jaxlift.commands._parser import FINISHED, opened_store, shown, span, where
 from jaxlift.scoring._examples import Status
 from jaxlift.scoring._extra import extra
@@ -28,7 +28,8 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "plot",
         help="a picture of one example's scores",
-        description="Draw one example's scores: a sequence as letters, an image as pixels, a row of a table as bars. "
+        description="Draw one example's scores: a sequence as letters, an image as pixels, a row of a table as bars "
+        "in order of size (of more than 250 features an outline). "
         "Of a sequence the letters that are there are drawn; of a long one its outline, and the strongest places from "
         "near. Positions count from 0 and spans leave out their end, in the genome too, as in BED files. A sequence of "
         "the strand - is drawn as the model reads it, so the genome's positions fall from left to right.",
@@ -126,7 +127,7 @@ def _tracks(
         if row.ndim != 2 or row.shape[1] != len(letters):
             raise ValueError(f"letters={letters!r} need scores of shape (L, {len(letters)}), got {row.shape}.")
         if "sequence" in store.arrays and not given.hypothetical:
-            rows[name] = plots.observed(row, store.one_hot(number, number + 1)[0], output=store.output)
+            rows[name] = plot.observed(row, store.one_hot(number, number + 1)[0], output=store.output)
     length = len(next(iter(rows.values())))
     columns = store.columns
     site = Site(length)
@@ -135,7 +136,7 @@ def _tracks(
         strand = str(columns["strand"][number]) if "strand" in columns else "."
         site = Site(length, str(columns["contig"][number]), int(columns["start"][number]), strand)
     start, stop = site.positions(given.positions) if given.positions else (0, length)
-    return plots.tracks(
+    return plot.tracks(
         {name: row[start:stop] for name, row in rows.items()},
         letters=letters,
         start=site.turned(start, stop)[0],
@@ -148,8 +149,9 @@ def _tracks(
 
 def _pictures(rows: dict[str, np.ndarray], title: str) -> Any:
     """A figure of pixels or bars, a picture for each output."""
-    wide = all(row.ndim == 1 for row in rows.values())
-    size = (plots.WIDTH, 2.5 * len(rows)) if wide else (5, 4.5 * len(rows))
+    shapes = {row.shape for row in rows.values()}
+    in_order = any(len(shape) == 1 and shape[0] > plot.LEGIBLE for shape in shapes)
+    size = (plot.WIDTH, 2.5 * len(rows)) if in_order else (6, 4.5 * len(rows))
     figure = extra("matplotlib.figure").Figure(size, layout="constrained")
     figure.suptitle(title, fontsize="medium")
     for line, (name, row) in enumerate(rows.items(), 1):
@@ -157,7 +159,7 @@ def _pictures(rows: dict[str, np.ndarray], title: str) -> Any:
             raise ValueError(
                 f"there is no picture for scores of shape {row.shape}: expected (F,), (H, W), (H, W, C), (L, C)."
             )
-        draw = plots.bars if row.ndim == 1 else plots.image
+        draw = plot.image if row.ndim > 1 else plot.signal if in_order else plot.bars
         draw(row, ax=figure.add_subplot(len(rows), 1, line)).set_ylabel(name)
     return figure
 

@@ -4,11 +4,15 @@ import importlib
 from typing import Any
 
 # Groups and packages of modules, where these have other names than the module or the group is not ``scoring``.
-OF_GROUPS = {
+# A group of None is for what jaxlift works with, and none of its extras brings.
+OF_GROUPS: dict[str, tuple[str | None, str]] = {
     "Bio": ("genomics", "biopython"),
+    "matplotlib": ("plot", "matplotlib"),
     "pyBigWig": ("genomics", "pyBigWig"),
     "pyfaidx": ("genomics", "pyfaidx"),
     "pysam": ("genomics", "pysam"),
+    "rich": (None, "rich"),
+    "shap": (None, "shap"),
     "upath": ("cloud", "universal-pathlib"),
 }
 
@@ -18,9 +22,11 @@ def extra(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name != name.partition(".")[0]:
+        missing = name.partition(".")[0]
+        if error.name != missing:
             raise
-        group, package = OF_GROUPS.get(name, ("scoring", error.name))
+        group, package = OF_GROUPS.get(missing, ("scoring", missing))
+        wanted = package if group is None else f"'jaxlift[{group}]'"
         raise ModuleNotFoundError(
-            f"this needs {package}, which is not installed: pip install 'jaxlift[{group}]'", name=error.name
+            f"this needs {package}, which is not installed: pip install {wanted}", name=missing
         ) from error

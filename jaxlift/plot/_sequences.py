@@ -1,18 +1,4 @@
-"""Pictures of scores: sequences as letters, images as pixels, rows of a table as bars. They need matplotlib alone.
-
-`observed` puts the scores of a sequence on the letters that are there, `logo` draws them, and `tracks` makes a figure
-of one or more rows with a shared scale, which shows a sequence of thousands of letters as a whole, and its strongest
-places from near:
-
->>> import numpy as np
->>> from jaxlift import plots
->>> one_hot = np.eye(4)[[0, 1, 2, 3]]
->>> contributions = np.array([[1.0, 0, -0.5, 0], [0, 2, 0, 0], [0, 0, -1, 0], [0, 0.5, 0, 0.5]])
->>> axes = plots.logo(plots.observed(contributions, one_hot), contig="chr1", start=1000)
->>> axes.figure.savefig("logo.png")  # doctest: +SKIP
-
-Positions count from 0, and spans are half-open, as in BED files.
-"""
+"""Scores of a sequence as letters. Positions count from 0, and spans are half-open, as in BED files."""
 
 from __future__ import annotations
 
@@ -23,19 +9,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxlift.plot._shared import OWN, SHARED, WIDTH, finite, inches, new_axes
 from jaxlift.scoring._extra import extra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "LEGIBLE", "bars", "image", "logo", "observed", "tracks"]
-
 COLOURS = {"A": "#2e8b57", "C": "#2b5fa8", "G": "#e0a100", "T": "#c0392b", "U": "#c0392b"}
 LEGIBLE = 250  # letters side by side in a figure
 VISIBLE = 0.01  # of the picture's limits: letters less high are left out
 BINS = 2000  # as many as a figure has pixels, about
-WIDTH = 12  # of a figure, in inches
 SPAN, PLACE = "#6a4c93", "#d9822b"  # what the caller marks; the strongest places
 
 Span = tuple[int, int, str]
@@ -130,7 +114,7 @@ def logo(
     scores = _checked("scores", scores, letters)
     _check_place(strand, spans)
     low, high = limits or _limits(scores)
-    axes = _axes(ax, (WIDTH, 2.5))
+    axes = new_axes(ax, (WIDTH, 2.5))
     positions, step = _positions(start, len(scores), strand)
     palette = COLOURS | dict(colours or {})
     paths, fill = [], []
@@ -163,8 +147,11 @@ def tracks(
     windows: int = 4,
     width: int = 30,
     title: str = "",
+    shared: bool = True,
 ) -> Figure:
-    """A figure of scores of one place, such as those of several targets or of two alleles, with a shared scale.
+    """A figure of scores of one place, such as those of several targets, of two alleles, or by several methods.
+
+    On the left it says whether they share a scale, on which they compare in size too, or have each its own.
 
     Up to 250 letters are drawn side by side. Of more there is the outline of all, and below it are the letters of the
     windows where the absolute scores, of all tracks and weighted towards the window's middle, sum to the most.
@@ -180,6 +167,7 @@ def tracks(
         windows: how many there are at most. They don't overlap.
         width: of each, in letters.
         title: above all.
+        shared: whether all have one scale.
 
     Returns:
         The figure, to be saved with `figure.savefig(path)`.
@@ -195,20 +183,24 @@ def tracks(
     if windows < 1 or width < 1:
         raise ValueError(f"expected one window or more, of a letter or more: got windows={windows}, width={width}.")
     count = len(next(iter(rows.values())))
-    bounds = np.array([_limits(row) for row in rows.values()])
-    limits = (bounds[:, 0].min(), bounds[:, 1].max())
-    options: dict[str, Any] = {"letters": letters, "contig": contig, "strand": strand, "limits": limits}
-    options |= {"colours": colours}
+    limits = {name: _limits(row) for name, row in rows.items()}
+    if shared:
+        lows, highs = zip(*limits.values(), strict=True)
+        limits = dict.fromkeys(rows, (min(lows), max(highs)))
+    options: dict[str, Any] = {"letters": letters, "contig": contig, "strand": strand, "colours": colours}
     unnamed = [(first, end, "") for first, end, _ in spans]  # labels are above the first track alone
     figure = extra("matplotlib.figure").Figure(layout="constrained")
     figure.suptitle(title, fontsize="medium")
+    if len(rows) > 1:
+        figure.supylabel(SHARED if shared else OWN, fontsize="small")
     positions, step = _positions(start, count, strand)
     if count <= LEGIBLE:
         figure.set_size_inches(WIDTH, 0.9 + 1.6 * len(rows))
         grid = figure.add_gridspec(len(rows), 1)
         for line, (name, row) in enumerate(rows.items()):
             marks = unnamed if line else spans
-            axes = logo(row, ax=figure.add_subplot(grid[line, 0]), start=start, spans=marks, **options)
+            axes = figure.add_subplot(grid[line, 0])
+            logo(row, ax=axes, start=start, spans=marks, limits=limits[name], **options)
             _in_grid(axes, name, line == 0, line == len(rows) - 1)
         return figure
     width = min(width, count)
@@ -221,12 +213,12 @@ def tracks(
         first, last = line == 0, line == len(rows) - 1
         axes = figure.add_subplot(grid[line, :])
         _outline(axes, row, positions, step)
-        _finish(axes, positions, step, contig, strand, limits)
+        _finish(axes, positions, step, contig, strand, limits[name])
         _mark(axes, spans if first else unnamed, places if first else [(*place[:2], "") for place in places])
         _in_grid(axes, name, first, last)
         for column, (begin, place) in enumerate(zip(begins, places, strict=True)):
             axes = figure.add_subplot(grid[len(rows) + line, column])
-            logo(row[begin : begin + width], ax=axes, start=place[0], **options)
+            logo(row[begin : begin + width], ax=axes, start=place[0], limits=limits[name], **options)
             _mark(axes, spans if first else unnamed, [place] if first else [])
             axes.set_xlabel("")
             _in_grid(axes, name if column == 0 else "", first, last)
@@ -234,36 +226,10 @@ def tracks(
     return figure
 
 
-def image(scores: ArrayLike, *, ax: Axes | None = None) -> Axes:
-    """Draw scores as pixels, red where they are positive and blue where they are negative.
+def signal(scores: ArrayLike, *, ax: Axes | None = None, start: int = 0) -> Axes:
+    """Draw the outline of scores in the features' order, such as those of a signal or of many features.
 
-    >>> image(np.eye(3)).get_images()[0].get_clim()
-    (-1.0, 1.0)
-
-    Args:
-        scores: `(H, W)`, or `(H, W, C)` with up to 4 channels, which are summed.
-        ax: where to draw; a new figure's, if left out.
-
-    Returns:
-        The axes.
-
-    Raises:
-        ValueError: if the scores aren't finite numbers of such a shape.
-    """
-    values = _finite("scores", scores)
-    if not (values.ndim == 2 or (values.ndim == 3 and values.shape[2] <= 4)) or not values.size:
-        raise ValueError(f"expected scores of an image (H, W) or (H, W, C), with C up to 4, got shape {values.shape}.")
-    pixels = values if values.ndim == 2 else values.sum(2)
-    axes = _axes(ax, (5, 4.5))
-    limit = float(np.abs(pixels).max()) or 1.0
-    axes.figure.colorbar(axes.imshow(pixels, cmap="RdBu_r", vmin=-limit, vmax=limit), ax=axes)
-    return axes
-
-
-def bars(scores: ArrayLike, *, ax: Axes | None = None, start: int = 0) -> Axes:
-    """Draw the scores of the features of a table's row.
-
-    >>> bars([1.0, -2.0, 0.5]).get_xlabel()
+    >>> signal([1.0, -2.0, 0.5]).get_xlabel()
     'feature'
 
     Args:
@@ -277,10 +243,10 @@ def bars(scores: ArrayLike, *, ax: Axes | None = None, start: int = 0) -> Axes:
     Raises:
         ValueError: if the scores aren't finite numbers of such a shape.
     """
-    values = _finite("scores", scores)
+    values = finite("scores", scores)
     if values.ndim != 1 or not values.size:
         raise ValueError(f"expected scores of features (F,), got shape {values.shape}.")
-    axes = _axes(ax, (WIDTH, 2.5))
+    axes = new_axes(ax, (WIDTH, 2.5))
     positions, step = _positions(start, len(values), "+")
     _outline(axes, values[:, None], positions, step)
     _finish(axes, positions, step, "", "+", _limits(values[:, None]))
@@ -288,16 +254,8 @@ def bars(scores: ArrayLike, *, ax: Axes | None = None, start: int = 0) -> Axes:
     return axes
 
 
-def _finite(name: str, scores: ArrayLike) -> np.ndarray:
-    values = np.asarray(scores, np.float64)
-    if not np.isfinite(values).all():
-        bad = np.argwhere(~np.isfinite(values))
-        raise ValueError(f"{name} must be finite: {len(bad)} of {values.size} are not, the first at {bad[0].tolist()}.")
-    return values
-
-
 def _checked(name: str, scores: ArrayLike, letters: str) -> np.ndarray:
-    values = _finite(name, scores)
+    values = finite(name, scores)
     if values.ndim != 2 or values.shape[1] != len(letters) or not values.size:
         raise ValueError(f"letters={letters!r} need scores of shape (L, {len(letters)}), got {values.shape} as {name}.")
     return values
@@ -360,10 +318,6 @@ def _strongest(strength: Any, count: int, width: int) -> list[int]:
     return sorted(places)
 
 
-def _axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
-    return ax or extra("matplotlib.figure").Figure(size, layout="constrained").add_subplot()
-
-
 def _outline(axes: Axes, scores: np.ndarray, positions: np.ndarray, step: int) -> None:
     """How deep and high scores reach at each position, or in each of as many bins as can be seen."""
     edges = np.unique(np.linspace(0, len(scores), min(len(scores), BINS) + 1).astype(int))
@@ -385,16 +339,11 @@ def _finish(
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
-    ticks = max(2, int(_inches(axes) / 1.5))
+    ticks = max(2, int(inches(axes) / 1.5))
     axes.xaxis.set_major_locator(ticker.MaxNLocator(ticks, integer=True, steps=(1, 2, 5, 10)))
     axes.yaxis.set_major_locator(ticker.MaxNLocator(4))
     named = f"{contig}, positions from 0" if contig else "position"
     axes.set_xlabel(f"{named}, strand -" if strand == "-" else named, fontsize="small")
-
-
-def _inches(axes: Axes) -> float:
-    """How wide it is, about: the layout comes later."""
-    return axes.bbox.width / axes.figure.dpi
 
 
 def _in_grid(axes: Axes, name: str, first: bool, last: bool) -> None:
@@ -408,7 +357,7 @@ def _in_grid(axes: Axes, name: str, first: bool, last: bool) -> None:
 def _mark(axes: Axes, spans: Sequence[Span], places: Sequence[Span] = ()) -> None:
     """Shade spans, and put a bar with the label above each that has one, in as many lanes as keep them apart."""
     first, last = sorted(axes.get_xlim())
-    character = (last - first) / (_inches(axes) * 72 / 5)  # of a label, 5 points wide, in positions
+    character = (last - first) / (inches(axes) * 72 / 5)  # of a label, 5 points wide, in positions
     lanes: list[list[tuple[float, float]]] = []
     for colour, (start, end, label) in [*((PLACE, place) for place in places), *((SPAN, span) for span in spans)]:
         left, right = max(start - 0.5, first), min(end - 0.5, last)
