@@ -152,11 +152,10 @@ def main() -> None:
         worst = max(worst, *errors) if np.isfinite(errors).all() else np.inf
 
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    heads = f"bases: {base}", f"bins: {base // BIN}", f"contacts: {bins[0]}, {bins[1]}"
+    heads = f"GATA1 at\nbase {base}", f"GATA1 in\nbin {base // BIN}", f"contact of\nbins {bins[0]}, {bins[1]}"
     rows = {head: plot.observed(s, x) for head, s in zip(heads, scores["bfloat16", "rescale"], strict=True)}
-    plot.tracks(rows, spans=spans, windows=3, title="Contributions to the logarithms of three heads").savefig(
-        options.output, dpi=150
-    )
+    title = f"Contributions to the logarithms of what three heads predict (bins are of {BIN} bases)"
+    plot.tracks(rows, spans=spans, windows=3, title=title, shared=False).savefig(options.output, dpi=150)
     print(f"picture: {options.output}")
     if worst > ROUNDINGS:
         raise SystemExit("the contributions don't sum to the difference of the outputs")

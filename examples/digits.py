@@ -7,10 +7,10 @@ that contributions sum to the difference of the outputs, and saves a picture.
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from flax import nnx
@@ -20,6 +20,7 @@ from sklearn.model_selection import train_test_split
 from timing import seconds
 
 import jaxlift
+from jaxlift import plot
 
 
 class Network(nnx.Module):
@@ -59,23 +60,20 @@ def train(images: np.ndarray, labels: np.ndarray, epochs: int) -> Network:
 
 def picture(digits: np.ndarray, classes: np.ndarray, scores: dict[str, np.ndarray]) -> Figure:
     """Digits in the first row, and below it their contributions by each method, on one scale centred on zero."""
-    limit = max(np.abs(rows).max() for rows in scores.values())
-    figure, axes = plt.subplots(
-        1 + len(scores), len(digits), figsize=(1.05 * len(digits) + 2.2, 1.08 * (1 + len(scores))), layout="constrained"
-    )
-    shown = None
+    limit = float(max(np.abs(rows).max() for rows in scores.values()))
+    figure = Figure((1.05 * len(digits) + 2.2, 1.08 * (1 + len(scores))), layout="constrained")
+    axes: Any = figure.subplots(1 + len(scores), len(digits))
     for column, (digit, label) in enumerate(zip(digits, classes, strict=True)):
         axes[0, column].imshow(digit[..., 0], cmap="gray_r")
         axes[0, column].set_title(f"class {label}", fontsize=9)
         for row, values in enumerate(scores.values(), start=1):
-            shown = axes[row, column].imshow(values[column, ..., 0], cmap="RdBu_r", vmin=-limit, vmax=limit)
+            plot.image(values[column], ax=axes[row, column], limit=limit, bar=False)
     for axis, name in zip(axes[:, 0], ["digit", *scores], strict=True):
         axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set(linewidth=0.4, color="0.6")
-    assert shown is not None
-    bar = figure.colorbar(shown, ax=axes[1:], shrink=0.9, pad=0.015)
+    bar = figure.colorbar(axes[1, 0].images[0], ax=axes[1:], shrink=0.9, pad=0.015)
     bar.set_label("contribution to the class's logit,\nabove the mean of all classes", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     return figure

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from motifs import BASES, MOTIFS, STRONG, TASKS, in_windows, log_odds
 
 from jaxlift import plot
@@ -105,7 +106,8 @@ def summary(
     methods: dict[str, dict[str, float]], references: dict[str, dict[str, dict[str, float]]], names: Iterable[str]
 ) -> Figure:
     """What the methods cost and how far they are from Shapley values; how far sets of references agree."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    figure = Figure((10, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
     colours = {name: f"C{k}" for k, name in enumerate(names)}
     for name, colour in colours.items():
         left.scatter(methods[name]["milliseconds"], methods[name]["distance"], color=colour, s=45, label=name, zorder=2)
@@ -122,9 +124,11 @@ def summary(
         xlabel="ms per example",
         ylabel="distance to Shapley values\n(relative, joint task)",
     )
-    for name, by_count in references.items():
+    # The first curves are the widest, so that those that lie on them hide none.
+    for (name, by_count), width in zip(references.items(), np.linspace(6, 1.5, len(references)), strict=True):
         counts = [count for count in by_count if count.isdigit()]
-        right.plot([int(c) for c in counts], [by_count[c]["agreement"] for c in counts], "o-", color=colours[name])
+        agreements = [by_count[c]["agreement"] for c in counts]
+        right.plot([int(c) for c in counts], agreements, "o-", color=colours[name], lw=width, ms=3 + 1.5 * width)
     right.set(
         xscale="log",
         xlabel="shuffled references in each of two sets",
@@ -132,9 +136,12 @@ def summary(
     )
     right.set_xticks([1, 10, 50], ["1", "10", "50"])
     right.minorticks_off()
+    # Few ticks, for methods cost nearly the same or very different amounts.
+    left.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
     left.xaxis.set_major_formatter("{x:g}")
+    left.xaxis.set_minor_formatter(NullFormatter())
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
-        axis.tick_params(labelsize=8)
-    figure.legend(loc="outside right center", fontsize=8, frameon=False)
+        axis.tick_params(labelsize=9)
+    figure.legend(loc="outside right center", fontsize=9, frameon=False)
     return figure

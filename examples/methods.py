@@ -1,26 +1,27 @@
 """Explain one handwritten digit by every method of jaxlift, in one picture.
 
 Each shows what speaks for the network's decision: for its logit, less the mean of all classes' logits, compared with an
-empty image. Colours are on a scale of each method's own, red for and blue against. Above is what its contributions sum
-to, and the difference of the outputs that they are to explain. In-silico mutagenesis is for one-hot sequences, and left
-out.
+empty image. Colours are on a scale of each method's own, red for and blue against. Above each is what its scores sum
+to: those of DeepLIFT and Shapley values to the difference of the outputs, others to something else. In-silico
+mutagenesis is for one-hot sequences, and left out.
 """
 
 import argparse
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 from compared import RULES, save
 from matplotlib.figure import Figure
 from mnist_network import EPOCHS, kept, load, predicted, trained
 
 import jaxlift
+from jaxlift import plot
 
 PATCHES = np.arange(49).reshape(7, 7).repeat(4, 0).repeat(4, 1)[..., None]  # 4 x 4 pixels each
 COMPLETE = {"DeepLIFT Rescale", "DeepLIFT RevealCancel", "DeepLIFT genomics default"}
@@ -38,18 +39,20 @@ def methods(orders: int) -> dict[str, Callable[..., Any]]:
     }
 
 
-def picture(digit: np.ndarray, scores: dict[str, np.ndarray], change: float) -> Figure:
-    figure, axes = plt.subplots(3, 5, figsize=(10, 6.9), layout="constrained")
-    axes[0, 0].imshow(digit[..., 0], cmap="gray_r")
-    axes[0, 0].set_title("\ndigit", fontsize=8.5)
-    for axis, (name, values) in zip(axes.flat[1:], scores.items(), strict=True):
-        limit = np.quantile(np.abs(values), 0.998)
-        axis.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit)
-        total = "a map, without a sum" if "CAM" in name else f"sum {values.sum():.2f} of {change:.2f}"
-        axis.set_title(f"{name}\n{total}", fontsize=8.5)
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
-        axis.spines[:].set(linewidth=0.4, color="0.6")
+def picture(digit: np.ndarray, scores: dict[str, np.ndarray], label: int, change: float) -> Figure:
+    """The digit, and the scores of each method with what they sum to."""
+
+    def titled(name: str, total: float) -> str:
+        # Names of two lines are as long as the panels are wide.
+        return f"{fill(name, 24)}\n" + ("(a map: it has no sum)" if "CAM" in name else f"sum {total:.2f}")
+
+    panels = {titled(name, values.sum()): values for name, values in scores.items()}
+    figure = Figure((13, 8.6), layout="constrained")
+    plot.side_by_side(panels, x=1 - digit, shared=False, percentile=99.8, label="score", figure=figure)
+    figure.suptitle(
+        f"Why a {label}: its logit, less the mean of all, is {change:.2f} more than for an empty image. "
+        f"Scores that sum to {change:.2f} explain all of that."
+    )
     return figure
 
 
@@ -81,7 +84,8 @@ def main() -> None:
         numbers[name] = float(scores[name].sum()) if has_sum else None
         print(f"  {name:36}" + (f"sum {scores[name].sum():8.3f}" if has_sum else "a map"))
 
-    save(picture(np.asarray(x[0]), scores, change), {"label": label, "change": change, "sums": numbers}, options.output)
+    figure = picture(np.asarray(x[0]), scores, label, change)
+    save(figure, {"label": label, "change": change, "sums": numbers}, options.output)
     if not all(abs(scores[name].sum() - change) <= 1e-3 * np.abs(scores[name]).sum() for name in COMPLETE):
         raise SystemExit("contributions don't sum to the difference of the outputs")
 

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 from compared import COLOURS, OPTIONS, RULES, Explain, explain_all, on_images, on_ink, save
 from matplotlib.figure import Figure
@@ -23,6 +22,7 @@ from mnist_network import EPOCHS, Network, load, predicted, trained
 from mnist_tables import IN_PAPER, REVEALCANCEL, SHAPLEY, beyond, conversion, pairs, report
 
 import jaxlift
+from jaxlift import plot
 
 ERASED = 157
 CONVERSIONS = [(8, 3), (8, 6)]
@@ -92,24 +92,30 @@ def picture(
     image: np.ndarray, scores: dict[str, np.ndarray], changes: dict[tuple[int, int], dict[str, np.ndarray]]
 ) -> Figure:
     """An example with its scores and what is left of it, above boxes of all images' changes."""
-    figure = plt.figure(figsize=(11, 9.2), layout="constrained")
-    halves: Any = figure.subfigures(2, 1, height_ratios=(1.15, 1))
+    figure = Figure((16, 14.5), layout="constrained")
+    halves: Any = figure.subfigures(2, 1, height_ratios=(1.35, 1))
     upper, lower = halves
     rows = ["score for 8", "score for 3", "8 to 3", "score for 6", "8 to 6"]
     axes = upper.subplots(len(rows), 1 + len(scores))
     axes[0, 0].imshow(image[..., 0], cmap="gray_r")
-    axes[0, 0].set_title("image", fontsize=7.5)
+    axes[0, 0].set_title("image", fontsize=10)
     for axis, row in zip(axes[:, 1], rows, strict=True):
-        axis.set_ylabel(row, fontsize=8)
+        axis.set_ylabel(row, fontsize=11)
     for column, (name, values) in enumerate(scores.items(), start=1):
-        limit = np.quantile(np.abs(values[[8, 3, 6]]), 0.995)
-        axes[0, column].set_title(fill(name, 19), fontsize=6.8)
+        limit = float(np.quantile(np.abs(values[[8, 3, 6]]), 0.995))
+        axes[0, column].set_title(fill(name, 17), fontsize=10)
         for axis, row in zip(axes[:, column], rows, strict=True):
             if row.startswith("score"):
-                axis.imshow(values[int(row[-1]), ..., 0], cmap="RdBu_r", vmin=-limit, vmax=limit)
+                plot.image(values[int(row[-1])], ax=axis, limit=limit, bar=False)
             else:
                 contrast = values[8] - values[int(row[-1])]
                 axis.imshow(erase(jnp.asarray(image[None]), jnp.asarray(contrast[None]))[0, ..., 0], cmap="gray_r")
+        bar = upper.colorbar(
+            axes[0, column].images[0], ax=axes[:, column], location="bottom", extend="both", pad=0.01, aspect=12
+        )
+        bar.ax.locator_params(nbins=3)
+        bar.ax.tick_params(labelsize=9)
+    upper.supxlabel("scores of the pixels, each method on a scale of its own, clipped at percentile 99.5", fontsize=11)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set(linewidth=0.4, color="0.6", visible=bool(axis.images))
@@ -127,11 +133,11 @@ def picture(
             f"{name}, {np.isfinite(values).sum()} images" if name == SHAPLEY else name
             for name, values in by_method.items()
         ]
-        axis.set_xticklabels(labels, rotation=35, ha="right", rotation_mode="anchor", fontsize=8)
-        axis.set_title(f"{original} to {target}: {len(by_method[IN_PAPER[0]])} images of {original}", fontsize=9)
-        axis.tick_params(axis="y", labelsize=8)
+        axis.set_xticklabels(labels, rotation=35, ha="right", rotation_mode="anchor", fontsize=11)
+        axis.set_title(f"{original} to {target}: {len(by_method[IN_PAPER[0]])} images of {original}", fontsize=12)
+        axis.tick_params(axis="y", labelsize=10)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.set_ylabel(f"increase of the log-odds of {target} against {original}", fontsize=8)
+        axis.set_ylabel(f"increase of the log-odds of {target} against {original}", fontsize=11)
     return figure
 
 

@@ -98,25 +98,39 @@ def log_odds_of(network: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Arra
 
 
 def picture(
-    sites: list[np.ndarray], starts: list[int], alleles: dict[str, np.ndarray], start: int, spans: list[plot.Span]
+    sites: dict[str, np.ndarray],
+    starts: list[int],
+    alleles: dict[str, np.ndarray],
+    start: int,
+    exons: list[plot.Span],
+    variant: int,
 ) -> Figure:
-    """The logos of the gene's splice sites, and below them those of the new acceptor."""
-    figure = Figure((12, 1.9 + 1.6 * len(alleles)), layout="constrained")
+    """The logos of the gene's splice sites, and below them those of the new acceptor. Lines are exons' boundaries."""
+    figure = Figure((12, 2.9 + 1.6 * len(alleles)), layout="constrained")
     rows = figure.add_gridspec(1 + len(alleles), len(sites), height_ratios=[1.2] + [1.0] * len(alleles))
-    shared: dict[str, Any] = {"strand": "-", "contig": "chr11", "spans": spans}
-    drawn = [*sites, *alleles.values()]
+    spans = [*exons, (variant, variant + 1, "variant")]
+    shared: dict[str, Any] = {"strand": "-", "spans": exons}
+    drawn = [*sites.values(), *alleles.values()]
     shared["limits"] = min(np.minimum(s, 0).sum(1).min() for s in drawn), max(s.clip(0).sum(1).max() for s in drawn)
-    for column, (scores, place) in enumerate(zip(sites, starts, strict=True)):
-        axes = plot.logo(scores, ax=figure.add_subplot(rows[0, column]), start=place, **shared)
-        axes.set(xlabel="", ylabel="" if column else "log-odds")
+    for column, (name, place) in enumerate(zip(sites, starts, strict=True)):
+        axes = plot.logo(sites[name], ax=figure.add_subplot(rows[0, column]), start=place, **shared)
+        axes.set(xlabel="", ylabel="" if column else "contribution to the\nsite's log-odds")
+        axes.set_title(name, fontsize="medium", pad=22)  # above the exon's name
     for row, (name, scores) in enumerate(alleles.items(), start=1):
-        if row > 1:
-            shared["spans"] = [(first, last, "") for first, last, _ in spans]
+        shared["spans"] = spans if row == 1 else [(first, last, "") for first, last, _ in spans]
         axes = plot.logo(scores, ax=figure.add_subplot(rows[row, :]), start=start, **shared)
-        axes.set_ylabel(name)
-        if row < len(alleles):
-            axes.set_xlabel("")
-            axes.tick_params(labelbottom=False)
+        axes.set_ylabel(f"new acceptor,\n{name}")
+        axes.tick_params(labelbottom=row == len(alleles))
+        axes.set_xlabel("")
+    for axes in figure.axes:
+        for end in (end for first, last, _ in exons for end in (first - 0.5, last - 0.5)):
+            if min(axes.get_xlim()) < end < max(axes.get_xlim()):
+                axes.axvline(end, color="0.2", linewidth=1, linestyle="--")
+    figure.supxlabel(
+        "position on chromosome 11 (GRCh38), from 0; the gene is on the strand -, so it is read from high to low, "
+        "as here from left to right",
+        fontsize="small",
+    )
     return figure
 
 
@@ -169,7 +183,8 @@ def main() -> None:
     for kind, name, scores in [(DONOR, "donor", donors), (ACCEPTOR, "acceptor", acceptors)]:
         for place, score in zip(places[kind], scores, strict=True):
             signal = slice(place + 1, place + 3) if kind == DONOR else slice(place - 2, place)
-            found.append((place, score))
+            number = places[kind].index(place) + (1 if kind == DONOR else 2)
+            found.append((place, f"{name} of exon {number}", score))
             print(
                 f"{name:8} at chr11:{end - place:,}: probability {probability[0, place, kind]:.3f}, contributions sum "
                 f"to {score.sum():+.2f}, of which {dna[signal]} {score[signal].sum():+.2f}"
@@ -191,13 +206,13 @@ def main() -> None:
     found.sort(key=lambda site: site[0])
     wide, near = 14, slice(NEW_ACCEPTOR - 43, NEW_ACCEPTOR + 37)
     alleles = {"normal": before[near], "variant": after[near], "difference": after[near] - before[near]}
-    spans = [*exons, (end - VARIANT - 1, end - VARIANT, "variant")]
     picture(
-        [score[place - wide : place + wide] for place, score in found],
-        [end - place - wide for place, _ in found],
+        {name: score[place - wide : place + wide] for place, name, score in found},
+        [end - place - wide for place, *_ in found],
         alleles,
         end - near.stop,
-        spans,
+        exons,
+        end - VARIANT - 1,
     ).savefig(options.output, dpi=150)
     print(f"picture: {options.output}")
     if not all(error <= 1e-4 for error in errors):  # NaN is an error too

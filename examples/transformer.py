@@ -6,20 +6,22 @@ with embeddings of zero. Contributions sum to what the words add to the similari
 """
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 import safetensors.numpy
 import tokenizers
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from packages import wheel
 
 import jaxlift
+from jaxlift import plot
 
 PAIRS = [
     ("A man is eating food.", "A man is eating a piece of bread."),
@@ -82,23 +84,20 @@ def explain(params: Params, words: np.ndarray, other: jax.Array, rule: str) -> t
     return contributions.sum(-1), float(y), float(error)
 
 
-def picture(rows: list[tuple[str, list[str], np.ndarray]], limit: float) -> Figure:
-    """Words in boxes, coloured by what they contribute, a sentence to each line; a line without words is a heading."""
-    figure, axes = plt.subplots(figsize=(7.5, 0.36 * len(rows) + 0.3), layout="constrained")
-    colours, norm = plt.get_cmap("RdBu_r"), Normalize(-limit, limit)
-    renderer = figure.canvas.get_renderer()  # pyright: ignore[reportAttributeAccessIssue]
-    axes.set(xlim=(0, 1), ylim=(-len(rows) + 0.4, 0.6))
-    axes.axis("off")
-    for row, (label, words, scores) in enumerate(rows):
-        axes.text(0, -row, label, fontsize=9, va="center", style="normal" if words else "italic")
-        left = 0.18
-        for word, score in zip(words, scores, strict=True):
-            text = axes.text(
-                left, -row, word, fontsize=10, va="center", color="white" if abs(score) > 0.6 * limit else "black",
-                bbox={"boxstyle": "round,pad=0.25", "facecolor": colours(norm(score)), "edgecolor": "0.75", "lw": 0.5},
-            )  # fmt: skip
-            left = axes.transData.inverted().transform(text.get_window_extent(renderer))[1, 0] + 0.015
-    bar = figure.colorbar(plt.cm.ScalarMappable(norm, colours), ax=axes, shrink=0.8, pad=0.01)
+def picture(rows: dict[str, dict[str, plot.Text]], limit: float) -> Figure:
+    """Each sentence below the one it is like, a line for each rule, coloured by what its words contribute."""
+    lines = sum(1 + len(by_rule) for by_rule in rows.values())
+    figure = Figure((8, 0.36 * lines + 0.3), layout="constrained")
+    axes: Any = figure.subplots(lines, 1)
+    places = iter(axes)
+    for to, by_rule in rows.items():
+        heading = next(places)
+        heading.set_axis_off()
+        heading.text(0, 0.2, f"similar to \u201c{to}\u201d", fontsize=9, style="italic")
+        for rule, words in by_rule.items():
+            axis = words.draw(ax=next(places))
+            axis.text(-0.02, 0.3, rule, transform=axis.transAxes, fontsize=9, ha="right")
+    bar = figure.colorbar(ScalarMappable(Normalize(-limit, limit), plot.DIVERGING), ax=axes, pad=0.01)
     bar.set_label("contribution to the similarity", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     return figure
@@ -118,23 +117,28 @@ def main() -> None:
         tokens = tokenizer.encode(sentence)
         return tokens.tokens, params["embeddings.word_embeddings.weight"][tokens.ids]
 
-    rows: list[tuple[str, list[str], np.ndarray]] = []
+    explained: dict[str, dict[str, plot.Text]] = {}
     worst = 0.0
     for sentence, to in PAIRS:
-        words, x = embedded(sentence)
+        tokens, x = embedded(sentence)
         other = jax.jit(encode)(params, jnp.asarray(embedded(to)[1]))
-        rows.append((f"similar to \u201c{to}\u201d", [], np.zeros(0)))
+        explained[to] = {}
         for rule, name in [("rescale", "Rescale"), ("revealcancel", "RevealCancel")]:
             scores, y, error = explain(params, x, other, rule)
             worst = float(np.maximum(worst, error))
-            rows.append((name, words[1:-1], scores[1:-1]))
-            listed = "  ".join(f"{word} {score:+.2f}" for word, score in zip(words[1:-1], scores[1:-1], strict=True))
+            # Without the marks of beginning and end, which contribute nothing; pieces of words are joined.
+            explained[to][name] = words = plot.text(tokens[1:-1], scores[1:-1], pieces="wordpiece")
+            listed = "  ".join(f"{word} {score:+.2f}" for word, score in zip(words.words, words.scores, strict=True))
             print(f"{y:.3f} to {to!r}, {name:12} {listed}")
     print(f"largest summation-to-delta error, relative to the sum of absolute contributions: {worst:.1e}")
 
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    limit = max(np.abs(scores).max() for _, words, scores in rows if words)
-    picture(rows, float(limit)).savefig(options.output, dpi=200)
+    limit = max(words.limit for by_rule in explained.values() for words in by_rule.values())
+    on_one_scale = {
+        to: {name: dataclasses.replace(words, limit=limit) for name, words in by_rule.items()}
+        for to, by_rule in explained.items()
+    }
+    picture(on_one_scale, limit).savefig(options.output, dpi=200)
     print(f"picture: {options.output}")
     if not worst <= 1e-4:  # NaN is an error too
         raise SystemExit("the contributions don't sum to the difference of the similarities")

@@ -154,7 +154,8 @@ def tracks(
     On the left it says whether they share a scale, on which they compare in size too, or have each its own.
 
     Up to 250 letters are drawn side by side. Of more there is the outline of all, and below it are the letters of the
-    windows where the absolute scores, of all tracks and weighted towards the window's middle, sum to the most.
+    windows where the absolute scores, of all tracks as they are drawn and weighted towards the window's middle, sum to
+    the most.
 
     >>> rng = np.random.default_rng(0)
     >>> figure = tracks({"one": rng.normal(size=(300, 4)), "other": rng.normal(size=(300, 4))}, windows=3)
@@ -204,7 +205,8 @@ def tracks(
             _in_grid(axes, name, line == 0, line == len(rows) - 1)
         return figure
     width = min(width, count)
-    begins = _strongest(sum(np.abs(row).sum(1) for row in rows.values()), windows, width)
+    scales = {name: 1 if shared else high - low for name, (low, high) in limits.items()}
+    begins = _strongest(sum(np.abs(row).sum(1) / scales[name] for name, row in rows.items()), windows, width)
     leasts = [int(positions[begin : begin + width].min()) for begin in begins]
     places = [(least, least + width, str(number)) for number, least in enumerate(leasts, 1)]
     figure.set_size_inches(WIDTH, 1.4 + 2.5 * len(rows))

@@ -153,7 +153,7 @@ def _number(name: str, value: ArrayLike) -> float:
 def draw_bars(axes: Axes, labels: list[str], starts: np.ndarray, amounts: np.ndarray, label: str) -> None:
     rows = np.arange(len(labels))
     axes.barh(rows, amounts, left=starts, height=0.7, color=np.where(amounts < 0, NEGATIVE, POSITIVE).tolist())
-    for row, start, amount in zip(rows, starts, amounts, strict=True):
+    for row, (start, amount) in enumerate(zip(starts, amounts, strict=True)):
         _beside(axes, f"{amount:+.3g}", start + amount, row, -1 if amount < 0 else 1)
     axes.set_yticks(rows, labels, fontsize="small")
     axes.set_ylim(len(labels) - 0.4, -0.6)

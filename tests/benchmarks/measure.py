@@ -138,10 +138,15 @@ def cell(name: str, n: int, r: int, peers: Path | None, reason: str, settings: S
     for result in results.values():
         if seconds := result["seconds"]:
             result["median"] = median(seconds)
-            low, _, high = quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
+            low, _, high = quartiles(seconds)
             result["spread"] = (high - low) / result["median"]
     judge(results, arrays)
     return {"network": name, "n": n, "r": r, "pool": NETWORKS[name].pool, "competitors": results}
+
+
+def quartiles(seconds: list[float]) -> list[float]:
+    """Those of turns' times, the median in the middle."""
+    return quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
 
 
 def judge(results: dict[str, dict[str, Any]], arrays: dict[str, dict[str, np.ndarray]]) -> None:

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from .measure import ON_JAX, PEERS
+from .measure import ON_JAX, PEERS, quartiles
+from .networks import NETWORKS
 
 TITLES = {
     "rescale": "jaxlift, Rescale",
@@ -25,6 +27,7 @@ TITLES = {
     "shap": "SHAP",
     "tangermeme": "tangermeme",
 }
+NAMES = {"bpnet": "BPNet", "lstm": "LSTM", "mnist_cnn": "CNN for MNIST", "max_pooling": "max-pooling"}
 RIGHT = ("right", "complete, by another rule")
 
 
@@ -198,23 +201,31 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def plot(results: dict[str, Any], network: str, path: Path) -> None:
-    """Time against the number of references, log-log."""
-    import matplotlib
+    """Time against the number of references, log-log; bars are from the first quartile of turns to the third."""
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(5, 3.5), layout="constrained")
+    figure = Figure((6, 4.2), layout="constrained")
+    axes = figure.add_subplot()
     for name in ("rescale", "revealcancel", *PEERS):
-        points = [
-            (cell["r"], cell["competitors"][name]["median"])
+        points = sorted(
+            (cell["r"], quartiles(cell["competitors"][name]["seconds"]))
             for cell in results["cells"]
-            if cell["network"] == network and "median" in cell["competitors"][name]
-        ]
+            if cell["network"] == network and cell["competitors"][name].get("seconds")
+        )
         if points:
+            low, middle, high = np.transpose([seconds for _, seconds in points])
             states = {cell["competitors"][name]["state"] for cell in results["cells"]}
             label = TITLES[name] + (" (incomplete)" if "incomplete" in states else "")
-            axes.plot(*zip(*sorted(points), strict=True), marker="o", label=label)
-    axes.set(xscale="log", yscale="log", xlabel="references", ylabel="seconds", title=f"{network}, 8 examples")
+            bars = (middle - low, high - middle)
+            axes.errorbar([r for r, _ in points], middle, bars, marker="o", markersize=4, capsize=3, label=label)
+    shape = " x ".join(map(str, NETWORKS[network].shape))
+    axes.set(xscale="log", yscale="log", xlabel="references of each example", ylabel="seconds for 8 examples")
+    axes.set_title(
+        f"{NAMES.get(network, network)}, inputs of {shape}: median and quartiles of turns", fontsize="medium"
+    )
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+    axes.grid(which="major", linewidth=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=150)
