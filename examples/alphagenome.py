@@ -17,13 +17,17 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from alphagenome_network import Network, Sizes, in_precision
-from flax import nnx
 from motifs import BACKGROUND, MOTIFS
 
 import jaxlift
 from jaxlift import plot
+
+try:
+    import optax
+    from alphagenome_network import Network, Sizes, in_precision
+    from flax import nnx
+except ModuleNotFoundError as error:
+    raise SystemExit(f"This example needs {error.name}: pip install -e '.[examples]'") from error
 
 LENGTH, BIN, MOST = 1024, 128, 6  # bases, bases of a bin, and instances of a motif at most
 ROUNDINGS = 4  # of the sum of magnitudes, that sums may miss

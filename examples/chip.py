@@ -23,14 +23,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pyBigWig
-from chip_data import Contig, Peak, Site, call_peaks, simulate, write_genome, write_peaks, write_variants
-from chip_network import INPUT, OUTPUT, WEIGHTS, BPNet
-from chip_report import AROUND, FOUND, Match, find_planted, picture, projected, read_patterns
-from flax import nnx
-from network_files import read, write
-from scipy.special import rel_entr
-from training import optimizer_of
+
+try:
+    import pyBigWig
+    from chip_data import Contig, Peak, Site, call_peaks, simulate, write_genome, write_peaks, write_variants
+    from chip_network import INPUT, OUTPUT, WEIGHTS, BPNet
+    from chip_report import AROUND, FOUND, Match, find_planted, picture, projected, read_patterns
+    from flax import nnx
+    from network_files import read, write
+    from scipy.special import rel_entr
+    from training import optimizer_of
+except ModuleNotFoundError as error:
+    raise SystemExit(f"This example needs {error.name}: pip install -e '.[examples,genomics,motifs]'") from error
 
 EXAMPLES = Path(__file__).parent.resolve()  # where the commands find the network
 TARGETS = ["counts", "profile"]  # which are the names of the network's outputs

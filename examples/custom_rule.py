@@ -16,11 +16,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.experimental import pallas as pl
-from sklearn.datasets import load_digits
 
 import jaxlift
+
+try:
+    import optax
+    from sklearn.datasets import load_digits
+except ModuleNotFoundError as error:
+    raise SystemExit(f"This example needs {error.name}: pip install -e '.[examples]'") from error
 
 
 def plain_gate(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -12,15 +12,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from flax import nnx
-from matplotlib.figure import Figure
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from timing import seconds
 
 import jaxlift
 from jaxlift import plot
+
+try:
+    import optax
+    from flax import nnx
+    from matplotlib.figure import Figure
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+except ModuleNotFoundError as error:
+    raise SystemExit(f"This example needs {error.name}: pip install -e '.[examples]'") from error
 
 
 class Network(nnx.Module):

@@ -10,13 +10,17 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import matplotlib.cbook
 import numpy as np
-from keras_models import log_probabilities_of
-from PIL import Image, ImageFilter
 
 import jaxlift
 from jaxlift import plot
+
+try:
+    import matplotlib.cbook
+    from keras_models import log_probabilities_of
+    from PIL import Image, ImageFilter
+except ModuleNotFoundError as error:
+    raise SystemExit(f"This example needs {error.name}: pip install -e '.[models]'") from error
 
 EXPRESSIONS = ["angry", "disgust", "fear", "happy", "sad", "surprise", "neutral"]
 

@@ -15,13 +15,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
-from compared import COLOURS, RULES, save
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 import jaxlift
+
+try:
+    import matplotlib.pyplot as plt
+    from compared import COLOURS, RULES, save
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+except ModuleNotFoundError as error:
+    raise SystemExit(f"This example needs {error.name}: pip install -e '.[examples]'") from error
 
 METHODS: dict[str, Callable[..., Any]] = {
     name: functools.partial(jaxlift.attribute, rule=rule) for name, rule in RULES.items() if rule != "genomics_default"

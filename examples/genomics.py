@@ -16,17 +16,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from flax import nnx
-from genomics_figures import logos, scatter, summary
 from motifs import BACKGROUND, BOTH, LENGTH, MOTIFS, STRONG, TASKS, in_windows, log_odds, posterior, simulate
-from network_files import read, write
-from sklearn.metrics import roc_auc_score
 from timing import seconds
-from training import optimizer_of
 
 import jaxlift
 from jaxlift.references import dinucleotide_shuffle
+
+try:
+    import optax
+    from flax import nnx
+    from genomics_figures import logos, scatter, summary
+    from network_files import read, write
+    from sklearn.metrics import roc_auc_score
+    from training import optimizer_of
+except ModuleNotFoundError as error:
+    raise SystemExit(f"This example needs {error.name}: pip install -e '.[examples]'") from error
 
 BEST = "Rescale conv., RevealCancel dense"
 METHODS: dict[str, Callable[..., Any]] = {

@@ -16,12 +16,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from compared import RULES, save
-from matplotlib.figure import Figure
-from mnist_network import EPOCHS, kept, load, predicted, trained
 
 import jaxlift
 from jaxlift import plot
+
+try:
+    from compared import RULES, save
+    from matplotlib.figure import Figure
+    from mnist_network import EPOCHS, kept, load, predicted, trained
+except ModuleNotFoundError as error:
+    raise SystemExit(f"This example needs {error.name}: pip install -e '.[examples]'") from error
 
 PATCHES = np.arange(49).reshape(7, 7).repeat(4, 0).repeat(4, 1)[..., None]  # 4 x 4 pixels each
 COMPLETE = {"DeepLIFT Rescale", "DeepLIFT RevealCancel", "DeepLIFT genomics default"}

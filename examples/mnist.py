@@ -16,13 +16,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from compared import COLOURS, OPTIONS, RULES, Explain, explain_all, on_images, on_ink, save
-from matplotlib.figure import Figure
-from mnist_network import EPOCHS, Network, load, predicted, trained
-from mnist_tables import IN_PAPER, REVEALCANCEL, SHAPLEY, beyond, conversion, pairs, report
 
 import jaxlift
 from jaxlift import plot
+
+try:
+    from compared import COLOURS, OPTIONS, RULES, Explain, explain_all, on_images, on_ink, save
+    from matplotlib.figure import Figure
+    from mnist_network import EPOCHS, Network, load, predicted, trained
+    from mnist_tables import IN_PAPER, REVEALCANCEL, SHAPLEY, beyond, conversion, pairs, report
+except ModuleNotFoundError as error:
+    raise SystemExit(f"This example needs {error.name}: pip install -e '.[examples]'") from error
 
 ERASED = 157
 CONVERSIONS = [(8, 3), (8, 6)]

@@ -24,13 +24,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from keras_models import log_probabilities_of
-from matplotlib.figure import Figure
 from packages import wheel
 
 import jaxlift
 from jaxlift import plot
 from jaxlift.genomics import ensemble
+
+try:
+    from keras_models import log_probabilities_of
+    from matplotlib.figure import Figure
+except ModuleNotFoundError as error:
+    raise SystemExit(f"This example needs {error.name}: pip install -e '.[models]'") from error
 
 SPLICEAI = "spliceai", "1.3.1"
 SIDE = 5_000  # bases that the network sees on each side of a position

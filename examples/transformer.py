@@ -13,15 +13,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
-import tokenizers
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
 from packages import wheel
 
 import jaxlift
 from jaxlift import plot
+
+try:
+    import safetensors.numpy
+    import tokenizers
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+    from matplotlib.figure import Figure
+except ModuleNotFoundError as error:
+    raise SystemExit(f"This example needs {error.name}: pip install -e '.[models]'") from error
 
 PAIRS = [
     ("A man is eating food.", "A man is eating a piece of bread."),
