@@ -128,7 +128,7 @@ def summary(
     for (name, by_count), width in zip(references.items(), np.linspace(6, 1.5, len(references)), strict=True):
         counts = [count for count in by_count if count.isdigit()]
         agreements = [by_count[c]["agreement"] for c in counts]
-        right.plot([int(c) for c in counts], agreements, "o-", color=colours[name], lw=width, ms=3 + 1.5 * width)
+        right.plot([int(c) for c in counts], agreements, "o-", color=colours[name], lw=width, ms=3 + width, alpha=0.7)
     right.set(
         xscale="log",
         xlabel="shuffled references in each of two sets",

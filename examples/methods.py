@@ -51,8 +51,7 @@ def picture(digit: np.ndarray, scores: dict[str, np.ndarray], label: int, change
         return f"{fill(name, 24)}\n" + ("(a map: it has no sum)" if "CAM" in name else f"sum {total:.2f}")
 
     panels = {titled(name, values.sum()): values for name, values in scores.items()}
-    figure = Figure((13, 8.6), layout="constrained")
-    plot.side_by_side(panels, x=1 - digit, shared=False, percentile=99.8, label="score", figure=figure)
+    figure = plot.side_by_side(panels, x=1 - digit, shared=False, percentile=99.8, columns=4, label="score")
     figure.suptitle(
         f"Why a {label}: its logit, less the mean of all, is {change:.2f} more than for an empty image. "
         f"Scores that sum to {change:.2f} explain all of that."

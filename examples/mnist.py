@@ -96,7 +96,7 @@ def picture(
     image: np.ndarray, scores: dict[str, np.ndarray], changes: dict[tuple[int, int], dict[str, np.ndarray]]
 ) -> Figure:
     """An example with its scores and what is left of it, above boxes of all images' changes."""
-    figure = Figure((16, 14.5), layout="constrained")
+    figure = Figure((12, 12.5), layout="constrained")
     halves: Any = figure.subfigures(2, 1, height_ratios=(1.35, 1))
     upper, lower = halves
     rows = ["score for 8", "score for 3", "8 to 3", "score for 6", "8 to 6"]
@@ -107,7 +107,7 @@ def picture(
         axis.set_ylabel(row, fontsize=11)
     for column, (name, values) in enumerate(scores.items(), start=1):
         limit = float(np.quantile(np.abs(values[[8, 3, 6]]), 0.995))
-        axes[0, column].set_title(fill(name, 17), fontsize=10)
+        axes[0, column].set_title(fill(name, 12), fontsize=9.5)
         for axis, row in zip(axes[:, column], rows, strict=True):
             if row.startswith("score"):
                 plot.image(values[int(row[-1])], ax=axis, limit=limit, bar=False)

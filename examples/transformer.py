@@ -91,7 +91,7 @@ def explain(params: Params, words: np.ndarray, other: jax.Array, rule: str) -> t
 def picture(rows: dict[str, dict[str, plot.Text]], limit: float) -> Figure:
     """Each sentence below the one it is like, a line for each rule, coloured by what its words contribute."""
     lines = sum(1 + len(by_rule) for by_rule in rows.values())
-    figure = Figure((8, 0.36 * lines + 0.3), layout="constrained")
+    figure = Figure((6.6, 0.36 * lines + 0.3), layout="constrained")
     axes: Any = figure.subplots(lines, 1)
     places = iter(axes)
     for to, by_rule in rows.items():
@@ -101,7 +101,7 @@ def picture(rows: dict[str, dict[str, plot.Text]], limit: float) -> Figure:
         for rule, words in by_rule.items():
             axis = words.draw(ax=next(places))
             axis.text(-0.02, 0.3, rule, transform=axis.transAxes, fontsize=9, ha="right")
-    bar = figure.colorbar(ScalarMappable(Normalize(-limit, limit), plot.DIVERGING), ax=axes, pad=0.01)
+    bar = figure.colorbar(ScalarMappable(Normalize(-limit, limit), plot.DIVERGING), ax=axes, pad=0.01, aspect=30)
     bar.set_label("contribution to the similarity", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     return figure

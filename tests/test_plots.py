@@ -417,11 +417,11 @@ class TestSideBySide:
         assert bar.get_ylabel() == f"contribution, clipped at ±{end:.3g}\n(percentile 95 of magnitudes)"
         assert figure.get_supxlabel() == "one scale for all"
 
-        part, _ = Figure().subfigures(1, 2)
+        mine = Figure()
         figure = plot.side_by_side(
-            {"small": small, "large": large}, x=np.ones((6, 5)), overlaid=True, shared=False, figure=part, columns=1
+            {"small": small, "large": large}, x=np.ones((6, 5)), overlaid=True, shared=False, figure=mine, columns=1
         )
-        assert figure is part
+        assert figure is mine
         assert figure.get_supxlabel() == "each on a scale of its own"
         assert [len(axes.get_images()) for axes in figure.axes if axes.get_title()] == [2, 2]
         ends = [axes.get_images()[1].get_clim()[1] for axes in figure.axes if axes.get_title()]

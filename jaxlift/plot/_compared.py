@@ -16,7 +16,7 @@ from jaxlift.scoring._extra import extra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure, SubFigure
+    from matplotlib.figure import Figure
 
 
 def side_by_side(
@@ -30,8 +30,8 @@ def side_by_side(
     most: int = 10,
     columns: int = 5,
     label: str = "contribution",
-    figure: Figure | SubFigure | None = None,
-) -> Figure | SubFigure:
+    figure: Figure | None = None,
+) -> Figure:
     """A figure of the scores of one example by several methods, each under its name.
 
     Scores of an image are pixels, those of a table's row bars. The figure says below whether they have one scale, on
@@ -52,7 +52,7 @@ def side_by_side(
         names: of features, as is `most`, as in `bars`.
         columns: how many there are in a line, at most.
         label: of the colour bars, or of the horizontal axis.
-        figure: where to draw, such as a `SubFigure`; a new one, if left out.
+        figure: where to draw, such as one of another size; a new one, if left out.
 
     Returns:
         The figure.
@@ -76,9 +76,10 @@ def side_by_side(
     columns = min(columns, count)
     lines = -(-count // columns)
     if figure is None:
-        height = 0.7 + 0.26 * min(most, len(next(iter(rows.values())))) if of_features else 2.4
+        titled = 1 + max(name.count("\n") for name in rows)  # in lines
+        height = 0.7 + 0.26 * min(most, len(next(iter(rows.values())))) if of_features else 2.1
         width = (3.2 if of_features else 2.1 if shared else 3) * columns + 0.8
-        figure = extra("matplotlib.figure").Figure((width, height * lines + 0.4), layout="constrained")
+        figure = extra("matplotlib.figure").Figure((width, (height + 0.2 * titled) * lines + 0.4), layout="constrained")
     assert figure is not None
     panels = figure.subplots(lines, columns, squeeze=False, sharex=of_features and shared, sharey=of_features).flat
     panels = [*panels]
