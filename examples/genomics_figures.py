@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
@@ -32,9 +31,8 @@ def scatter(
     best = np.argsort(-odds, axis=1)[:, :5]
     best_odds, group = np.take_along_axis(odds, best, 1), labels[:, 1] + 2 * labels[:, 2]
     rows = len(tasks) * len(scores) // columns
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(2.3 * columns, 0.5 + 2.2 * rows), sharex=True, squeeze=False, layout="constrained"
-    )
+    figure = Figure((2.3 * columns, 0.5 + 2.2 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, sharex=True, squeeze=False)
     panels = [(task, name) for task in tasks for name in scores]
     for number, (axis, (task, name)) in enumerate(zip(axes.flat, panels, strict=True)):
         of_best = np.take_along_axis(in_windows(scores[name][:, task], motif), best, 1)
@@ -69,37 +67,15 @@ def logos(rows: dict[str, np.ndarray], place: np.ndarray) -> Figure:
     """Scores `(200, 4)` of one sequence as logos, from its first motif to its last, with the motifs marked."""
     on_motif = np.flatnonzero(place)
     window = slice(max(on_motif[0] - 5, 0), on_motif[-1] + 6)
-    figure, axes = plt.subplots(len(rows), 1, figsize=(12, 0.6 + 1.15 * len(rows)), sharex=True, layout="constrained")
     starts = np.flatnonzero(np.diff(place, prepend=0) * (place > 0))
-    for axis, (name, values) in zip(axes, rows.items(), strict=True):
-        plot.logo(values[window], ax=axis, letters=BASES)
-        for start in starts:
-            motif = list(MOTIFS)[place[start] - 1]
-            left = start - window.start - 0.5
-            colour = GROUPS[f"{motif} only"]
-            axis.axvspan(left, left + len(MOTIFS[motif]), facecolor=colour, alpha=0.13, linewidth=0)
-            if axis is axes[0]:
-                axis.annotate(
-                    motif,
-                    (left + len(MOTIFS[motif]) / 2, 1.02),
-                    xycoords=("data", "axes fraction"),
-                    ha="center",
-                    fontsize=8,
-                    color=colour,
-                )
-        axis.set_xlabel("")
-        axis.set_ylabel(
-            name.replace(" x ", "\nx ").replace(", ", ",\n").replace("integrated ", "integrated\n"),
-            rotation=0,
-            ha="right",
-            va="center",
-            fontsize=8,
-        )
-        axis.spines[["top", "right", "bottom"]].set_visible(False)
-        axis.tick_params(labelsize=7, bottom=False, labelbottom=False)
-        axis.locator_params(axis="y", nbins=4)
-    figure.suptitle("contributions of the bases to the logit of the joint task", fontsize=10)
-    return figure
+    named = [(start - window.start, list(MOTIFS)[place[start] - 1]) for start in starts.tolist()]
+    return plot.tracks(
+        {name.replace(" x ", "\nx ").replace(", ", ",\n"): values[window] for name, values in rows.items()},
+        letters=BASES,
+        spans=[(first, first + len(MOTIFS[motif]), motif) for first, motif in named],
+        title="contributions of the bases to the logit of the joint task",
+        shared=False,
+    )
 
 
 def summary(

@@ -629,15 +629,21 @@ def test_matplotlib_is_imported_when_it_is_needed():
         "import sys\n"
         "class Absent:\n"
         "    def find_spec(name, *_):\n"
-        "        if name == 'matplotlib': raise ModuleNotFoundError(name, name=name)\n"
+        "        if name in ('matplotlib', 'shap'): raise ModuleNotFoundError(name, name=name)\n"
         "sys.meta_path.insert(0, Absent)\n"
         "from jaxlift import plot\n"
         "print(plot.observed([[1.0, 2.0]], [[0, 1]]))\n"
         "try: plot.logo([[1.0, 2, 3, 4]])\n"
         "except ModuleNotFoundError as error: print(error)\n"
+        "print(plot.text(['a'], [1.0])._repr_html_().count('<span title'))\n"
+        "try: plot.to_shap([[1.0]], 0.0)\n"
+        "except ModuleNotFoundError as error: print(error)\n"
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert ended.stdout.startswith("[[0. 3.]]\nthis needs matplotlib, which is not installed")
+    assert ended.stdout == (
+        "[[0. 3.]]\nthis needs matplotlib, which is not installed: pip install 'jaxlift[plot]'\n"
+        "1\nthis needs shap, which is not installed: pip install shap\n"
+    )
 
 
 def genome(path, contigs):

@@ -40,7 +40,7 @@ def to_shap(
 
     Returns:
         The explanation: `values` `(N, ...)`, or `(N, ..., K)` as SHAP has several outputs; `base_values`, `data`,
-        `feature_names` and `output_names`. To choose an output, `explanation[..., k]`.
+        `feature_names` and `output_names`. To choose an output, `explanation[..., k]`, or `explanation[:, :, name]`.
 
     Raises:
         ValueError: if the scores aren't contributions (as those of `grad_cam` and `mutagenesis` aren't) or not finite,
