@@ -667,7 +667,13 @@ def folder(tmp_path_factory):
     attr = jaxlift.attribute(scored.model, target=1, output="hypothetical")
     jaxlift.score(attr, windows, out=folder / "hyp.zarr", reference="frequencies", **options)
     total = jaxlift.attribute(scored.total)
-    for name, shape in {"table": (3, 12), "image": (3, 8, 8), "video": (3, 2, 3, 4, 5), "plain": (3, 10, 4)}.items():
+    for name, shape in {
+        "table": (3, 12),
+        "signal": (3, 300),
+        "image": (3, 8, 8),
+        "video": (3, 2, 3, 4, 5),
+        "plain": (3, 10, 4),
+    }.items():
         jaxlift.score(total, rng.random(shape, np.float32), out=folder / f"{name}.zarr", reference="zeros", **options)
     return folder
 
@@ -735,6 +741,7 @@ class TestCommand:
 
     def test_tables_and_images_and_plain_letters(self, run):
         assert len(named_rows(run("table.zarr 1")[2].axes[0])) == 10  # 9 of 12, and the others
+        assert run("signal.zarr 1")[2].axes[0].get_xlim() == (-0.5, 299.5)
         assert len(run("image.zarr 1")[2].axes[0].get_images()) == 1
         axes = run("plain.zarr 1 --letters ACGT --positions 2:8")[2].axes[0]
         assert len(glyphs(axes)) > 18  # the scores' own, for there is no sequence

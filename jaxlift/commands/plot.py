@@ -149,8 +149,8 @@ def _tracks(
 
 def _pictures(rows: dict[str, np.ndarray], title: str) -> Any:
     """A figure of pixels or bars, a picture for each output."""
-    shapes = {row.shape for row in rows.values()}
-    in_order = any(len(shape) == 1 and shape[0] > plot.LEGIBLE for shape in shapes)
+    shape = next(iter(rows.values())).shape
+    in_order = len(shape) == 1 and shape[0] > plot.LEGIBLE
     size = (plot.WIDTH, 2.5 * len(rows)) if in_order else (6, 4.5 * len(rows))
     figure = extra("matplotlib.figure").Figure(size, layout="constrained")
     figure.suptitle(title, fontsize="medium")

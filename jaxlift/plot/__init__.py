@@ -1,8 +1,8 @@
 """Pictures of scores: of images, sequences, text and rows of tables, of methods side by side, and of metrics' curves.
 
 Functions take JAX and NumPy arrays alike. Those that draw one picture take `ax`, where to draw it, and return the axes;
-those that draw several return the figure. Nothing is shown and no state of pyplot is touched, so save the figure, or
-let a notebook display it:
+those that draw several return the figure. Nothing is shown and no state of pyplot is touched: save the figure, or end a
+notebook's cell with it (after `%matplotlib inline`).
 
 >>> import numpy as np
 >>> from jaxlift import plot
