@@ -519,6 +519,10 @@ class TestText:
         assert found.limit == np.abs(found.scores).max()
         assert plot.text(tokens, scores, pieces="words").words == tuple(tokens)
 
+    def test_line_breaks_and_codes_are_shown(self):
+        assert plot.text(["a\x1b[2J", "\n"], [1.0, 2.0]).words == ("a·[2J", "↵")
+        assert plot.text(["Ġa", "Ċ"], [1.0, 2.0]).words == ("a↵",)
+
     def test_colours_are_those_of_the_map(self):
         shares = np.linspace(-1, 1, 11)
         found = plot.text(["<b>"] * 11, 2 * shares, limit=2)

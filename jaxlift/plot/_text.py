@@ -98,7 +98,7 @@ class Text:
         for word, _, ground, ink in self._coloured():
             # Measured as text is drawn: a path's own extents leave out the room on both sides of letters.
             length, *_ = textpath.text_to_path.get_text_width_height_descent(
-                word.replace("$", r"\$"), extra("matplotlib.font_manager").FontProperties(size=size), False
+                word, extra("matplotlib.font_manager").FontProperties(size=size), False
             )
             if left and left + length > width:
                 left, line = 0.0, line + 1
@@ -162,6 +162,10 @@ def text(tokens: Sequence[str], scores: ArrayLike, *, pieces: Pieces = "auto", l
     if pieces not in (*MARKS, "words"):
         raise ValueError(f"pieces={pieces!r}: expected 'auto', {', '.join(map(repr, MARKS))} or 'words'.")
     words, firsts = _joined(tokens, pieces)
+    # Line breaks and codes of terminals are shown, not followed.
+    words = [
+        "".join(each if each.isprintable() else "\u21b5" if each == "\n" else "\u00b7" for each in w) for w in words
+    ]
     sums = np.add.reduceat(values, firsts)
     limit = float(np.abs(sums).max()) or 1.0 if limit is None else limit
     if not 0 < limit < np.inf:
