@@ -33,7 +33,7 @@ def documented():
                 yield getattr(module, name)
 
 
-@pytest.mark.parametrize("name", ["", ".genomics", ".metrics", ".plots", ".references", ".scoring"])
+@pytest.mark.parametrize("name", ["", ".genomics", ".metrics", ".plot", ".references", ".scoring"])
 def test_public_names_are_documented_once(name):
     module, found = importlib.import_module(f"jaxlift{name}"), list(documented())
     times = {name: sum(each is getattr(module, name) for each in found) for name in public_names(module)}
