@@ -3,8 +3,8 @@
 import os
 import sys
 import tomllib
-import urllib.error
 import urllib.request
+from http.client import HTTPException
 from importlib.metadata import version as installed
 from pathlib import Path
 
@@ -69,7 +69,7 @@ def is_there(url: str) -> bool:
     try:
         with urllib.request.urlopen(f"{url}/objects.inv", timeout=3):
             return True
-    except (OSError, urllib.error.URLError):
+    except (OSError, HTTPException):
         return False
 
 
@@ -85,7 +85,7 @@ html_theme = "sphinx_book_theme"
 html_title = "jaxlift"
 html_static_path = ["_static"]
 html_css_files = ["jaxlift.css"]
-html_baseurl = urls.get("Documentation", "")
+html_baseurl = f"{urls['Documentation'].rstrip('/')}/" if "Documentation" in urls else ""
 html_show_copyright = False
 html_show_sphinx = False
 html_theme_options = {
