@@ -16,8 +16,8 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text()
 RULES = (DOCS / "rules.md").read_text()
-# What pages compare jaxlift with or use it with, and the tests need not have.
-OTHERS = {"captum", "deeplift", "ray", "shap", "tangermeme", "tensorflow", "torch", "torchax", "transformers"}
+# What pages are about, and the tests need not have.
+OTHERS = {"torch", "torchax"}
 DOCTEST = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
