@@ -11,10 +11,15 @@ from test_sum import explain, missing
 
 import jaxlift
 
-RNG = np.random.default_rng(31)
 AT, WEIGHT = np.polynomial.legendre.leggauss(5)
 Z, OF_Z = np.polynomial.hermite_e.hermegauss(7)
 OF_Z = OF_Z / OF_Z.sum()
+
+
+@pytest.fixture
+def rng():
+    """The same draws in each test, whichever ran before."""
+    return np.random.default_rng(31)
 
 
 def mean_derivative(activation, r, d, q):
@@ -50,9 +55,9 @@ def by_hand(layers, activation, x, r):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("activation", [jax.nn.relu, jnp.tanh])
-def test_as_written(activation):
+def test_as_written(rng, activation):
     layers = layers_of((4, 6, 5, 1))
-    x, r = RNG.normal(size=(2, 4))
+    x, r = rng.normal(size=(2, 4))
     attr = jax.jit(jaxlift.attribute(network(layers, activation), rule="local_shapley"))
     np.testing.assert_allclose(attr(x[None], reference=r)[0], by_hand(layers, activation, x, r), rtol=1e-9)
 
@@ -88,10 +93,10 @@ class TestUnits:
         m = self.multipliers(lambda x: jax.nn.relu(x @ w - 1), jnp.ones(3), jnp.zeros(3))
         np.testing.assert_allclose(m, 2 / 3, rtol=1e-12)
 
-    def test_sums_of_branches_add_squares(self):
+    def test_sums_of_branches_add_squares(self, rng):
         """A sum is one map, in however many steps it is made."""
-        w = RNG.normal(size=(4, 3))
-        x, r = RNG.normal(size=(2, 4))
+        w = rng.normal(size=(4, 3))
+        x, r = rng.normal(size=(2, 4))
         whole = self.multipliers(lambda x: jnp.tanh(x @ w).sum(), x, r)
         parts = self.multipliers(lambda x: jnp.tanh(x[:2] @ w[:2] + x[2:] @ w[2:]).sum(), x, r)
         negated = self.multipliers(lambda x: jnp.tanh(x[:2] @ w[:2] - x[2:] @ -w[2:]).sum(), x, r)
@@ -100,17 +105,17 @@ class TestUnits:
             np.testing.assert_allclose(other, whole, rtol=1e-10)
 
     @pytest.mark.parametrize("fun", [jnp.tanh, jax.nn.gelu, jax.nn.silu])
-    def test_tends_to_the_derivative(self, fun):
-        w = RNG.normal(size=(4, 3))
-        r = RNG.normal(size=4)
+    def test_tends_to_the_derivative(self, rng, fun):
+        w = rng.normal(size=(4, 3))
+        r = rng.normal(size=4)
         gradient = jax.grad(lambda x: fun(x @ w).sum())(r)
         for size in (1e-2, 1e-4, 1e-7, 1e-12, 0.0):
             found = self.multipliers(lambda x: fun(x @ w).sum(), r + size, r)
             np.testing.assert_allclose(found, gradient, atol=10 * size + 1e-6)
 
-    def test_what_is_no_activation_takes_rescale(self):
+    def test_what_is_no_activation_takes_rescale(self, rng):
         fun = lambda x: jnp.exp(x @ jnp.arange(3.0)) + (x @ jnp.ones(3)) ** 3  # noqa: E731
-        x, r = RNG.normal(size=(2, 3))
+        x, r = rng.normal(size=(2, 3))
         np.testing.assert_allclose(self.multipliers(fun, x, r), self.multipliers(fun, x, r, "rescale"), rtol=1e-12)
 
 
@@ -127,9 +132,9 @@ def test_nearer_than_rescale(activation):
     assert np.median(found["local_shapley"]) < 0.9 * np.median(found["rescale"])
 
 
-def test_transformations():
+def test_transformations(rng):
     fun = network(layers_of((4, 6, 3)), jax.nn.gelu, lambda y: y)
-    x, r = RNG.normal(size=(3, 4)).astype(np.float32), RNG.normal(size=(2, 4)).astype(np.float32)
+    x, r = rng.normal(size=(3, 4)).astype(np.float32), rng.normal(size=(2, 4)).astype(np.float32)
     attr = jaxlift.attribute(fun, rule="local_shapley", target=1, average=False, full=True)
     found = jax.jit(attr)(x, reference=r)
     np.testing.assert_allclose(found.delta, 0, atol=2e-6)
