@@ -79,7 +79,9 @@ class TestTheFormulas:
                 if not known:
                     count = len(signs) * v.sum() ** 2 / (v**2).sum()
                     ratio = ((s**2).mean(0) + rest).sum() / v.sum()
-                    factors.append((count * ratio + 4) / (count + 4))
+                    layer = (count * ratio + 4) / (count + 4)
+                    own = ((s**2).mean(0) + rest) / v
+                    factors.append((len(signs) * own + 16 * layer) / (len(signs) + 16))
                 v = v * factors[k - 1]
             if k < len(self.LAYERS) - 1:
                 sigma = np.sqrt(v)

@@ -18,6 +18,10 @@ from jaxlift._core.values import Node
 # How many units a layer's own variance counts for beside the probes' estimate of it: where a layer has few, or few that
 # vary much, one draw of signs says little.
 PRIOR = 4.0
+# How many probes a layer's factor counts for beside a unit's own. A draw's square has the relative variance 2, so 16 is
+# right where the factors of units lie within a third or so of the layer's (`2 / 16` is its square). 8 was as near with
+# many probes, and noisier with one on gated networks and attention.
+DRAWS_OF_LAYER = 16.0
 
 
 @dataclass(frozen=True)
@@ -95,13 +99,17 @@ class Moments:
         return Moments(fun(self.mean), squares(self.variance), jax.vmap(fun)(self.probes), squares(self.rest))
 
     def calibrated(self) -> Moments:
-        """The same with the variance scaled to the probes' estimate, which knows how elements covary: a factor for the
-        whole value, since what is noise in each element is none in their sum.
+        """The same with the variance scaled to the probes' estimate, which knows how elements covary: each by a factor
+        of its own shrunk to one for the whole value, since what is noise in each element is little in their sum.
         """
         total, squares = self.variance.sum(), (self.variance**2).sum()
-        count = where(squares > 0, total**2 / where(squares > 0, squares, 1), 0) * len(self.probes)
-        ratio = where(total > 0, self.spread.sum() / where(total > 0, total, 1), 1)
-        factor = lax.stop_gradient((count * ratio + PRIOR) / (count + PRIOR))
+        draws = len(self.probes)
+        count = where(squares > 0, total**2 / where(squares > 0, squares, 1), 0) * draws
+        of_layer = where(total > 0, self.spread.sum() / where(total > 0, total, 1), 1)
+        of_layer = (count * of_layer + PRIOR) / (count + PRIOR)
+        varies = self.variance > 0
+        own = where(varies, self.spread / where(varies, self.variance, 1), of_layer)
+        factor = lax.stop_gradient((draws * own + DRAWS_OF_LAYER * of_layer) / (draws + DRAWS_OF_LAYER))
         return Moments(self.mean, self.variance * factor, self.probes, self.rest, self.dtype, self.low)
 
 
