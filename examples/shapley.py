@@ -35,16 +35,28 @@ RULES = {
     "local Shapley rule": "local_shapley",
 }
 ORDERS, KERNEL = "permutation sampling", "Kernel SHAP"
-COLOURS = {
-    "gradient x difference": "0.5",
-    "DeepLIFT Rescale": "#f0a04b",
-    "DeepLIFT RevealCancel": "#cc2b2b",
-    "local Shapley rule": "#3f9b5f",
-    INTEGRATED: "#3a86c8",
-    MOMENTS: "#5b3f94",
-    MOMENTS_MORE: "#a78bd0",
-    ORDERS: "0.3",
-    KERNEL: "#9c6b3c",
+# Colours that are told apart with any kind of colour vision (Okabe and Ito), and markers.
+STYLES: dict[str, dict[str, Any]] = {
+    "gradient x difference": {"color": "0.55", "marker": "X"},
+    "DeepLIFT Rescale": {"color": "#e69f00", "marker": "s"},
+    "DeepLIFT RevealCancel": {"color": "#d55e00", "marker": "D"},
+    "local Shapley rule": {"color": "#009e73", "marker": "^"},
+    INTEGRATED: {"color": "#56b4e9", "marker": "v"},
+    MOMENTS: {"color": "#0072b2", "marker": "o", "ms": 9},
+    MOMENTS_MORE: {"color": "#0072b2", "marker": "o", "ms": 9, "mfc": "white", "mew": 1.5},
+    ORDERS: {"color": "black", "marker": ".", "ls": "-"},
+    KERNEL: {"color": "#cc79a7", "marker": ".", "ls": "--"},
+}
+TITLES = {
+    "digits CNN": "digits: convolutions, GELU, max-pooling\n64 pixels",
+    "DNA CNN": "DNA: convolutions, ReLU, max-pooling\n64 positions",
+    "GRU": "digits: a GRU over rows\n16 half rows",
+    "attention": "digits: attention, layer normalisation\n16 patches",
+    "diabetes": "diabetes: dense layers, SiLU\n10 features",
+    "cancer": "breast cancer: gates, layer normalisation\n10 groups of features",
+    "ReLU MLP": "random weights: dense layers, ReLU\n12 features",
+    "tanh MLP": "random weights: dense layers, tanh\n12 features",
+    FETCHED: "MiniLM: similarity of two sentences\nwords",
 }
 QUICK = ["diabetes", "ReLU MLP"]
 BATCH = 256  # examples that are timed together: a batch of a few is overhead
@@ -164,10 +176,12 @@ def table(numbers: dict[str, Any]) -> str:
     def row(name: str, cells: list[str]) -> None:
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
 
+    row("players, examples", [f"{n['players']}, {n['examples']}" for n in numbers.values()])
     row("*standard error of the truth*", [f"*{n['standard error']:.3f}*" for n in numbers.values()])
     for name in [*RULES, INTEGRATED, MOMENTS, MOMENTS_MORE]:
         points = [n["methods"][name][0] for n in numbers.values()]
         row(name, [f"{distance:.3f} ({cost:.1f})" for cost, distance in points])
+    row("half of the nearest rule or integrated gradients", [f"{target(n):.3f}" for n in numbers.values()])
     for name in (ORDERS, KERNEL):
         for other in (MOMENTS, MOMENTS_MORE):
             cells = []
@@ -179,24 +193,28 @@ def table(numbers: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def target(of: dict[str, Any]) -> float:
+    """Half of the distance of the nearest rule or of integrated gradients."""
+    return min(of["methods"][name][0][1] for name in (*RULES, INTEGRATED)) / 2
+
+
 def picture(numbers: dict[str, Any]) -> Figure:
     """Distance against cost, a panel for each network."""
-    columns = min(4, len(numbers))
+    columns = min(3, len(numbers))
     height = -(-len(numbers) // columns)
     figure, axes = plt.subplots(
-        height, columns, figsize=(2.75 * columns, 2.7 * height + 0.7), layout="constrained", squeeze=False
+        height, columns, figsize=(3.2 * columns, 2.9 * height + 1.1), layout="constrained", squeeze=False
     )
     for axis, (name, of) in zip(axes.flat, numbers.items(), strict=False):
+        if of["standard error"]:
+            axis.axhspan(1e-3, of["standard error"], color="0.88", lw=0, label="standard error of the truth")
+        axis.axhline(target(of), color="0.4", lw=0.8, ls=":", label="half of the nearest rule or integrated gradients")
         for method, points in of["methods"].items():
             cost, far = np.transpose(points)
-            is_line = method in (ORDERS, KERNEL)
-            style = {"lw": 1, "ms": 3, "marker": "." if is_line else "o", "ls": "-" if is_line else "none"}
-            axis.plot(cost, far, color=COLOURS[method], label=method, **(style if is_line else {**style, "ms": 6}))
-        if of["standard error"]:
-            axis.axhspan(1e-3, of["standard error"], color="0.9", lw=0, label="standard error of the truth")
-        axis.set(xscale="log", yscale="log", title=f"{name}, {of['players']} players", ylim=(0.01, 3))
-        axis.title.set_fontsize(9)
-        axis.tick_params(labelsize=7)
+            axis.plot(cost, far, label=method, **{"ls": "none", "lw": 1.2, "ms": 6.5, **STYLES[method]})
+        axis.set(xscale="log", yscale="log", ylim=(0.005, 4))
+        axis.set_title(TITLES[name], fontsize=9)
+        axis.tick_params(labelsize=8)
         axis.grid(lw=0.3, color="0.85")
     for axis in axes.flat[len(numbers) :]:
         axis.axis("off")
@@ -204,15 +222,10 @@ def picture(numbers: dict[str, Any]) -> Figure:
         label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
     }
     figure.legend(
-        handles.values(),
-        handles.keys(),
-        loc="outside lower center",
-        ncols=min(5, columns + 1),
-        fontsize=7.5,
-        frameon=False,
+        handles.values(), handles.keys(), loc="outside lower center", ncols=columns, fontsize=8.5, frameon=False
     )
-    figure.supxlabel("cost, in gradients", fontsize=9)
-    figure.supylabel("distance to Shapley values", fontsize=9)
+    figure.supxlabel("cost: processor time in gradients of the network", fontsize=10)
+    figure.supylabel("distance to Shapley values, relative", fontsize=10)
     return figure
 
 
@@ -235,8 +248,8 @@ def main() -> None:
         for method, points in numbers[name]["methods"].items():
             listed = ", ".join(f"{far:.3f} at {cost:.1f}" for cost, far in points)
             print(f"  {method:32} {listed}", flush=True)
+        save(picture(numbers), numbers, options.output)  # as far as it came, if it is stopped
     print(table(numbers))
-    save(picture(numbers), numbers, options.output)
     if not all(of["sum"] <= 1e-4 for of in numbers.values()):
         raise SystemExit("contributions don't sum to the difference of the outputs")
 

@@ -259,7 +259,7 @@ def diabetes(count: int, epochs: int) -> Game:
     params = train(apply, params, seen, np.float32(y), NUMBERS, 3 * epochs)
     r2 = 1 - np.mean((np.asarray(apply(params, unseen)) - y_unseen) ** 2) / np.var(y_unseen)
     about = f"diabetes, SiLU, two hidden layers; 10 features, mean; R² {r2:.2f}"
-    return Game(lambda x: apply(params, x), unseen[:count], np.zeros(10, np.float32), np.arange(10), None, about)
+    return Game(lambda x: apply(params, x), unseen[: 4 * count], np.zeros(10, np.float32), np.arange(10), None, about)
 
 
 def cancer(count: int, epochs: int) -> Game:
@@ -280,7 +280,9 @@ def cancer(count: int, epochs: int) -> Game:
     params = train(apply, params, seen, y, LABELS, 2 * epochs)
     accuracy = float(((np.asarray(apply(params, unseen)) > 0) == truth).mean())
     about = f"breast cancer, gates and layer normalisation; 10 groups, mean; accuracy {accuracy:.1%}"
-    return Game(lambda x: apply(params, x), unseen[:count], np.zeros(30, np.float32), np.arange(30) % 10, None, about)
+    return Game(
+        lambda x: apply(params, x), unseen[: 4 * count], np.zeros(30, np.float32), np.arange(30) % 10, None, about
+    )
 
 
 def random_mlp(activation: Callable[[jax.Array], jax.Array], count: int) -> Game:
@@ -293,7 +295,7 @@ def random_mlp(activation: Callable[[jax.Array], jax.Array], count: int) -> Game
             x = activation(dense(p, x))
         return dense(layers[-1], x)[:, 0]
 
-    x = np.float32(rng.normal(size=(count, 12)))
+    x = np.float32(rng.normal(size=(4 * count, 12)))
     about = f"random weights, {activation.__name__}, three hidden layers; 12 features, another point"
     return Game(fun, x, np.float32(rng.normal(size=12)), np.arange(12), None, about)
 
@@ -329,6 +331,7 @@ def minilm(count: int, epochs: int) -> Game:
     return Game(similarity, x, reference, groups, None, about)
 
 
+# Of how many examples, and epochs. Networks with few players have four times as many: their truth costs little.
 GAMES: dict[str, Callable[[int, int], Game]] = {
     "digits CNN": digits_cnn,
     "DNA CNN": dna_cnn,
