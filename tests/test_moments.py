@@ -35,7 +35,10 @@ PRECISION = {program.name: program.precision for program in PROGRAMS} | dict.fro
 EVERY = {program.name: program.fun for program in PROGRAMS} | COMPLETE | SINGLE_PRECISION
 SLOWEST = ("expm", "determinant", "slogdet")
 # The output of these depends on choices alone; or on a decomposition of which JAX has no derivative.
-BY_CHOICES = ("histogram", "bincount", "argpartition", "sign bit", "equality of complex numbers", "complex eigenvalues")
+BY_CHOICES = (
+    *("histogram", "bincount", "argpartition", "nearest code", "sign bit"),
+    *("equality of complex numbers", "complex eigenvalues"),
+)
 UNBATCHED = ("ragged product", "ragged product of two")  # JAX has no `jax.vmap` of these
 
 
