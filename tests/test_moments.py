@@ -1,5 +1,7 @@
 """Shapley values by moments: against formulas in plain NumPy, exact values, and draws."""
 
+import subprocess
+import sys
 import warnings
 from itertools import pairwise
 
@@ -252,6 +254,29 @@ def test_complete(name):
     assert np.isfinite(found.scores).all()
     scale = np.abs(found.scores).sum() + np.abs(found.output).max()
     assert np.abs(found.delta).max() <= (1e-10 if PRECISION.get(name) is None else 1e-6) * scale
+
+
+POOLED = """
+import jax, jax.numpy as jnp, numpy as np, jaxlift
+
+kernel = jax.random.normal(jax.random.key(0), (3, 3, 1, 16))
+windows = (1, 2, 2, 1)
+
+def fun(x):
+    numbers = ("NHWC", "HWIO", "NHWC")
+    h = jax.nn.relu(jax.lax.conv_general_dilated(x[..., None], kernel, (1, 1), "SAME", dimension_numbers=numbers))
+    return jax.lax.reduce_window(h, -jnp.inf, jax.lax.max, windows, windows, "VALID").sum((1, 2, 3))
+
+x = jax.random.normal(jax.random.key(1), (4, 8, 8))
+found = jax.jit(jaxlift.shapley_moments(fun, nodes=5, probes=8, full=True))(x, reference=jnp.zeros((8, 8)))
+np.testing.assert_allclose(found.delta, 0, atol=1e-3)
+"""
+
+
+@pytest.mark.slow
+def test_pooled_batches_with_many_probes_run():
+    """With XLA's optimisations, which other tests do without: sums over probes were compiled to what crashed."""
+    subprocess.run([sys.executable, "-c", POOLED], check=True, timeout=600)
 
 
 @pytest.mark.usefixtures("x64")

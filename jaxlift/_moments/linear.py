@@ -149,15 +149,20 @@ def product(bind: Any, a: Moments, b: Moments) -> Moments:
     all `t` its own is 0.)
     """
     both = jax.vmap(bind)
+    pairs = both(a.probes, b.probes)
+    # A sum of products over one of many axes, some of them of length 1, as of pooled maps in a batch, is compiled for
+    # CPUs to a call of a library that crashes (JAX 0.10.2), so this sum is a product with ones.
+    covariance = jnp.tensordot(jnp.ones(len(pairs), pairs.dtype), pairs, 1, precision="highest")
 
     def squares(of: Any) -> Array:
         return bind(a.mean**2, of(b)) + bind(of(a), b.mean**2)
 
-    pairs = bind(a.variance, b.variance)
-    mean = bind(a.mean, b.mean) + both(a.probes, b.probes).sum(0) / (len(a.probes) + DRAWS)
+    both_vary = bind(a.variance, b.variance)
+    mean = bind(a.mean, b.mean) + covariance / (len(a.probes) + DRAWS)
     means = [jnp.broadcast_to(m.mean, m.probes.shape) for m in (a, b)]
     probes = both(means[0], b.probes) + both(a.probes, means[1])
-    out = Moments(mean, squares(lambda m: m.variance) + pairs, probes, squares(lambda m: m.rest) + pairs).calibrated()
+    variances, rests = (squares(of) + both_vary for of in (lambda m: m.variance, lambda m: m.rest))
+    out = Moments(mean, variances, probes, rests).calibrated()
     return replace(out, low=0.0 if min(a.low, b.low) >= 0 else -inf)
 
 

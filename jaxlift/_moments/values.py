@@ -157,7 +157,7 @@ def _number(array: Array) -> Array:
 
 def correlation(a: Moments, b: Moments) -> Array:
     """The correlation of two values of one shape, one number for all of their elements."""
-    both = (a.probes * b.probes).mean(0).sum()
+    both = (a.probes * b.probes).sum() / len(a.probes)
     sizes = jnp.sqrt(a.spread.sum() * b.spread.sum())
     return jnp.clip(where(sizes > 0, both / where(sizes > 0, sizes, 1), 0), -1, 1)
 
