@@ -105,7 +105,7 @@ def distance(scores: np.ndarray, true: np.ndarray) -> float:
 
 def kernel_shap(game: Game, samples: int) -> np.ndarray:
     """By the package shap, each player present or not."""
-    import shap
+    import shap  # pyright: ignore[reportMissingImports] (it needn't be there)
 
     compiled = jax.jit(game.fun)
 
@@ -128,7 +128,7 @@ def measured(game: Game, orders: int | None, most: int) -> dict[str, Any]:
     x = jnp.asarray(np.resize(game.x, (BATCH, *game.x.shape[1:])))
     gradient = jax.jit(jax.grad(lambda x: game.fun(x).sum()))
     one = seconds(gradient, x)
-    change = np.asarray(game.fun(game.x)) - np.asarray(game.fun(game.reference[None]))
+    change = np.asarray(game.fun(jnp.asarray(game.x)) - game.fun(jnp.asarray(game.reference[None])))
 
     rows: dict[str, list[list[float]]] = {}
     worst = 0.0

@@ -102,6 +102,17 @@ def train(apply: Apply, params: Params, x: np.ndarray, y: np.ndarray, loss: Any,
     return params
 
 
+def arrays(data: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The inputs and answers of a data set of scikit-learn, whose types say less than is known."""
+    x, y = map(np.asarray, data)
+    return x, y
+
+
+def parts_of(x: Any, y: Any) -> list[np.ndarray]:
+    """What a network is trained on and what it isn't: inputs of both, then answers of both."""
+    return [*map(np.asarray, train_test_split(np.asarray(x, np.float32), y, random_state=0))]
+
+
 CLASSES = optax.softmax_cross_entropy_with_integer_labels
 LABELS = optax.sigmoid_binary_cross_entropy
 NUMBERS = optax.squared_error
@@ -111,9 +122,8 @@ def of_digits(
     apply: Apply, params: Params, groups: np.ndarray, count: int, epochs: int, empty: bool, about: str
 ) -> Game:
     """A network trained on handwritten digits, and unseen eights against an empty image or the mean of the digits."""
-    pixels, labels = load_digits(return_X_y=True)
-    split = train_test_split(np.float32(pixels).reshape(-1, 8, 8) / 16, labels, test_size=0.25, random_state=0)
-    seen, unseen, labels, truth = map(np.asarray, split)
+    pixels, labels = arrays(load_digits(return_X_y=True))
+    seen, unseen, labels, truth = parts_of(pixels.reshape(-1, 8, 8) / 16, labels)
     params = train(apply, params, seen, labels, CLASSES, epochs)
     accuracy = float((np.asarray(jax.jit(apply)(params, unseen)).argmax(1) == truth).mean())
 
@@ -209,7 +219,7 @@ def planted(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarra
         ):
             if is_there:
                 sequence[start : start + 8] = [BASES.index(base) for base in motif]
-    return np.eye(4, dtype=np.float32)[bases], np.float32(labels)
+    return np.eye(4, dtype=np.float32)[bases], labels.astype(np.float32)
 
 
 def dna_cnn(count: int, epochs: int) -> Game:
@@ -244,32 +254,28 @@ def dna_cnn(count: int, epochs: int) -> Game:
 
 def diabetes(count: int, epochs: int) -> Game:
     """A regression on ten features, each a player, against the mean of the data."""
-    x, y = load_diabetes(return_X_y=True)
-    seen, unseen, y, y_unseen = train_test_split(
-        StandardScaler().fit_transform(x).astype(np.float32),
-        StandardScaler().fit_transform(y[:, None])[:, 0],
-        random_state=0,
-    )
+    x, y = arrays(load_diabetes(return_X_y=True))
+    seen, unseen, y, y_unseen = parts_of(StandardScaler().fit_transform(x), (y - y.mean()) / y.std())
     rng = np.random.default_rng(5)
     params = [weights(rng, 10, 32, gain=1.4), weights(rng, 32, 32, gain=1.4), weights(rng, 32, 1)]
 
     def apply(params: Params, x: jax.Array) -> jax.Array:
         return dense(params[2], jax.nn.silu(dense(params[1], jax.nn.silu(dense(params[0], x)))))[:, 0]
 
-    params = train(apply, params, seen, np.float32(y), NUMBERS, 3 * epochs)
-    r2 = 1 - np.mean((np.asarray(apply(params, unseen)) - y_unseen) ** 2) / np.var(y_unseen)
+    params = train(apply, params, seen, y.astype(np.float32), NUMBERS, 3 * epochs)
+    r2 = 1 - np.mean((np.asarray(apply(params, jnp.asarray(unseen))) - y_unseen) ** 2) / np.var(y_unseen)
     about = f"diabetes, SiLU, two hidden layers; 10 features, mean; R² {r2:.2f}"
     return Game(lambda x: apply(params, x), unseen[: 4 * count], np.zeros(10, np.float32), np.arange(10), None, about)
 
 
 def cancer(count: int, epochs: int) -> Game:
     """Gates and layer normalisation on thirty features: mean, error and worst of each measure are a player."""
-    x, y = load_breast_cancer(return_X_y=True)
-    seen, unseen, y, truth = train_test_split(
-        StandardScaler().fit_transform(x).astype(np.float32), np.float32(y), random_state=0
-    )
+    x, y = arrays(load_breast_cancer(return_X_y=True))
+    seen, unseen, y, truth = parts_of(StandardScaler().fit_transform(x), y.astype(np.float32))
     rng = np.random.default_rng(6)
-    params = [{"value": weights(rng, i, 24), "gate": weights(rng, i, 24), "norm": norm(24)} for i in (30, 24)]
+    params: list[Any] = [
+        {"value": weights(rng, i, 24), "gate": weights(rng, i, 24), "norm": norm(24)} for i in (30, 24)
+    ]
     params.append(weights(rng, 24, 1))
 
     def apply(params: Params, x: jax.Array) -> jax.Array:
@@ -278,7 +284,7 @@ def cancer(count: int, epochs: int) -> Game:
         return dense(params[-1], x)[:, 0]
 
     params = train(apply, params, seen, y, LABELS, 2 * epochs)
-    accuracy = float(((np.asarray(apply(params, unseen)) > 0) == truth).mean())
+    accuracy = float(((np.asarray(apply(params, jnp.asarray(unseen))) > 0) == truth).mean())
     about = f"breast cancer, gates and layer normalisation; 10 groups, mean; accuracy {accuracy:.1%}"
     return Game(
         lambda x: apply(params, x), unseen[: 4 * count], np.zeros(30, np.float32), np.arange(30) % 10, None, about
@@ -295,9 +301,9 @@ def random_mlp(activation: Callable[[jax.Array], jax.Array], count: int) -> Game
             x = activation(dense(p, x))
         return dense(layers[-1], x)[:, 0]
 
-    x = np.float32(rng.normal(size=(4 * count, 12)))
+    x, reference = (rng.normal(size=shape).astype(np.float32) for shape in [(4 * count, 12), (12,)])
     about = f"random weights, {activation.__name__}, three hidden layers; 12 features, another point"
-    return Game(fun, x, np.float32(rng.normal(size=12)), np.arange(12), None, about)
+    return Game(fun, x, reference, np.arange(12), None, about)
 
 
 def minilm(count: int, epochs: int) -> Game:
