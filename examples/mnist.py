@@ -117,7 +117,8 @@ def picture(
         bar = upper.colorbar(
             axes[0, column].images[0], ax=axes[:, column], location="bottom", extend="both", pad=0.01, aspect=12
         )
-        bar.ax.locator_params(nbins=3)
+        tick = float(f"{0.6 * limit:.0e}")  # of one digit, for which there is room
+        bar.set_ticks([-tick, 0, tick], labels=[f"{-tick:g}", "0", f"{tick:g}"])
         bar.ax.tick_params(labelsize=9)
     upper.supxlabel("scores of the pixels, each method on a scale of its own, clipped at percentile 99.5", fontsize=11)
     for axis in axes.flat:
