@@ -54,9 +54,9 @@ class Attribution(NamedTuple):
             for methods whose scores have no sum.
         output, output_reference: what is explained, the target's value at the input and at the reference.
         standard_error: that of scores from random draws, which have the same shape. In a mean over references it is an
-            upper bound where these have the same draws, as in `shapley`. Of `shapley_moments` it is of the draws of signs
-            alone, not of the approximation. None for methods that draw nothing: all but `gradient_shap`, and `shapley`
-            and `shapley_moments` with ``samples=``.
+            upper bound where these have the same draws, as in `shapley`. Of `shapley_moments` it is that of the draws
+            of signs alone, not of the approximation. None for methods that draw nothing: all but `gradient_shap`, and
+            `shapley` and `shapley_moments` with ``samples=``.
     """
 
     scores: Any
