@@ -214,6 +214,7 @@ def picture(numbers: dict[str, Any]) -> Figure:
             axis.plot(cost, far, label=method, **{"ls": "none", "lw": 1.2, "ms": 6.5, **STYLES[method]})
         axis.set(xscale="log", yscale="log", ylim=(0.005, 4))
         axis.set_title(TITLES[name], fontsize=9)
+        axis.set_xlabel("processor time, in gradients", fontsize=8)
         axis.tick_params(labelsize=8)
         axis.grid(lw=0.3, color="0.85")
     for axis in axes.flat[len(numbers) :]:
@@ -224,7 +225,6 @@ def picture(numbers: dict[str, Any]) -> Figure:
     figure.legend(
         handles.values(), handles.keys(), loc="outside lower center", ncols=columns, fontsize=8.5, frameon=False
     )
-    figure.supxlabel("cost: processor time in gradients of the network", fontsize=10)
     figure.supylabel("distance to Shapley values, relative", fontsize=10)
     return figure
 
