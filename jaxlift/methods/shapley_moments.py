@@ -86,7 +86,8 @@ def shapley_moments(fun: Callable[..., Any], options: ShapleyMomentsOptions) -> 
     What a variance for each value misses is how values covary, as those of overlapping windows do. So vectors of random
     signs `e_i` are carried along, `s = \sqrt{t (1 - t)} e_i d_i` through linear maps and times the mean derivative
     through others, with what nonlinearities add beside it. Each `s^2` is an unbiased but noisy estimate of a variance;
-    over a layer the noise averages out, and the layer's variances are multiplied by one factor. It has no gradient.
+    over a layer the noise averages out. Each variance is multiplied by a factor of its own, shrunk to the layer's by as
+    much as 16 probes are worth. Factors have no gradient.
 
     `\phi_i = \sum_k w_k G_{ki}` at Gauss-Legendre nodes `t_k`. To sum to the difference exactly, the weights become
     `w_k (1 + \lambda F_k)` with `F_k = \sum_i G_{ki}`: in all, the least that does it.
@@ -102,8 +103,9 @@ def shapley_moments(fun: Callable[..., Any], options: ShapleyMomentsOptions) -> 
     more than first ones: in small networks of ReLUs by a third of the length of all pairs. More nodes don't mend that,
     for those near 0 and 1, where little varies, are the worst.
 
-    It is an approximation, and its limits are these. It is biased: where no player is large the distance to Shapley
-    values is near .1 of their length, and more probes don't make it less. Where few players make a value it is not
+    It is an approximation, and its limits are these. It is biased: the distance to Shapley values is .1 to .2 of their
+    length in convolutional and dense networks, and more probes hardly make it less. It can be .5 behind gates and
+    normalisations, where Rescale is as near. Where few players make a value it is not
     normal. With one probe, layers of few units, and products of two values, are noisy: draws differ, and `samples`
     says by how much, but the standard error knows nothing of the bias. Derivatives of the scores themselves take the
     calibration for a constant. Each node costs about 3 to 5 times a gradient.
