@@ -17,7 +17,7 @@ from jaxlift._core.differences import where
 from jaxlift._core.values import is_inexact
 from jaxlift._core.versions import JaxprEqn, primitives
 from jaxlift._moments.interpreter import Interpreter, as_number, family, plain
-from jaxlift._moments.values import Moments, Owned, Value, is_varying
+from jaxlift._moments.values import Moments, Owned, Value, is_varying, summed_over_probes
 
 # How many draws of two values it takes to know their correlation, where these are of the size of 1/3. On gated networks
 # the distance to Shapley values was .077 without covariances, and .127 with those of one draw.
@@ -149,19 +149,16 @@ def product(bind: Any, a: Moments, b: Moments) -> Moments:
     all `t` its own is 0.)
     """
     both = jax.vmap(bind)
-    pairs = both(a.probes, b.probes)
-    # A sum of products over one of many axes, some of them of length 1, as of pooled maps in a batch, is compiled for
-    # CPUs to a call of a library that crashes (JAX 0.10.2), so this sum is a product with ones.
-    covariance = jnp.tensordot(jnp.ones(len(pairs), pairs.dtype), pairs, 1, precision="highest")
+    covariance = summed_over_probes(both(a.probes, b.probes))
 
     def squares(of: Any) -> Array:
         return bind(a.mean**2, of(b)) + bind(of(a), b.mean**2)
 
-    both_vary = bind(a.variance, b.variance)
+    pairs = bind(a.variance, b.variance)
     mean = bind(a.mean, b.mean) + covariance / (len(a.probes) + DRAWS)
     means = [jnp.broadcast_to(m.mean, m.probes.shape) for m in (a, b)]
     probes = both(means[0], b.probes) + both(a.probes, means[1])
-    variances, rests = (squares(of) + both_vary for of in (lambda m: m.variance, lambda m: m.rest))
+    variances, rests = (squares(of) + pairs for of in (lambda m: m.variance, lambda m: m.rest))
     out = Moments(mean, variances, probes, rests).calibrated()
     return replace(out, low=0.0 if min(a.low, b.low) >= 0 else -inf)
 

@@ -91,7 +91,7 @@ class Moments:
     @property
     def spread(self) -> Array:
         """The estimate of the variance from the probes: unbiased but noisy, each element for itself."""
-        return (jnp.abs(self.probes) ** 2).mean(0) + self.rest
+        return summed_over_probes(jnp.abs(self.probes) ** 2) / len(self.probes) + self.rest
 
     def mapped(self, fun: Callable[[Array], Array], squares: Callable[[Array], Array] | None = None) -> Moments:
         """A linear map of it, given with another for the variances: its weights squared."""
@@ -153,6 +153,13 @@ def spread_over(players: Players, owned: Owned) -> Moments:
 
 def _number(array: Array) -> Array:
     return array if jnp.issubdtype(array.dtype, jnp.inexact) else array.astype(jnp.result_type(float))
+
+
+def summed_over_probes(products: Array) -> Array:
+    """The sum over the first axis, as a product with ones: what sums products over one of many axes, some of them of
+    length 1, is compiled for CPUs to a call of a library that crashes (JAX 0.10.2).
+    """
+    return jnp.tensordot(jnp.ones(len(products), products.dtype), products, 1, precision="highest")
 
 
 def correlation(a: Moments, b: Moments) -> Array:
