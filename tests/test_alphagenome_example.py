@@ -44,7 +44,7 @@ def numbers(model, x):
 @pytest.mark.parametrize(
     ("precision", "rule"),
     [
-        ("float32", "rescale"),
+        pytest.param("float32", "rescale", marks=pytest.mark.slow),
         pytest.param("float64", "rescale", marks=pytest.mark.slow),
         pytest.param("bfloat16", "rescale", marks=pytest.mark.slow),
         pytest.param("bfloat16", "revealcancel", marks=pytest.mark.slow),

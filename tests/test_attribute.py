@@ -493,10 +493,14 @@ def attending(x):
     return jnp.einsum("nst,ntc->nsc", weights, x).reshape(len(x), -1)[:, :3]
 
 
-@pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
+@pytest.mark.parametrize("rule", ["rescale", pytest.param("revealcancel", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("n", "shape", "pairing"),
-    [(2, (5, 4), None), (1, (3, 5, 4), "shared"), (3, (2, 5, 4), "shared")],
+    [
+        (2, (5, 4), None),
+        pytest.param(1, (3, 5, 4), "shared", marks=pytest.mark.slow),
+        pytest.param(3, (2, 5, 4), "shared", marks=pytest.mark.slow),
+    ],
     ids=["one", "one example", "shared"],
 )
 def test_all_targets_together_are_each_alone(rule, n, shape, pairing):

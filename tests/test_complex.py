@@ -135,7 +135,7 @@ FUNCTIONS = {
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", [pytest.param(f, marks=[pytest.mark.slow] * (i % 2)) for i, f in enumerate(FUNCTIONS)])
 def test_of_one_entry(name):
     """Every entry contributes what its own change does, in complex numbers as in pairs of real ones."""
     f, pair = FUNCTIONS[name]

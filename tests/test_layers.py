@@ -192,7 +192,7 @@ def is_zero(oracle, key, rule):
 
 
 def small(oracle):
-    return oracle.name.startswith(("mlp", "cancel", "near_zero"))
+    return oracle.name.startswith(("mlp", "cancel"))
 
 
 @pytest.mark.parametrize(

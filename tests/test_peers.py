@@ -243,8 +243,9 @@ def inputs(seed=0):
     return x, r[0]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("rule", ["rescale", pytest.param("revealcancel", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_complete(name, rule):
     x, r = inputs()
