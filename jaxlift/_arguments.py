@@ -143,6 +143,11 @@ def checked_input(x: Any, is_differentiated: bool = True) -> Any:
     for leaf in leaves:
         if not isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float | complex):
             raise TypeError(f"the input must be arrays, or a pytree of arrays, but holds {described(leaf)}.")
+        if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "OSU":
+            raise TypeError(
+                f"the input must be arrays of numbers, but holds {described(leaf)}: where all of it are numbers, write "
+                "x.astype(np.float32)."
+            )
     x = jax.tree.map(jnp.asarray, x)
     for path, leaf in jax.tree.leaves_with_path(x):
         is_integer = jnp.issubdtype(leaf.dtype, jnp.integer) or leaf.dtype == bool

@@ -202,6 +202,11 @@ class Explainer:
             jax.tree.map(lambda leaf: checked_channels("channel_axis", leaf, options.channel_axis, of), x)
         if is_known((args, reference)) and is_eager():
             _warn_of_not_finite(x)
+            if not all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(reference)):
+                warnings.warn(
+                    "the reference has a NaN or an infinity: scores against it are NaN, and so are means over it.",
+                    stacklevel=3,
+                )
             self._examine(on_batch, x, rows, reference if kind == "one" else None)
         aim = aim_of_each(options.target, n, lambda: jax.eval_shape(on_one, *one))
         count = _counted(reference, kind)

@@ -6,7 +6,7 @@ import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 from jaxlift._arguments import check_count, check_model, check_option
@@ -103,13 +103,24 @@ def takes(options: Callable[P, O]) -> Callable[[Callable[[Model, O], R]], Callab
 
     Its signature and documentation are completed by those of the options; type checkers know the keywords.
     """
-    names = [field.name for field in fields(options)]  # pyright: ignore[reportArgumentType] (it is a dataclass)
+    of_options = {field.name: field for field in fields(options)}  # pyright: ignore[reportArgumentType] (a dataclass)
+    names, needs_layer = [*of_options], of_options["layer"].default is MISSING
 
     def decorate(method: Callable[[Model, O], R]) -> Callable[Concatenate[Model, P], R]:
         @functools.wraps(method)
         def with_keywords(fun: Model, /, *args: P.args, **keywords: P.kwargs) -> R:
             check_keywords(method.__name__, keywords, names)
             check_model(fun)
+            if args:
+                raise TypeError(
+                    f"{method.__name__} takes the model alone by its place, and {len(args)} more came: write options "
+                    "by name, and give the reference with the call, attr(x, reference=...)."
+                )
+            if needs_layer and "layer" not in keywords:
+                raise TypeError(
+                    f"{method.__name__} needs layer=, the name of a value inside of the model: name it there, as in "
+                    "h = jax.ad_checkpoint.checkpoint_name(h, 'hidden'), and say layer='hidden'."
+                )
             return method(fun, options(*args, **keywords))
 
         [fun, _] = inspect.signature(method).parameters.values()
@@ -166,6 +177,7 @@ _HERE = {
     "nt_samples": "samples=",
     "stdevs": "noise=",
     "n_shuffles": "the references' own count: references.dinucleotide_shuffle(x, key, count)",
+    "neuron_selector": "unit=",
     "rng": "key=",
     "random_state": "key=",
     "ranked_outputs": "target='all'",

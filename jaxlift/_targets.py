@@ -175,6 +175,11 @@ def is_of_each(target: Array | np.ndarray, output: Callable[[], Any]) -> bool:
     if ndim == 0:
         return False
     (count,) = _single_axis(output().shape, target)
+    if ndim > 1:
+        raise ValueError(
+            f"integer targets are one label for each example, (N,), but their shape is {np.shape(target)}. Of one-hot "
+            "labels take target.argmax(1), of a column target[:, 0]; weights of outputs are floating-point numbers."
+        )
     if not isinstance(target, Tracer):  # what is known is checked, under jax.jit too
         known = np.asarray(target)
         if not ((-count <= known) & (known < count)).all():
@@ -205,7 +210,8 @@ def weights_of(y: Array, target: Any, normalize: bool) -> Array:
         weights = jnp.asarray(target, y.dtype)
         if weights.shape != y.shape:
             raise ValueError(
-                f"weights of shape {weights.shape} don't fit the outputs of an example, of shape {y.shape}."
+                f"weights of shape {weights.shape} don't fit the outputs of an example, of shape {y.shape}. "
+                "Floating-point targets are weights: labels must be integers, as in target.astype(int)."
             )
     if normalize:
         axes = tuple(range(weights.ndim - y.ndim, weights.ndim))

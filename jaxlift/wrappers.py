@@ -65,14 +65,16 @@ def smooth(
         A function of `attr`'s signature and with its shapes and dtypes.
 
     Raises:
-        ValueError: if `samples` isn't positive, `noise` is negative or there is no such `statistic`; when called, if
-            `noise` doesn't broadcast.
+        ValueError: if `samples` isn't positive, or is 1 where a variance is taken, `noise` is negative or there is no
+            such `statistic`; when called, if `noise` doesn't broadcast.
         TypeError: when called, if the input or what `attr` returns isn't made of floating-point numbers.
     """
     check_attribution("smooth", attr)
     keys = keys_of_samples(key, samples)
     check_size("noise", noise)
     check_option("statistic", statistic, Statistic)
+    if statistic == "variance":
+        check_count("samples", samples, least=2)
     noisy = argnums if isinstance(argnums, tuple) else (argnums,)
 
     def smoothed(*args: Any, **options: Any) -> Any:

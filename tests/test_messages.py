@@ -11,7 +11,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 import jaxlift
-from jaxlift import metrics, references
+from jaxlift import metrics, plot, references
 
 X, R, KEY = jnp.asarray(np.arange(12, dtype=np.float32).reshape(4, 3)), jnp.zeros(3), jax.random.key(0)
 W = jnp.ones((3, 2))
@@ -98,6 +98,12 @@ CASES = {
     "n_steps": (lambda: jaxlift.integrated_gradients(model, n_steps=3), TypeError, ["n_steps=", "steps="]),
     "attribute of the result": (lambda: attr().attribute(X), AttributeError, [".attribute", "attr(x, reference=...)"]),
     "shap_values": (lambda: attr().shap_values(X), AttributeError, [".shap_values", "attr(x, reference=...)"]),
+    "background, before": (lambda: jaxlift.attribute(model, R), TypeError, ["attribute takes the model alone", "name"]),
+    "no layer": (
+        lambda: jaxlift.score_cam(model),
+        TypeError,
+        ["score_cam needs layer=", "checkpoint_name(h, 'hidden')"],
+    ),
     "misspelt": (
         lambda: attr(normalise_target=True),
         TypeError,
@@ -107,6 +113,21 @@ CASES = {
     "misspelt, called": (lambda: attr()(X, referense=R), TypeError, ["did you mean reference="]),
     "of another method": (lambda: attr(groups=None), TypeError, ["no option groups=", "expected one of target, "]),
     # Targets.
+    "one-hot labels": (
+        lambda: attr(two_outputs, target=jnp.eye(2, dtype=int)[jnp.array([0, 1, 1, 0])])(X, reference=R),
+        ValueError,
+        ["(N,), but their shape is (4, 2)", "target.argmax(1)"],
+    ),
+    "labels in a column": (
+        lambda: jax.jit(attr(two_outputs))(X, reference=R, target=jnp.zeros((4, 1), int)),
+        ValueError,
+        ["their shape is (4, 1)", "target[:, 0]"],
+    ),
+    "labels as floats": (
+        lambda: attr(two_outputs, target=jnp.array([0.0, 1, 1, 0]))(X, reference=R),
+        ValueError,
+        ["weights of shape (4,)", "target.astype(int)"],
+    ),
     "float target": (lambda: attr(two_outputs, target=1.0), TypeError, ["target=1.0", "write target=1."]),
     "half a target": (lambda: attr(two_outputs, target=0.5), TypeError, ["target=0.5 must be None, an int", "'all'"]),
     "true target": (lambda: attr(two_outputs, target=True), TypeError, ["target=True must be None, an int"]),
@@ -236,6 +257,11 @@ CASES = {
         ["PRNG key", "got 3"],
     ),
     "key of a shuffle": (lambda: references.dinucleotide_shuffle(DNA[0], 0), TypeError, ["PRNG key", "got 0"]),
+    "a table of objects": (
+        lambda: attr()(np.asarray(X).astype(object), reference=R),
+        TypeError,
+        ["arrays of numbers", "dtype object", "x.astype(np.float32)"],
+    ),
     "text to shuffle": (
         lambda: references.dinucleotide_shuffle("ACGT", KEY),
         TypeError,
@@ -280,6 +306,52 @@ CASES = {
         TypeError,
         ["sum_channels takes an attribution function"],
     ),
+    "variance of one": (
+        lambda: jaxlift.smooth(attr(), noise=1.0, key=KEY, samples=1, statistic="variance"),
+        ValueError,
+        ["samples=1", "2 at least"],
+    ),
+    "sensitivity of scores": (
+        lambda: metrics.sensitivity(X, X, radius=0.1, key=KEY),
+        TypeError,
+        ["sensitivity takes an attribution function"],
+    ),
+    "deletion of a function": (
+        lambda: metrics.deletion(model, X, attr(), reference=R, steps=2),
+        TypeError,
+        ["the scores must be arrays", "call it"],
+    ),
+    "steps": (lambda: metrics.deletion(model, X, X, reference=R, steps=2.0), ValueError, ["steps=2.0 must be an int"]),
+    "no perturbation": (
+        lambda: metrics.infidelity(model, X, X, perturbation=R, key=KEY),
+        ValueError,
+        ["perturbation is 0", "noisy_baseline"],
+    ),
+    "not fresh": (
+        lambda: metrics.parameter_randomisation(lambda w, x: x * w[0], [W[:, 0]], X, fresh=[W[:, 0]]),
+        ValueError,
+        ["fresh has the numbers of params", "shuffled(params, key)"],
+    ),
+    "conductance of tokens": (
+        lambda: jaxlift.conductance(lambda x: named(x * 1.0), layer="hidden")(X.astype(int), reference=R.astype(int)),
+        TypeError,
+        ["integers (dtype int32) there is none", "embeddings"],
+    ),
+    "unit": (
+        lambda: jaxlift.conductance(named, layer="hidden", unit=[1])(X, reference=R),
+        ValueError,
+        ["unit=[1] must be one int for each axis"],
+    ),
+    # Pictures.
+    "attribution to draw": (
+        lambda: plot.bars(attr(full=True)(X, reference=R)),
+        TypeError,
+        ["scores must be an array", ".scores of one example"],
+    ),
+    "batch to draw": (lambda: plot.bars(X), ValueError, ["(F,) of one example, got shape (4, 3)"]),
+    "sequences to draw": (lambda: plot.logo(CHANNELS_FIRST), ValueError, ["channels come last", "one by one"]),
+    "methods to draw": (lambda: plot.side_by_side([X, X]), TypeError, ["scores must be a dictionary"]),
+    "curves to draw": (lambda: plot.curves(X, "deletion"), TypeError, ["outputs must be a dictionary"]),
     "sensitivity of everything": (
         lambda: metrics.sensitivity(attr(full=True), X, reference=R, radius=0.1, key=KEY),
         ValueError,
@@ -338,6 +410,20 @@ def test_not_finite():
         scores = attr()(X.at[1, 0].set(jnp.nan).at[3, 2].set(jnp.inf), reference=R)
     assert w[0].filename == __file__
     assert jnp.isnan(scores).all(1).tolist() == [False, True, False, True]
+
+
+def test_reference_not_finite():
+    references = jnp.stack([R, R.at[1].set(jnp.nan)])
+    with pytest.warns(UserWarning, match="the reference has a NaN or an infinity") as w:
+        scores = attr(average=False)(X, reference=references)
+    assert w[0].filename == __file__
+    assert jnp.isnan(scores).all((0, 2)).tolist() == [False, True]
+
+
+def test_metrics_take_attributions():
+    found = attr(full=True)(X, reference=R)
+    np.testing.assert_array_equal(metrics.complexity(found), metrics.complexity(found.scores))
+    assert (metrics.rank_agreement(found, found)[1:] > 0.99).all()
 
 
 def test_labels_out_of_range_under_jit_give_nan():

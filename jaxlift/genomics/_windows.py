@@ -142,7 +142,9 @@ class Windows(Examples):
     @property
     def hint(self) -> str:
         return f"Windows have {self.width} positions: give the width that the model takes. " + (
-            "With channel_axis=-2 they are (4, L)." if self.encoding.channel_axis == -1 else ""
+            "With channel_axis=-2 (--layout N4L) they are (4, L)."
+            if self.encoding.channel_axis == -1
+            else "With channel_axis=-1 (--layout NL4) they are (L, 4)."
         )
 
     @functools.cached_property

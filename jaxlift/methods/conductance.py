@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxlift._arguments import checked_input
@@ -79,6 +80,13 @@ def conductance(fun: Callable[..., Any], options: ConductanceOptions) -> Explain
     steps, unit = options.steps, options.unit
 
     def explain(layer: Any, x: Any, reference: Any, fun: Any, value: Any, value_ref: Any) -> Any:
+        for leaf in jax.tree.leaves(x):
+            if jnp.issubdtype(leaf.dtype, jnp.integer):
+                raise TypeError(
+                    "conductance follows the way from the reference to the input, and between tokens or other integers "
+                    f"(dtype {leaf.dtype}) there is none: make the embeddings first, and pass the function that goes "
+                    "on from there. integrated_gradients(layer=...) starts at the layer itself."
+                )
         checked_input(x)
         if unit is not None:
             _check_unit(unit, value)
@@ -116,7 +124,11 @@ def _check_unit(unit: int | tuple[int, ...], value: Any) -> None:
     """Raise the error for what is no unit of a layer's value."""
     shape = value.shape if isinstance(value, Array) else None
     indices = unit if isinstance(unit, tuple) else (unit,)
-    if shape is None or len(indices) != len(shape) or not all(-n <= i < n for i, n in zip(indices, shape, strict=True)):
+    are_ints = all(isinstance(i, int | np.integer) and not isinstance(i, bool) for i in indices)
+    if (
+        shape is None or not are_ints or len(indices) != len(shape)
+        or not all(-n <= i < n for i, n in zip(indices, shape, strict=True))
+    ):  # fmt: skip
         raise ValueError(
             f"unit={unit!r} must be one int for each axis of the value of one layer, without the batch's: here its "
             f"shape is {jax.tree.map(jnp.shape, value)}."

@@ -266,3 +266,4 @@ def _check_steps(steps: int, features: int) -> None:
     """Raise the error for steps that don't each have a feature."""
     if not 1 <= steps <= features:
         raise ValueError(f"steps={steps} must be between 1 and the number of features, {features}.")
+    check_count("steps", steps)

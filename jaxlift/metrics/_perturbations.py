@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.core import Tracer
 
 from jaxlift._arguments import check_count, checked_input, number_of_examples
 from jaxlift._targets import Target
@@ -28,7 +29,7 @@ from jaxlift.metrics._reading import (
     summed,
     unless_nan,
 )
-from jaxlift.wrappers import check_size, draw_like, keys_of_samples
+from jaxlift.wrappers import check_attribution, check_size, draw_like, keys_of_samples
 
 
 def infidelity(
@@ -90,6 +91,11 @@ def infidelity(
     keys = keys_of_samples(key, samples)
     if not callable(perturbation):
         check_size("perturbation", perturbation)
+        if not isinstance(perturbation, Tracer) and not np.any(np.asarray(perturbation)):
+            raise ValueError(
+                "perturbation is 0, of which any multipliers say all: give the standard deviation of noise, in the "
+                "input's units, or a function (key, x) -> I, such as noisy_baseline(reference, noise=...)."
+            )
     original = aimed(fun, x, n, target)
 
     def of_sample(key: Array) -> tuple[Array, Array]:
@@ -312,6 +318,7 @@ def sensitivity(
         ValueError: if shapes don't fit, the batch is empty, or there are no samples.
         TypeError: if the input isn't made of floating-point numbers.
     """
+    check_attribution("sensitivity", attr)
     x = checked_input(x)
     n = number_of_examples(x)
     keys = keys_of_samples(key, samples)

@@ -13,7 +13,7 @@ from jax import Array, lax
 from jax.core import Tracer
 from jax.tree_util import DictKey, keystr
 
-from jaxlift._arguments import check_count, check_key, check_option, checked_input, number_of_examples
+from jaxlift._arguments import check_count, check_key, check_option, checked_input, is_known, number_of_examples
 from jaxlift.metrics._maps import rank_agreement
 from jaxlift.metrics._reading import scores_alone
 
@@ -88,7 +88,7 @@ def parameter_randomisation(
     check_option("order", order, Order)
     n = number_of_examples(checked_input(x, is_differentiated=False))
     _check_fresh(params, fresh)
-    layers = layers_of(params) if layers is None else tuple(layers)
+    layers = layers_of(params) if layers is None else (layers,) if isinstance(layers, str) else tuple(layers)
     names = [_name(path) if _is_floating(leaf) else "" for path, leaf in jax.tree.leaves_with_path(params)]
     of_layers = [[f"{name}/".startswith(f"{layer}/") for name in names] for layer in layers]
     unknown = [layer for layer, of_layer in zip(layers, of_layers, strict=True) if not any(of_layer)]
@@ -255,6 +255,9 @@ def _check_fresh(params: Any, fresh: Any) -> None:
                 f"fresh must have arrays like those of params, but {_name(path)} has shape {jnp.shape(new)} instead of "
                 f"{jnp.shape(old)}, or isn't of floating-point numbers."
             )
+    pairs = zip(jax.tree.leaves(params), jax.tree.leaves(fresh), strict=True)
+    if is_known((params, fresh)) and all(jnp.array_equal(old, new) for old, new in pairs if _is_floating(old)):
+        raise ValueError("fresh has the numbers of params: draw random ones, such as by shuffled(params, key).")
 
 
 def _is_floating(leaf: Any) -> bool:

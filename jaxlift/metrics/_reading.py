@@ -56,8 +56,9 @@ def reference_of_each(x: Any, reference: Any) -> Any:
 
 def checked_scores(x: Any, scores: Any, name: str) -> Any:
     """Scores as floating-point arrays in the structure of `x`, or the error that says what they are."""
-    if isinstance(scores, Attribution):
-        scores = scores.scores
+    x, scores = (each.scores if isinstance(each, Attribution) else each for each in (x, scores))
+    if callable(scores):
+        raise TypeError(f"{name} must be arrays, but are a function: call it, attr(x, reference=...).")
     scores = jax.tree.map(jnp.asarray, scores)
     structure, other = jax.tree.structure(x), jax.tree.structure(scores)
     if structure != other:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -60,6 +60,7 @@ def side_by_side(
     Raises:
         ValueError: if there are no scores, they aren't finite numbers of such shapes, or features differ in number.
     """
+    _check_named("scores", scores)
     if not scores or columns < 1:
         raise ValueError(f"expected scores of one method or more, and columns >= 1: got {len(scores)}, {columns}.")
     rows = {name: finite(f"scores[{name!r}]", values) for name, values in scores.items()}
@@ -100,6 +101,11 @@ def side_by_side(
             axes.set(xticks=[], yticks=[])
     figure.supxlabel(SHARED if shared else OWN, fontsize="small")
     return figure
+
+
+def _check_named(name: str, of_methods: Any) -> None:
+    if not isinstance(of_methods, Mapping) or not all(isinstance(each, str) for each in of_methods):
+        raise TypeError(f"{name} must be a dictionary with a name for each method, such as {{'rescale': array}}.")
 
 
 def _side_by_side_bars(
@@ -156,6 +162,7 @@ def curves(
     doings = {"deletion": "replaced", "insertion": "put in"}
     if kind not in doings:
         raise ValueError(f"kind={kind!r}: expected 'deletion' or 'insertion'.")
+    _check_named("outputs", outputs)
     if not outputs:
         raise ValueError("expected curves of one method or more, got none.")
     rows = {name: finite(f"outputs[{name!r}]", values) for name, values in outputs.items()}

@@ -247,7 +247,7 @@ def signal(scores: ArrayLike, *, ax: Axes | None = None, start: int = 0) -> Axes
     """
     values = finite("scores", scores)
     if values.ndim != 1 or not values.size:
-        raise ValueError(f"expected scores of features (F,), got shape {values.shape}.")
+        raise ValueError(f"expected scores of features (F,) of one example, got shape {values.shape}.")
     axes = new_axes(ax, (WIDTH, 2.5))
     positions, step = _positions(start, len(values), "+")
     _outline(axes, values[:, None], positions, step)
@@ -259,7 +259,10 @@ def signal(scores: ArrayLike, *, ax: Axes | None = None, start: int = 0) -> Axes
 def _checked(name: str, scores: ArrayLike, letters: str) -> np.ndarray:
     values = finite(name, scores)
     if values.ndim != 2 or values.shape[1] != len(letters) or not values.size:
-        raise ValueError(f"letters={letters!r} need scores of shape (L, {len(letters)}), got {values.shape} as {name}.")
+        raise ValueError(
+            f"letters={letters!r} need scores of shape (L, {len(letters)}), got {values.shape} as {name}; channels "
+            "come last, and a batch's sequences are drawn one by one."
+        )
     return values
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxlift._explainer import Attribution
 from jaxlift.scoring._extra import extra
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ WIDTH = 12  # of a wide figure, in inches
 
 def finite(name: str, scores: ArrayLike) -> np.ndarray:
     """Scores as float64, or the error that says which of them can't be drawn."""
+    if isinstance(scores, Attribution):
+        raise TypeError(f"{name} must be an array, but are a whole Attribution: draw the .scores of one example.")
     values = np.asarray(scores)
     if np.iscomplexobj(values):
         raise ValueError(f"{name} must be real, but have dtype {values.dtype}: draw their real part or magnitude.")

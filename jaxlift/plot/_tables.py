@@ -118,7 +118,7 @@ def ranked(
     """What the bars are called, and what they show, in descending order of magnitude or another."""
     amounts = finite("scores", scores)
     if amounts.ndim != 1 or not amounts.size:
-        raise ValueError(f"expected scores of features (F,), got shape {amounts.shape}.")
+        raise ValueError(f"expected scores of features (F,) of one example, got shape {amounts.shape}.")
     if most < 1:
         raise ValueError(f"most={most!r}: expected one bar or more.")
     labels = [f"feature {number}" for number in range(len(amounts))] if names is None else [*map(str, names)]

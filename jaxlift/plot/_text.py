@@ -152,7 +152,7 @@ def text(tokens: Sequence[str], scores: ArrayLike, *, pieces: Pieces = "auto", l
     if values.ndim != 1 or len(values) != len(tokens) or not tokens:
         raise ValueError(
             f"expected a score for each token, (T,) or (T, D) with T >= 1: got scores of shape {np.shape(scores)} and "
-            f"{len(tokens)} tokens."
+            f"{len(tokens)} tokens. A text is split first, as its tokens were."
         )
     if not all(isinstance(token, str) for token in tokens):
         raise ValueError("tokens must be strings: make them of their numbers by the tokenizer first.")
