@@ -169,7 +169,8 @@ def number_of_examples(x: Any) -> int:
     if len(set(sizes.values())) > 1 or () in sizes.values():
         raise ValueError(
             f"the input's arrays must have one batch axis first, of one length, but they begin with {sizes}. For one "
-            "example, write x[None]."
+            "example, write x[None]. Of several arguments, such as parameters and input, argnums= says which is "
+            "explained."
         )
     [(n,)] = set(sizes.values())
     if n == 0:

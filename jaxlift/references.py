@@ -193,7 +193,8 @@ def _checked_sequence(x: ArrayLike, key: Array, count: int, kind: str) -> Array:
     check_key(key)
     x = jnp.asarray(x)
     if x.ndim != 2 or x.shape[1] != 4:
-        raise ValueError(f"a {kind} shuffle takes one sequence (L, 4), got shape {x.shape}: jax.vmap it.")
+        hint = "turn it, x.T" if x.ndim == 2 else "jax.vmap it"
+        raise ValueError(f"a {kind} shuffle takes one sequence (L, 4), got shape {x.shape}: {hint}.")
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"a {kind} shuffle takes floating-point one-hot rows, got {x.dtype}: use x.astype(float).")
     if is_known(x):

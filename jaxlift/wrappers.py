@@ -78,6 +78,8 @@ def smooth(
     noisy = argnums if isinstance(argnums, tuple) else (argnums,)
 
     def smoothed(*args: Any, **options: Any) -> Any:
+        if not all(0 <= i < len(args) for i in noisy):
+            raise TypeError(f"argnums={argnums} must be among the positional arguments of the call: got {len(args)}.")
         x = checked_input({i: args[i] for i in noisy})
 
         def of_sample(key: Array) -> Any:

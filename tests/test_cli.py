@@ -266,6 +266,11 @@ MESSAGES = [
     ("score scored:modle x.npy", 2, "scored has no modle: did you mean model?"),
     ("score scored x.npy", 2, "'scored' is no model: expected package.module:function, such as scored:model"),
     ("score scored.py x.npy", 2, "such as scored:model"),
+    (
+        "score x.npy x.npy",
+        2,
+        "'x.npy' is no model: expected package.module:function, of a function that loads this file",
+    ),
     ("score scored:2 x.npy", 2, "'scored:2' is no model: expected package.module:function, of names"),
     ("score scored:LENGTH x.npy", 2, "'scored:LENGTH' is of type int, and no model: name a function (N, ...)"),
     ("score scored:WEIGHTS x.npy", 2, "'scored:WEIGHTS' is an array of shape (8, 3), and no model: name a function"),

@@ -306,6 +306,26 @@ CASES = {
         TypeError,
         ["sum_channels takes an attribution function"],
     ),
+    "noise on another argument": (
+        lambda: jaxlift.smooth(attr(), noise=1.0, key=KEY, argnums=1)(X, reference=R),
+        TypeError,
+        ["argnums=1 must be among the positional arguments"],
+    ),
+    "parameters first": (
+        lambda: attr(lambda params, x: model(x))({"w": W, "b": R[:2]}, X, reference=R),
+        ValueError,
+        ["one batch axis", "argnums="],
+    ),
+    "groups of pixels": (
+        lambda: jaxlift.occlusion(of_dna, groups=np.arange(5))(DNA, reference=DNA[0]),
+        ValueError,
+        ["shape (5, 4)", "dtype int64 and shape (5,)", "groups[..., None]"],
+    ),
+    "channels first to shuffle": (
+        lambda: references.dinucleotide_shuffle(CHANNELS_FIRST[0], KEY),
+        ValueError,
+        ["(4, 5)", "x.T"],
+    ),
     "variance of one": (
         lambda: jaxlift.smooth(attr(), noise=1.0, key=KEY, samples=1, statistic="variance"),
         ValueError,

@@ -115,9 +115,9 @@ def opened_store(path: Path, mode: str = "r") -> Store:
 def imported_model(text: str) -> Callable[..., Any]:
     """The model that ``package.module:function`` names, or that the function makes."""
     if ":" not in text:
-        raise ValueError(
-            f"{text!r} is no model: expected package.module:function, such as {text.removesuffix('.py')}:model."
-        )
+        is_saved = Path(text).is_file() and not text.endswith(".py")
+        such = "of a function that loads this file" if is_saved else f"such as {text.removesuffix('.py')}:model"
+        raise ValueError(f"{text!r} is no model: expected package.module:function, {such}.")
     model = imported(text)
     if isinstance(model, str):
         raise ValueError(f"{text!r} is no model: expected package.module:function, of names that Python can have.")

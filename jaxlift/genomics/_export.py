@@ -136,7 +136,10 @@ def export(
     has_rows, has_track = h5 is not None or npz is not None, bigwig is not None or bedgraph is not None
     _check_scores(store, has_rows, has_track)
     if bigwig is not None and chrom_sizes is None:
-        raise ValueError("a bigWig file needs the contigs' lengths: give chrom_sizes=, such as hg38.chrom.sizes.")
+        raise ValueError(
+            "a bigWig file needs the contigs' lengths: give chrom_sizes=, such as hg38.chrom.sizes, or the genome's "
+            "FASTA file."
+        )
 
     chosen: Dtype | None = None
     with contextlib.ExitStack() as stack:

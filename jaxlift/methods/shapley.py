@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxlift._arguments import check_count, check_key, some_of, spread_as
+from jaxlift._arguments import check_count, check_key, described, some_of, spread_as
 from jaxlift._batching.loops import divided, moments_in_turn
 from jaxlift._core import versions
 from jaxlift._explainer import Explainer, Method
@@ -138,7 +138,10 @@ def groups_of(groups: Any, x: Any) -> tuple[Any, int]:
         own = [np.broadcast_to(g, x.shape) for g, x in zip(given, leaves, strict=True)]
     except ValueError as error:
         shapes = jax.tree.map(jnp.shape, x)
-        raise ValueError(f"the groups must broadcast to an example of shape {shapes}, as its pytree is.") from error
+        raise ValueError(
+            f"the groups must broadcast to an example of shape {shapes}, as its pytree is: got {described(groups)}. "
+            "Groups of whole pixels (H, W) are groups[..., None] beside an example (H, W, C)."
+        ) from error
     kinds = {"text" if each.dtype.kind in "US" else each.dtype.kind for each in own}
     names, numbers = np.unique(np.concatenate([leaf.ravel() for leaf in own]), return_inverse=True)
     if not (kinds == {"text"} or kinds <= {"i", "u", "b"}) or (kinds != {"text"} and names[0] < 0):
