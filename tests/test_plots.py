@@ -627,6 +627,13 @@ class TestToShap:
         with pytest.raises(ValueError, match=message):
             plot.to_shap(scores, base, **options)
 
+    def test_multipliers_are_refused(self, explained):
+        model, x, _ = explained
+        for options in ({"target": 0}, {"target": "all"}):
+            attr = jaxlift.attribute(model, output="multipliers", full=True, **options)
+            with pytest.raises(ValueError, match="these scores are no contributions"):
+                plot.to_shap(attr(x, reference=jnp.ones(3)))
+
 
 def test_matplotlib_is_imported_when_it_is_needed():
     program = (

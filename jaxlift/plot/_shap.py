@@ -47,12 +47,13 @@ def to_shap(
             or shapes and numbers of names don't fit.
         ModuleNotFoundError: if shap is not installed.
     """
+    found = None
     if isinstance(scores, Attribution):
         if output_reference is not None:
             raise ValueError("output_reference is in the attribution: leave it out, or give contributions alone.")
         if scores.delta is None or scores.output_reference is None:
             raise ValueError("these scores have no sum, so that SHAP's plots would mislead: use contributions.")
-        scores, output_reference = scores.scores, scores.output_reference
+        found, scores, output_reference = scores, scores.scores, scores.output_reference
     if isinstance(scores, (dict, tuple)):
         raise ValueError("the scores are those of several inputs: give the contributions to one, and output_reference.")
     if output_reference is None:
@@ -65,6 +66,8 @@ def to_shap(
             f"expected contributions (N, ...) with output_reference (N,), or (N, K, ...) with (N, K): got "
             f"{values.shape} with {base.shape}."
         )
+    if found is not None:
+        _check_contributions(found, values, base)
     values = np.moveaxis(values, 1, -1) if several else values
     shape = values.shape[: values.ndim - several]
     if data is not None and np.shape(data) != shape:
@@ -81,3 +84,15 @@ def to_shap(
         feature_names=None if names is None else [*names],
         output_names=None if output_names is None else [*output_names],
     )
+
+
+def _check_contributions(found: Attribution, values: np.ndarray, base: np.ndarray) -> None:
+    """Raise the error for scores of an attribution that don't sum to what it says they do."""
+    features = tuple(range(base.ndim, values.ndim))
+    change = np.asarray(found.output, np.float64) - base
+    off = np.abs(change - np.asarray(found.delta, np.float64) - values.sum(features))
+    if (off > 0.01 * (np.abs(values).sum(features) + np.abs(change))).any():
+        raise ValueError(
+            "these scores are no contributions, whose sum and delta make the difference of the outputs: leave out "
+            "output='multipliers' or 'hypothetical', and absolute=True."
+        )
