@@ -338,3 +338,38 @@ def test_constraints_on_a_batch_outside_of_jit(method, spread_over):
     reference = {} if method is GRADIENT else {"reference": x[0]}
     found = method(partial(spread.network, mesh, w_placed))(x_placed, **reference)
     close(np.asarray(found), method(partial(spread.network, None, w))(x, **reference))
+
+
+def in_map_and_outside(attr, x):
+    """Scores of an example on each of two devices, inside of `jax.shard_map`, and the same without."""
+    mesh = jax.make_mesh((2,), ("n",), (AxisType.Auto,), devices=jax.local_devices()[:2])
+    mapped = jax.shard_map(attr, mesh=mesh, in_specs=P("n"), out_specs=P("n"))
+    return jax.jit(mapped)(x), jax.jit(attr)(x)
+
+
+@pytest.mark.parametrize("activation", [jax.nn.relu, lambda u: jnp.maximum(u, 0)], ids=["relu", "maximum"])
+@pytest.mark.parametrize("method", ["deconvnet", "local_shapley", "moments"])
+def test_relu_is_one_inside_of_a_map(method, activation):
+    """There JAX has even the 0 of a ReLU vary over devices, which makes an array of the literal."""
+
+    def fun(x):
+        return activation(x @ W).sum(1)
+
+    attr = jaxlift.shapley_moments(fun) if method == "moments" else jaxlift.attribute(fun, rule=method)
+    close(*in_map_and_outside(lambda x: attr(x, reference=R[0]), X[:2]))
+
+
+SEVERAL = {
+    "maximum": lambda x: x.max(1),
+    "product": lambda x: x.prod(1),
+    "choice by data": lambda x: jnp.where(x > x[:, ::-1], x, 0.1).sum(1),
+    "quotient": lambda x: x[:, 0] / (2 + jnp.abs(x).sum(1)),
+    "loop": lambda x: lax.scan(lambda c, row: (jnp.tanh(c + row), None), 0 * x[:, 0] + 1, x.T)[0],
+}
+
+
+@pytest.mark.parametrize("fun", SEVERAL.values(), ids=SEVERAL)
+def test_moments_inside_of_a_map(fun):
+    """What several values are computed by has numbers of its own, which must vary over devices too."""
+    attr = jaxlift.shapley_moments(fun)
+    close(*in_map_and_outside(lambda x: attr(x, reference=R[0]), X[:2]))

@@ -38,6 +38,7 @@ from jaxlift._core.values import (
 from jaxlift._core.versions import JIT, Jaxpr, JaxprEqn
 
 MissingRule = Literal["raise", "derivative"]
+Numbers = dict[int, tuple[Any, np.ndarray]]  # by the id of an array: that array, which so stays alive, and the literal
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Interpreter:
             exp(x).sum()` is a softmax, and `where(x @ w > 0, (x @ w) ** 2, 0)` a function of one value.
         calls: how often each jaxpr is called, as far as has been seen.
         lifted: those that were lifted for all of their calls.
+        numbers: the literals that arrays were before `jax.shard_map` had them vary over devices, by the arrays' ids.
     """
 
     rule: Any
@@ -69,6 +71,7 @@ class Interpreter:
     known: dict[Any, tuple[Any, Sequence[Value]]] = field(default_factory=dict, compare=False, repr=False)
     calls: Counter[Any] = field(default_factory=Counter, compare=False, repr=False)
     lifted: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+    numbers: Numbers = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def is_joint(self) -> bool:
@@ -110,8 +113,7 @@ class Interpreter:
     def outputs_unmasked(self, eqn: JaxprEqn, inputs: Sequence[Value]) -> Sequence[Value]:
         """The outputs of an equation as the table says, which knows of no masked values."""
         if not any(map(is_varying, inputs)):
-            literal = literal_of(eqn, inputs)
-            return versions.bind(eqn, inputs) if literal is None else [literal]
+            return constants(eqn, inputs, self.numbers)
         if not self.is_joint:
             return self._outputs_alone(eqn, inputs)
         try:
@@ -177,7 +179,7 @@ class Interpreter:
 
     def afresh(self) -> Interpreter:
         """The same, for a jaxpr that is traced by itself, as the bodies of loops are."""
-        return replace(self, known={})
+        return replace(self, known={}, numbers={})
 
     def scope_of(self, eqn: JaxprEqn) -> str:
         return "/".join(filter(None, (self.scope, str(eqn.source_info.name_stack))))
@@ -214,6 +216,26 @@ def needed(
             found.append(eqn)
             wanted.update(var for var in versions.variables(eqn.invars) if var not in held)
     return found[::-1]
+
+
+def constants(eqn: JaxprEqn, inputs: Sequence[Any], numbers: Numbers) -> Sequence[Any]:
+    """The outputs of an equation of whose operands none varies between input and reference.
+
+    A literal that only varies over devices, as JAX has the 0 of a ReLU do inside of `jax.shard_map`, must be an array
+    for what comes next. What literal it was is noted in `numbers`.
+    """
+    literal = literal_of(eqn, [literal_behind(value, numbers) for value in inputs])
+    if literal is not None and not versions.varies_over_devices(eqn.outvars[0]):
+        return [literal]
+    outputs = versions.bind(eqn, inputs)
+    if literal is not None:
+        numbers[id(outputs[0])] = outputs[0], literal
+    return outputs
+
+
+def literal_behind(value: Any, numbers: Numbers) -> Any:
+    """The literal that an array was before it varied over devices; other values as they are."""
+    return numbers[id(value)][1] if id(value) in numbers else value
 
 
 def literal_of(eqn: JaxprEqn, inputs: Sequence[Any]) -> Any:

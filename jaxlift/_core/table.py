@@ -44,7 +44,7 @@ class Entry:
 
 _table: dict[Primitive | str, Entry] = {}
 _functions: dict[str, Entry] = {}
-_of_numbers: set[Primitive] = set()
+_of_numbers: set[Primitive | str] = set()
 _settlers: dict[type, Callable[[Any, Any], Any]] = {}
 _of_masks: list[Callable[[Any, JaxprEqn, Sequence[Value]], Sequence[Value] | None]] = []
 _of_implementations: list[Evaluation] = []
@@ -67,14 +67,14 @@ def family(
     _table.update(dict.fromkeys(members, Entry(evaluate, frozenset(families), opens)))
 
 
-def of_numbers(members: Iterable[Primitive]) -> None:
+def of_numbers(members: Iterable[Primitive | str]) -> None:
     """Say which primitives only convert or broadcast a number, so that what they make of a literal is one still."""
     _of_numbers.update(members)
 
 
 def keeps_numbers(primitive: Primitive) -> bool:
     """Whether a primitive only converts or broadcasts a number."""
-    return primitive in _of_numbers
+    return primitive in _of_numbers or primitive.name in _of_numbers
 
 
 def settled_by(settle: Callable[[Any, Any], Any], kind: type) -> None:

@@ -10,6 +10,7 @@ import jax.core
 import jax.extend.core
 import jax.extend.source_info_util
 import jax.numpy
+import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, Var
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -101,7 +102,10 @@ def with_eqns(jaxpr: Any, eqns: Sequence[JaxprEqn]) -> Any:
 
 
 def bind(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
-    """The outputs of one equation for other operands, as a list."""
+    """The outputs of one equation for other operands, as a list. Literals vary over the devices that the others do."""
+    axes = frozenset().union(*map(axes_of_map, operands)) if any(isinstance(o, np.ndarray) for o in operands) else ()
+    if axes:
+        operands = [varied_over(axes, each) if isinstance(each, np.ndarray) else each for each in operands]
     out = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
     return list(out) if eqn.primitive.multiple_results else [out]
 
@@ -158,9 +162,21 @@ def row_of(array: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(aval.shape[1:], aval.dtype, sharding=sharding, manual_axis_type=aval.manual_axis_type)
 
 
+def type_of(array: Any) -> jax.ShapeDtypeStruct:
+    """The shape and dtype of an array, and the axes of a mesh over which it varies."""
+    aval = jax.typeof(array)
+    sharding = NamedSharding(aval.sharding.mesh, PartitionSpec()) if axes_of_map(array) else None
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=sharding, manual_axis_type=aval.manual_axis_type)
+
+
 def axes_of_map(array: Any) -> frozenset[str]:
     """The axes of a mesh over which an array varies, inside of `jax.shard_map`."""
     return jax.typeof(array).manual_axis_type.varying
+
+
+def varies_over_devices(atom: Any) -> bool:
+    """Whether a variable varies over any axis of a mesh, inside of `jax.shard_map`."""
+    return bool(atom.aval.manual_axis_type.varying)
 
 
 def row(array: jax.Array, i: int) -> jax.Array:

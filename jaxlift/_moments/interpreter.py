@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 
 from jaxlift._core import table, versions
-from jaxlift._core.interpreter import MissingRule, literal_of, needed
+from jaxlift._core.interpreter import MissingRule, Numbers, constants, needed
 from jaxlift._core.precision import Precision, at_least
 from jaxlift._core.values import is_hashable, key_of
 from jaxlift._core.versions import Jaxpr, JaxprEqn, Primitive
@@ -62,6 +62,7 @@ class Interpreter:
         within: the equations that hold the jaxpr, outermost first.
         linearised: what was linearised, and where.
         known: the outputs of equations that were evaluated before.
+        numbers: the literals that arrays were before they varied over devices.
     """
 
     players: Players
@@ -70,6 +71,7 @@ class Interpreter:
     within: tuple[JaxprEqn, ...] = ()
     linearised: dict[str, None] = field(default_factory=dict)
     known: dict[Any, tuple[Any, Sequence[Value]]] = field(default_factory=dict)
+    numbers: Numbers = field(default_factory=dict)
 
     def evaluate(self, jaxpr: Jaxpr, consts: Sequence[Any], operands: Sequence[Value]) -> list[Value]:
         """The outputs of a jaxpr. What doesn't vary is computed as it stands."""
@@ -93,8 +95,7 @@ class Interpreter:
     def outputs(self, eqn: JaxprEqn, inputs: Sequence[Value]) -> Sequence[Value]:
         """The outputs of one equation."""
         if not any(map(is_varying, inputs)):
-            literal = literal_of(eqn, inputs)
-            return versions.bind(eqn, inputs) if literal is None else [literal]
+            return constants(eqn, inputs, self.numbers)
         if all(isinstance(value, Owned) for value in inputs if is_varying(value)):
             owned = _owned[0](eqn, inputs)
             if owned is not None:
@@ -119,13 +120,13 @@ class Interpreter:
 
     def afresh(self) -> Interpreter:
         """The same for a jaxpr that is traced by itself."""
-        return replace(self, known={})
+        return replace(self, known={}, numbers={})
 
     def evaluated(self, eqn: JaxprEqn, fun: Callable[..., Any], operands: Sequence[Value]) -> list[Any]:
         """The outputs of a function on values of the program: integers and truth values enter as numbers."""
         settled = [self.moments(value) for value in operands]
         settled = [as_number(value) if isinstance(value, Moments) else jnp.asarray(value) for value in settled]
-        like = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in settled]
+        like = [versions.type_of(v.mean if isinstance(v, Moments) else v) for v in settled]
         closed = jax.make_jaxpr(fun)(*like)
         inside = self.inside(eqn)
         found = [inside.moments(value) for value in inside.evaluate(closed.jaxpr, closed.consts, settled)]

@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array
 
 from jaxlift._core import versions
+from jaxlift._core.interpreter import literal_behind
 from jaxlift._core.values import Node, is_complex, is_inexact
 from jaxlift._core.versions import JaxprEqn, primitives
 from jaxlift._moments.interpreter import Interpreter, as_number, family, plain, settled_by
@@ -40,15 +41,17 @@ def elementwise(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Valu
         settled = [interpreter.moments(value) for value in operands]
         return SEVERAL.get(eqn.primitive.name, of_several)(interpreter, eqn, settled)
     [base] = bases.values()
-    return [Function(Node(eqn, tuple(map(_node, operands)), ""), base)]
+    return [Function(Node(eqn, tuple(_node(value, interpreter) for value in operands), ""), base)]
 
 
 def _base(value: Value) -> Moments | None:
     return value.of if isinstance(value, Function) else value if isinstance(value, Moments) else None
 
 
-def _node(value: Value) -> Any:
-    return value.node if isinstance(value, Function) else None if isinstance(value, Moments) else value
+def _node(value: Value, interpreter: Interpreter) -> Any:
+    if isinstance(value, Function):
+        return value.node
+    return None if isinstance(value, Moments) else literal_behind(value, interpreter.numbers)
 
 
 def broadcast(value: Moments, out: versions.Var) -> Moments:

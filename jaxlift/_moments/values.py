@@ -173,7 +173,7 @@ def certain(value: Any, probes: int) -> Moments:
     """A value that doesn't vary, as one that might."""
     mean = _number(jnp.asarray(value))
     zeros = jnp.zeros_like(mean)
-    return Moments(mean, zeros, jnp.zeros((probes, *mean.shape), mean.dtype), zeros, jnp.asarray(value).dtype)
+    return Moments(mean, zeros, jnp.broadcast_to(zeros, (probes, *mean.shape)), zeros, jnp.asarray(value).dtype)
 
 
 # Origins of a value.

@@ -225,7 +225,7 @@ def identity(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value])
     return operands
 
 
-of_numbers(primitives("broadcast_in_dim", "convert_element_type"))
+of_numbers([*primitives("broadcast_in_dim", "convert_element_type"), "pvary", "pcast"])
 family(identity, [*primitives("stop_gradient", "optimization_barrier"), WAITING])
 
 family(

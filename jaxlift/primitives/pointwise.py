@@ -14,7 +14,7 @@ from jax import Array
 from jaxlift._core import versions
 from jaxlift._core.compilers import after, once
 from jaxlift._core.custom_derivatives import operation
-from jaxlift._core.interpreter import Interpreter
+from jaxlift._core.interpreter import Interpreter, literal_behind
 from jaxlift._core.table import family, settled_by
 from jaxlift._core.values import (
     Masked,
@@ -77,7 +77,7 @@ def _waiting(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value])
         return (several if len(varying) > 1 else _waiting)(interpreter, eqn, settled)
     if not bases:
         return versions.bind(eqn, operands)
-    return [Pending(Node(eqn, tuple(map(_node, operands)), interpreter.scope_of(eqn)), bases[0])]
+    return [Pending(Node(eqn, tuple(_node(o, interpreter) for o in operands), interpreter.scope_of(eqn)), bases[0])]
 
 
 def _broadcast(operand: Varying, output: versions.Var) -> Varying:
@@ -125,7 +125,7 @@ def bits(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> 
     return pointwise(interpreter, eqn, operands)
 
 
-def _node(operand: Value) -> Node | Array | None:
+def _node(operand: Value, interpreter: Interpreter) -> Node | Array | None:
     """An operand of a further step."""
     match operand:
         case Pending(node=node):
@@ -133,7 +133,7 @@ def _node(operand: Value) -> Node | Array | None:
         case Varying():
             return None
     assert not isinstance(operand, Masked)  # the interpreter passes none on
-    return operand
+    return literal_behind(operand, interpreter.numbers)
 
 
 def _base(operand: Value) -> Varying | None:
