@@ -477,3 +477,27 @@ class TestMessages:
     def test_bad_groups(self):
         with pytest.raises(ValueError, match="integers that aren't negative, or strings"):
             self.attr(jnp.sum, groups=np.array([0, 0, -1, 2, 2, 2]))(self.X, reference=self.X[0] * 0)
+
+
+@pytest.mark.parametrize(
+    ("fun", "x"),
+    [
+        (lambda x: (x[:, 0] * x[:, 1] > 1e10) * 1.0, [[2e5, 1e5]]),
+        (lambda x: jax.nn.relu(x.sum(1) - 990), np.ones((1, 1000))),
+    ],
+    ids=["squared variances above the range", "squared gradients below it"],
+)
+def test_sums_are_kept_at_the_ends_of_the_range(fun, x):
+    x = jnp.asarray(x, jnp.float32)
+    scores = jax.jit(jaxlift.shapley_moments(fun))(x, reference=jnp.zeros_like(x[0]))
+    np.testing.assert_allclose(scores.sum(1), fun(x), rtol=1e-4)
+
+
+def test_a_mask_that_varies_is_told():
+    """The mean with an infinite number is none, so such a choice is the one at the mean."""
+    mix = np.random.default_rng(0).normal(size=(4, 3))
+    attr = jaxlift.shapley_moments(
+        lambda x: jax.nn.softmax(jnp.where(x[:, :3] @ mix[:3] > -5, x @ mix, -jnp.inf))[:, 0]
+    )
+    with pytest.warns(UserWarning, match="`select_n` .choice held as it is at the mean"):
+        attr(jnp.ones((1, 4)), reference=jnp.zeros(4))

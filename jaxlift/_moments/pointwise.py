@@ -216,6 +216,7 @@ def choosing(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Any]) -
     """`select_n`: cases by the probabilities that they are chosen."""
     which, *cases = operands
     if isinstance(which, Moments) and any(map(_is_no_number, cases)):  # whose mean with a number is none
+        interpreter.note(eqn, "choice held as it is at the mean")
         which = plain(which)
         if not any(isinstance(case, Moments) for case in cases):
             return versions.bind(eqn, [which, *cases])

@@ -102,9 +102,10 @@ class Moments:
         """The same with the variance scaled to the probes' estimate, which knows how elements covary: each by a factor
         of its own shrunk to one for the whole value, since what is noise in each element is little in their sum.
         """
-        total, squares = self.variance.sum(), (self.variance**2).sum()
+        total, largest = self.variance.sum(), self.variance.max(initial=0)
         draws = len(self.probes)
-        count = where(squares > 0, total**2 / where(squares > 0, squares, 1), 0) * draws
+        sizes = self.variance / where(largest > 0, largest, 1)  # whose squares stay within the range
+        count = where(largest > 0, sizes.sum() ** 2 / where(largest > 0, (sizes**2).sum(), 1), 0) * draws
         of_layer = where(total > 0, self.spread.sum() / where(total > 0, total, 1), 1)
         of_layer = (count * of_layer + PRIOR) / (count + PRIOR)
         varies = self.variance > 0

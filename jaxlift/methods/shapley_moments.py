@@ -90,7 +90,9 @@ def shapley_moments(fun: Callable[..., Any], options: ShapleyMomentsOptions) -> 
     much as 16 probes are worth. Factors have no gradient.
 
     `\phi_i = \sum_k w_k G_{ki}` at Gauss-Legendre nodes `t_k`. To sum to the difference exactly, the weights become
-    `w_k (1 + \lambda F_k)` with `F_k = \sum_i G_{ki}`: in all, the least that does it.
+    `w_k (1 + \lambda F_k)` with `F_k = \sum_i G_{ki}`: in all, the least that does it. Where all of these are 0, as of
+    a step that no node is near, there is nothing to share the difference by: contributions are 0, and with
+    ``full=True`` `delta` is what is missing.
 
     >>> import jax.numpy as jnp, jaxlift
     >>> attr = jaxlift.shapley_moments(lambda x: jnp.maximum(x @ jnp.array([1.0, 1.0, -1.0]), 0.0))
@@ -166,10 +168,12 @@ def shapley_moments(fun: Callable[..., Any], options: ShapleyMomentsOptions) -> 
             signs = jax.random.rademacher(key, (options.nodes, options.probes, n), dtype)
             gradients = jax.vmap(lambda t, signs: gradient(jnp.full(n, t), signs, weights))(at, signs)
             totals = gradients.sum(1)
-            scale = (weight * totals**2).sum()
             missing = (weights * (y - y_ref)).sum() - (weight * totals).sum()
-            share = where(scale > 0, missing / where(scale > 0, scale, 1), 0)
-            found = ((weight * (1 + share * totals))[:, None] * gradients).sum(0)
+            largest = jnp.abs(totals).max()
+            has = largest > 0
+            sizes = totals / where(has, largest, 1)  # whose squares stay within the range
+            share = missing / where(has, largest, 1) / where(has, (weight * sizes**2).sum(), 1)
+            found = ((weight * (1 + share * sizes))[:, None] * gradients).sum(0)
             if not options.interactions:
                 return found
             pairs = jax.vmap(slopes, (0, 0, None))(at, signs, weights)
@@ -190,7 +194,8 @@ def shapley_moments(fun: Callable[..., Any], options: ShapleyMomentsOptions) -> 
             if linearised:
                 warnings.warn(
                     f"shapley_moments has no formula for the moments of {', '.join(linearised)}. The contributions sum "
-                    "to the difference all the same. To have an error instead, say missing_rule='raise'.",
+                    "to the difference all the same, but for an output that nothing else moves. To have an error "
+                    "instead, say missing_rule='raise'.",
                     stacklevel=2,
                 )
             return found
