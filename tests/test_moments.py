@@ -242,8 +242,9 @@ class TestExact:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.slow] * (name not in FEW))
-        for name in EVERY
+        # Programs of a kind stand together: of those that are not quick CI tries every other, a run by hand the rest.
+        pytest.param(name, marks=[] if name in FEW else [pytest.mark.systems if i % 2 else pytest.mark.slow])
+        for i, name in enumerate(EVERY)
         if name not in (*SLOWEST, *BY_CHOICES, *UNBATCHED)
     ],
 )
