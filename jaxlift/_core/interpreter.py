@@ -242,10 +242,13 @@ def literal_of(eqn: JaxprEqn, inputs: Sequence[Any]) -> Any:
     """What an equation only converts or broadcasts of a number: a literal still, of which it is known what number it
     is. None of other equations.
     """
-    number = number_of(inputs[0]) if table.keeps_numbers(eqn.primitive) and is_inexact(eqn.outvars[0]) else None
+    [out] = eqn.outvars if table.keeps_numbers(eqn.primitive) else [None]
+    # JAX 0.12 converts the 0 of a ReLU after it varies over devices: till then it is an integer.
+    if out is None or not (is_inexact(out) or versions.varies_over_devices(out)):
+        return None
+    number = number_of(inputs[0])
     if number is None:
         return None
-    [out] = eqn.outvars
     with np.errstate(over="ignore"):
         return np.broadcast_to(np.asarray(number, versions.dtype(out)), versions.shape(out))
 

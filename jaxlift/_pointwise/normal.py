@@ -38,12 +38,24 @@ def root(v: Array) -> Array:
     return where(v > 0, jnp.sqrt(where(v > 0, v, 1)), 0)
 
 
+@jax.custom_jvp
+def distribution(a: Array) -> Array:
+    """`Phi`, with its density for derivative. (That of `erfc` fails inside of `jax.shard_map` in JAX 0.12.)"""
+    return lax.erfc(-a * sqrt(0.5)) / 2
+
+
+@distribution.defjvp
+def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    [a], [of_a] = primals, tangents
+    return distribution(a), of_a * jnp.exp(-a * a / 2) / sqrt(2 * pi)
+
+
 def standardised(mean: Array, variance: Array) -> tuple[Array, Array, Array]:
     """`sigma`, `Phi(mu / sigma)` and `phi(mu / sigma)`; in the limit where `sigma` is 0."""
     sigma = root(variance)
     varies = sigma > 0
     a = where(varies, mean / where(varies, sigma, 1), 0)
-    cdf = where(varies, lax.erfc(-a * sqrt(0.5)) / 2, (1 + jnp.sign(mean)) / 2)
+    cdf = where(varies, distribution(a), (1 + jnp.sign(mean)) / 2)
     return sigma, cdf, where(varies, jnp.exp(-a * a / 2) / sqrt(2 * pi), 0)
 
 
