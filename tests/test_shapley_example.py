@@ -69,6 +69,7 @@ def test_motifs_are_planted_in_positives_alone(example):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("as_users_write")
 def test_networks_are_what_their_games_say(example):
     networks = example("shapley_networks")
     for name, make in networks.GAMES.items():

@@ -256,7 +256,7 @@ def _check_fresh(params: Any, fresh: Any) -> None:
                 f"{jnp.shape(old)}, or isn't of floating-point numbers."
             )
     pairs = zip(jax.tree.leaves(params), jax.tree.leaves(fresh), strict=True)
-    if is_known((params, fresh)) and all(jnp.array_equal(old, new) for old, new in pairs if _is_floating(old)):
+    if is_known((params, fresh)) and all(np.array_equal(old, new) for old, new in pairs if _is_floating(old)):
         raise ValueError("fresh has the numbers of params: draw random ones, such as by shuffled(params, key).")
 
 
