@@ -242,8 +242,8 @@ class TestExact:
 @pytest.mark.parametrize(
     "name",
     [
-        # Programs of a kind stand together: of those that are not quick CI tries every other, a run by hand the rest.
-        pytest.param(name, marks=[] if name in FEW else [pytest.mark.systems if i % 2 else pytest.mark.slow])
+        # Programs of a kind stand together: of those that are not quick CI tries every fourth, a run by hand the rest.
+        pytest.param(name, marks=[] if name in FEW else [pytest.mark.systems if i % 4 else pytest.mark.slow])
         for i, name in enumerate(EVERY)
         if name not in (*SLOWEST, *BY_CHOICES, *UNBATCHED)
     ],
