@@ -47,6 +47,16 @@ def test_what_is_for_cpus_is_for_cpus_alone(rule):
     assert on_cpu[1] > 0
 
 
+def test_probes_are_summed_by_products_on_cpus_alone():
+    attr = jaxlift.shapley_moments(lambda x: jax.nn.relu(jnp.tanh(x) * x[:, ::-1]).sum(1), probes=2)
+    traced = jax.jit(lambda x, r: attr(x, reference=r)).trace(*(jax.ShapeDtypeStruct(s, float) for s in [(2, 4), (4,)]))
+    on_cpu, *others = (
+        traced.lower(lowering_platforms=(p,)).as_text().count("dot_general") for p in ("cpu", "tpu", "cuda")
+    )
+    assert others == [0, 0]
+    assert on_cpu > 0
+
+
 def primitives_of(jaxpr):
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     inner = [primitives_of(each) for eqn in jaxpr.eqns for each in jax.extend.core.jaxprs_in_params(eqn.params)]

@@ -98,6 +98,20 @@ def once(x: Array) -> Array:
 once.defjvp(lambda primals, tangents: (once(*primals), *tangents))
 
 
+def summed_first(products: Array) -> Array:
+    """The sum of products over their first axis.
+
+    For XLA's CPU compiler (jaxlib 0.10.2), which hands products that are summed over one of many axes, some of them of
+    length 1, to a library that ends the process. There it is a product with ones. (tests/test_moments.py, which runs a
+    program that crashed.)
+    """
+    return lax.platform_dependent(products, cpu=_by_ones, default=partial(jnp.sum, axis=0))
+
+
+def _by_ones(products: Array) -> Array:
+    return jnp.tensordot(jnp.ones(len(products), products.dtype), products, 1, precision="highest")
+
+
 def _over_one(x: Array, other: Array) -> Array:
     """`x`, divided by a 1 that XLA can't constant-fold; NaN where `other` is."""
     one = lax.select(jnp.isnan(other), lax.stop_gradient(other), jnp.ones_like(other))

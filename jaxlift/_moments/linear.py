@@ -13,11 +13,12 @@ import numpy as np
 from jax import Array
 
 from jaxlift._core import versions
+from jaxlift._core.compilers import summed_first
 from jaxlift._core.differences import where
 from jaxlift._core.values import is_inexact
 from jaxlift._core.versions import JaxprEqn, primitives
 from jaxlift._moments.interpreter import Interpreter, as_number, family, plain
-from jaxlift._moments.values import Moments, Owned, Value, is_varying, summed_over_probes
+from jaxlift._moments.values import Moments, Owned, Value, is_varying
 
 # How many draws of two values it takes to know their correlation, where these are of the size of 1/3. On gated networks
 # the distance to Shapley values was .077 without covariances, and .127 with those of one draw.
@@ -149,7 +150,7 @@ def product(bind: Any, a: Moments, b: Moments) -> Moments:
     all `t` its own is 0.)
     """
     both = jax.vmap(bind)
-    covariance = summed_over_probes(both(a.probes, b.probes))
+    covariance = summed_first(both(a.probes, b.probes))
 
     def squares(of: Any) -> Array:
         return bind(a.mean**2, of(b)) + bind(of(a), b.mean**2)

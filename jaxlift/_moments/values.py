@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from jaxlift._core.compilers import summed_first
 from jaxlift._core.differences import where
 from jaxlift._core.values import Node
 
@@ -91,7 +92,7 @@ class Moments:
     @property
     def spread(self) -> Array:
         """The estimate of the variance from the probes: unbiased but noisy, each element for itself."""
-        return summed_over_probes(jnp.abs(self.probes) ** 2) / len(self.probes) + self.rest
+        return summed_first(jnp.abs(self.probes) ** 2) / len(self.probes) + self.rest
 
     def mapped(self, fun: Callable[[Array], Array], squares: Callable[[Array], Array] | None = None) -> Moments:
         """A linear map of it, given with another for the variances: its weights squared."""
@@ -103,13 +104,13 @@ class Moments:
         of its own shrunk to one for the whole value, since what is noise in each element is little in their sum.
         """
         total, largest = self.variance.sum(), self.variance.max(initial=0)
-        draws = len(self.probes)
+        draws, spread = len(self.probes), self.spread
         sizes = self.variance / where(largest > 0, largest, 1)  # whose squares stay within the range
         count = where(largest > 0, sizes.sum() ** 2 / where(largest > 0, (sizes**2).sum(), 1), 0) * draws
-        of_layer = where(total > 0, self.spread.sum() / where(total > 0, total, 1), 1)
+        of_layer = where(total > 0, spread.sum() / where(total > 0, total, 1), 1)
         of_layer = (count * of_layer + PRIOR) / (count + PRIOR)
         varies = self.variance > 0
-        own = where(varies, self.spread / where(varies, self.variance, 1), of_layer)
+        own = where(varies, spread / where(varies, self.variance, 1), of_layer)
         factor = lax.stop_gradient((draws * own + DRAWS_OF_LAYER * of_layer) / (draws + DRAWS_OF_LAYER))
         return Moments(self.mean, self.variance * factor, self.probes, self.rest, self.dtype, self.low)
 
@@ -154,13 +155,6 @@ def spread_over(players: Players, owned: Owned) -> Moments:
 
 def _number(array: Array) -> Array:
     return array if jnp.issubdtype(array.dtype, jnp.inexact) else array.astype(jnp.result_type(float))
-
-
-def summed_over_probes(products: Array) -> Array:
-    """The sum over the first axis, as a product with ones: what sums products over one of many axes, some of them of
-    length 1, is compiled for CPUs to a call of a library that crashes (JAX 0.10.2).
-    """
-    return jnp.tensordot(jnp.ones(len(products), products.dtype), products, 1, precision="highest")
 
 
 def correlation(a: Moments, b: Moments) -> Array:
