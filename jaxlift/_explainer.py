@@ -102,6 +102,15 @@ class Method:
     makes_multipliers: bool = False
 
 
+def of_input(explain_layer: Callable[..., Any]) -> Explain:
+    """What explains the input as a layer of its own, for methods that need ``layer=`` and are told None."""
+
+    def explain(fun: Callable[[Any], Array], x: Any, reference: Any) -> Any:
+        return explain_layer(lambda x: x, x, reference, lambda x, at: fun(x), x, reference)
+
+    return explain
+
+
 @dataclass(frozen=True, eq=False)
 class Explainer:
     """A batched model, a method, and what is asked of them: the function that `jaxlift.attribute` returns."""
@@ -201,12 +210,7 @@ class Explainer:
             of = "output='hypothetical'" if options.output == "hypothetical" else self.method.name
             jax.tree.map(lambda leaf: checked_channels("channel_axis", leaf, options.channel_axis, of), x)
         if is_known((args, reference)) and is_eager():
-            _warn_of_not_finite(x)
-            if not all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(reference)):
-                warnings.warn(
-                    "the reference has a NaN or an infinity: scores against it are NaN, and so are means over it.",
-                    stacklevel=3,
-                )
+            _warn_of_not_finite(x, reference)
             self._examine(on_batch, x, rows, reference if kind == "one" else None)
         aim = aim_of_each(options.target, n, lambda: jax.eval_shape(on_one, *one))
         count = _counted(reference, kind)
@@ -388,8 +392,8 @@ def _layer(fun: Callable[[Any], Array], names: Names, x: Any) -> tuple[Callable[
     return layer, from_there
 
 
-def _warn_of_not_finite(x: Any) -> None:
-    """Warn of examples that aren't finite. They have scores of NaN, and spoil no others."""
+def _warn_of_not_finite(x: Any, reference: Any) -> None:
+    """Warn of examples that aren't finite, which have scores of NaN and spoil no others, and of such references."""
     finite = reduce(
         jnp.logical_and, (jnp.isfinite(leaf).all(tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(x))
     )
@@ -397,6 +401,11 @@ def _warn_of_not_finite(x: Any) -> None:
         warnings.warn(
             f"{count} of {len(finite)} examples have a NaN or an infinity, the first of them example "
             f"{int(finite.argmin())}: their scores are NaN.",
+            stacklevel=4,
+        )
+    if not all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(reference)):
+        warnings.warn(
+            "the reference has a NaN or an infinity: scores against it are NaN, and so are means over it.",
             stacklevel=4,
         )
 

@@ -1,10 +1,12 @@
 """Settings of all tests. Warnings are errors (pyproject.toml); eight host devices, for the tests of sharding."""
 
+import importlib
 import os
 import shutil
 import signal
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import jax
 import pytest
@@ -56,6 +58,13 @@ def typed(tmp_path, monkeypatch, capsys):
         return code, *capsys.readouterr()
 
     return typed
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """Imports a module of the examples by its name."""
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "examples")
+    return importlib.import_module
 
 
 @pytest.fixture

@@ -17,13 +17,6 @@ HAS_MODISCO = importlib.util.find_spec("modiscolite") is not None
 
 
 @pytest.fixture
-def example(monkeypatch):
-    """Imports a module of the examples by its name."""
-    monkeypatch.syspath_prepend(EXAMPLES)
-    return importlib.import_module
-
-
-@pytest.fixture
 def data(example):
     return example("chip_data")
 

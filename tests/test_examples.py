@@ -1,7 +1,6 @@
 """The examples that compare methods: what they compute, and that they run on files that stand in for MNIST's."""
 
 import gzip
-import importlib
 import json
 import os
 import struct
@@ -17,13 +16,6 @@ import pytest
 import jaxlift
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-
-
-@pytest.fixture
-def example(monkeypatch):
-    """Imports an example by its name."""
-    monkeypatch.syspath_prepend(EXAMPLES)
-    return importlib.import_module
 
 
 @pytest.fixture

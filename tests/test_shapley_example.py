@@ -1,6 +1,5 @@
 """The example on distances to Shapley values: what it measures with, and that a quick run finds moments nearer."""
 
-import importlib
 import json
 import os
 import subprocess
@@ -12,13 +11,6 @@ import numpy as np
 import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-
-
-@pytest.fixture
-def example(monkeypatch):
-    """Imports a module of the examples by its name."""
-    monkeypatch.syspath_prepend(EXAMPLES)
-    return importlib.import_module
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from jax import Array
 
 from jaxlift._arguments import checked_input
 from jaxlift._batching.loops import divided, sum_in_turn
-from jaxlift._explainer import Explainer, Method
+from jaxlift._explainer import Explainer, Method, of_input
 from jaxlift._layers import Names
 from jaxlift._lift import vjp
 from jaxlift._options import takes
@@ -113,11 +113,9 @@ def conductance(fun: Callable[..., Any], options: ConductanceOptions) -> Explain
 
         return (fun(value, x), fun(value_ref, reference)), pull
 
-    def explain_input(fun: Any, x: Any, reference: Any) -> Any:
-        """The input as a layer of its own, where ``layer=None``."""
-        return explain(lambda x: x, x, reference, lambda x, at: fun(x), x, reference)
-
-    return Explainer(fun, Method("conductance", explain_input, gives="contributions", explain_layer=explain), options)
+    return Explainer(
+        fun, Method("conductance", of_input(explain), gives="contributions", explain_layer=explain), options
+    )
 
 
 def _check_unit(unit: int | tuple[int, ...], value: Any) -> None:

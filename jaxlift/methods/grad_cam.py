@@ -12,7 +12,7 @@ from jax import Array, lax
 
 from jaxlift._arguments import check_count, checked_axis, checked_input
 from jaxlift._attribute import attribute
-from jaxlift._explainer import Attribution, Explainer, Method
+from jaxlift._explainer import Attribution, Explainer, Method, of_input
 from jaxlift._lift import vjp
 from jaxlift._options import Options, takes
 from jaxlift._targets import Target
@@ -198,11 +198,7 @@ def score_cam(fun: Callable[..., Any], options: ScoreCAMOptions) -> Explainer:
 
         return (fun(activations, x), fun(layer(reference), reference)), pull
 
-    def explain_input(fun: Any, x: Any, reference: Any) -> Any:
-        """The input's own channels, where ``layer=None``."""
-        return explain(lambda x: x, x, reference, lambda x, at: fun(x), x, reference)
-
-    method = Method("score_cam", explain_input, gives="map", needs_reference=False, explain_layer=explain)
+    method = Method("score_cam", of_input(explain), gives="map", needs_reference=False, explain_layer=explain)
     return Explainer(fun, method, options)
 
 

@@ -94,8 +94,8 @@ def shapley(fun: Callable[..., Any], options: ShapleyOptions) -> Explainer:
 
     Returns:
         `attr(*args, reference=...)`, as from `attribute`; with `interactions` scores are `(N, n, n)`, for n groups.
-        With `samples` and ``full=True`` the result has the scores'
-        standard error. For each pair it takes `2^n` forward passes, or `2 samples (n - 1)`.
+        With `samples` and ``full=True`` the result has the scores' standard error. For each pair it takes `2^n` forward
+        passes, or `2 samples (n - 1)`.
 
     Raises:
         ValueError, TypeError: as from `attribute`; from `attr`, if the groups don't fit the input, or there are more

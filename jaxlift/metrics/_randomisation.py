@@ -249,14 +249,14 @@ def _check_fresh(params: Any, fresh: Any) -> None:
     structure, other = jax.tree.structure(params), jax.tree.structure(fresh)
     if structure != other:
         raise ValueError(f"fresh must have the structure of params, {structure}, but has {other}.")
-    for (path, old), new in zip(jax.tree.leaves_with_path(params), jax.tree.leaves(fresh), strict=True):
+    pairs = [*zip(jax.tree.leaves_with_path(params), jax.tree.leaves(fresh), strict=True)]
+    for (path, old), new in pairs:
         if _is_floating(old) and (jnp.shape(old) != jnp.shape(new) or not _is_floating(new)):
             raise ValueError(
                 f"fresh must have arrays like those of params, but {_name(path)} has shape {jnp.shape(new)} instead of "
                 f"{jnp.shape(old)}, or isn't of floating-point numbers."
             )
-    pairs = zip(jax.tree.leaves(params), jax.tree.leaves(fresh), strict=True)
-    if is_known((params, fresh)) and all(np.array_equal(old, new) for old, new in pairs if _is_floating(old)):
+    if is_known((params, fresh)) and all(np.array_equal(old, new) for (_, old), new in pairs if _is_floating(old)):
         raise ValueError("fresh has the numbers of params: draw random ones, such as by shuffled(params, key).")
 
 

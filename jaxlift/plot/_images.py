@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxlift.plot._shared import DIVERGING, finite, new_axes
+from jaxlift.plot._shared import DIVERGING, checked_limit, finite, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,9 +83,7 @@ def pixels(name: str, scores: ArrayLike) -> np.ndarray:
 def limit_of(images: list[np.ndarray], percentile: float, limit: float | None = None) -> float:
     """Where colours end."""
     if limit is not None:
-        if not 0 < limit < np.inf:
-            raise ValueError(f"limit={limit!r}: expected a positive number, for colours from -limit to limit.")
-        return float(limit)
+        return checked_limit(limit)
     if not 0 < percentile <= 100:
         raise ValueError(f"percentile={percentile!r}: expected one above 0 and up to 100, which clips nothing.")
     magnitudes = np.abs(np.concatenate([values.ravel() for values in images]))
@@ -111,6 +109,6 @@ def _grey(x: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
     if values.shape not in (shape, (*shape, 1), (*shape, 3)):
         raise ValueError(
             f"expected on=, the input, of shape {shape}, {(*shape, 1)} or {(*shape, 3)} as the scores have, got "
-            f"{values.shape}. Bring a coarser map to the input's size first, such as by jax.image.resize."
+            f"{values.shape}. Bring a coarser map to the input's size first: jaxlift.resized(map, (height, width))."
         )
     return values if values.ndim == 2 else values.mean(2)

