@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import h5py
@@ -874,7 +875,10 @@ def test_killed_at_random_moments(tmp_path):
                 process.send_signal(signal.SIGKILL)
             kills += 1
             if (out / "checksum").exists():  # what there is can be read, and is right
-                found, wanted = read(out), read(whole)
+                with warnings.catch_warnings():
+                    # Killed between writing a file beside its place and moving it there, zarr leaves that file.
+                    warnings.filterwarnings("ignore", r"Object at zarr\.json\..*\.partial is not recognized", UserWarning)
+                    found, wanted = read(out), read(whole)
                 done = found["status"] == Status.SCORED
                 shares.append(done.mean())
                 for name in found.keys() - {"checksum"}:

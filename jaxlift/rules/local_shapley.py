@@ -77,11 +77,15 @@ class LocalShapley(Rule):
         z, of_z = nodes(NORMAL)
         points = (np.repeat(at, NORMAL), np.outer(np.sqrt(at * (1 - at)), z), np.outer(weights, of_z))
 
+        # As secants are: in the argument's dtype, float32 at least, whatever that of `f(x)` is.
+        total = jnp.zeros_like(d + a, jnp.promote_types(r.dtype, jnp.float32))
+
         def add(total: Array, point: Any) -> tuple[Array, None]:
             t, z, weight = point
-            return total + weight * f.derivative(r + t * d + z * a), None
+            slope = f.derivative((r + t * d + z * a).astype(r.dtype))
+            return total + weight * slope.astype(total.dtype), None
 
-        return jax.lax.scan(add, jnp.zeros_like(d + a), [jnp.asarray(each.ravel(), r.dtype) for each in points])[0]
+        return jax.lax.scan(add, total, [jnp.asarray(each.ravel(), total.dtype) for each in points])[0]
 
 
 TIMES, NORMAL = 5, 7
