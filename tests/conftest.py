@@ -1,10 +1,13 @@
 """Settings of all tests. Warnings are errors (pyproject.toml); eight host devices, for the tests of sharding."""
 
+import gc
 import importlib
 import os
 import shutil
 import signal
 import sys
+import zlib
+from collections import defaultdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,6 +24,38 @@ jax.config.update("jax_disable_most_optimizations", True)
 # Programs of ours say where axes come from.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 8)
+
+# Programs are large graphs that live on in JAX's caches. Python looks through all of them again and again.
+gc.set_threshold(100_000, 50, 100)
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--cases", type=int, help="at most so many cases of each test; 0: all, of those marked `sample` too"
+    )
+
+
+@pytest.hookimpl(trylast=True)  # of those that -m and -k leave
+def pytest_collection_modifyitems(config, items):
+    """Where all cases of a test take too long a sample of them is run, as of JAX's own tests: the same one each time."""
+    asked, cases = config.getoption("cases"), defaultdict(list)
+    for item in items:
+        cases[item.nodeid.partition("[")[0]].append(item)
+    drawn = set()
+    for of_one in cases.values():
+        mark = of_one[0].get_closest_marker("sample")
+        limit = asked if asked is not None else mark.args[0] if mark else 0
+        drawn |= {item.nodeid for item in sorted(of_one, key=_draw)[: limit or None]}
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in drawn])
+    items[:] = [item for item in items if item.nodeid in drawn]
+
+
+def pytest_collection_finish(session):
+    gc.freeze()  # what is imported by now stays
+
+
+def _draw(item):
+    return zlib.crc32(item.nodeid.encode())
 
 
 def pytest_configure(config):

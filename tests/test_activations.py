@@ -203,6 +203,7 @@ def explained(name, i):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(("name", "i"), HAND_MADE)
+@pytest.mark.sample(10)
 def test_activations_by_hand_are_what_they_are(name, i):
     for rule in RULES:
         expected, actual = explained(name, 0)[rule], explained(name, i)[rule]
@@ -272,6 +273,7 @@ SWEPT = {
     ],
 )
 @pytest.mark.usefixtures("x64")
+@pytest.mark.sample(10)
 def test_revealcancel_is_finite_and_complete(name, dtype, count):
     """For a unit with one input, one of whose parts is 0 but for rounding, and for one with several. The long run has
     300,000 pairs of ends of each function.

@@ -15,6 +15,7 @@ SOME = {p.name: p.fun for p in PROGRAMS[::9]} | dict(list((LOOPS | CHOICES | SOF
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("rule", ["rescale", pytest.param("revealcancel", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", SOME)
+@pytest.mark.sample(10)
 def test_complete_programs_have_no_residual(name, rule):
     x, r = input_and_reference(jnp.float64)
     report = jaxlift.check(SOME[name], x, r, rule=rule)

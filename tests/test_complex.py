@@ -136,6 +136,7 @@ FUNCTIONS = {
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", [pytest.param(f, marks=[pytest.mark.slow] * (i % 2)) for i, f in enumerate(FUNCTIONS)])
+@pytest.mark.sample(10)
 def test_of_one_entry(name):
     """Every entry contributes what its own change does, in complex numbers as in pairs of real ones."""
     f, pair = FUNCTIONS[name]
@@ -293,6 +294,7 @@ def assert_sums_hold(by_rule, value, reference, units):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.sample(16)
 def test_sums_hold(name):
     x, r = np.random.default_rng(3).normal(size=(2, 8))
     r[2] = x[2]
@@ -304,6 +306,7 @@ def test_sums_hold(name):
     # Functions of one number differ in their dtype alone from what is tested above.
     [pytest.param(name, marks=[pytest.mark.slow] * (name in FUNCTIONS or i % 2)) for i, name in enumerate(PROGRAMS)],
 )
+@pytest.mark.sample(8)
 def test_sums_hold_in_float32(name):
     x, r = np.random.default_rng(3).normal(size=(2, 8)).astype(np.float32)
     assert_sums_hold(*jax.device_get(explained(PROGRAMS[name], x, r, RULES)), 2e-6)
@@ -315,6 +318,7 @@ def test_sums_hold_in_float32(name):
     # The complex sign turns and doesn't stretch: no one complex multiplier is its derivative. (JAX 0.10 takes 0.)
     [pytest.param(n, marks=[pytest.mark.slow] * (i % 3 > 0)) for i, n in enumerate(PROGRAMS) if n != "sign"],
 )
+@pytest.mark.sample(10)
 def test_derivatives(name):
     """They are the multipliers where input and reference are the same; and the gradient rule's, to the last bit."""
     x = np.random.default_rng(3).normal(size=8)
@@ -404,6 +408,7 @@ def drawn(seed):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("seed", [pytest.param(seed, marks=[pytest.mark.slow] * (seed >= 2)) for seed in range(40)])
+@pytest.mark.sample(8)
 def test_drawn_programs(seed):
     x, r = np.random.default_rng(seed).normal(size=(2, 8))
     assert_sums_hold(*jax.device_get(explained(drawn(seed), x, r, RULES)), 1e-12)

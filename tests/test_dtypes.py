@@ -77,6 +77,7 @@ def test_after_every_cast(layer, apply):
 @pytest.mark.slow
 @pytest.mark.parametrize("order", list(itertools.permutations(DTYPES)))
 @pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.sample(6)
 def test_any_order_of_casts(layer, order):
     """Every rule, and input of every dtype."""
     for rule, apply, dtype in zip(NAMED, itertools.cycle([lambda f: f, jax.jit, jax.checkpoint]), DTYPES * 9):

@@ -133,6 +133,7 @@ def sequences(n, length=LENGTH, seed=1):
 @pytest.mark.parametrize(  # each third at once, the others among the long tests
     "name", [pytest.param(name, marks=pytest.mark.slow if i % 3 else ()) for i, name in enumerate(MODELS)]
 )
+@pytest.mark.sample(5)
 def test_saturation_is_mutagenesis(name):
     model, x = MODELS[name], sequences(2)
     x[0, [0, 7]] = 0  # N, and no letter is there then

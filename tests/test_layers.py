@@ -207,6 +207,7 @@ def small(oracle):
         if f"hidden/{key}/{rule}" in oracle.arrays and not is_zero(oracle, key, rule)
     ],
 )
+@pytest.mark.sample(16)
 def test_against_the_original(oracle, key, name, rule):
     expected = oracle.arrays[f"hidden/{key}/{rule}"]
     found = hidden_scores(oracle, name, rule)

@@ -77,6 +77,7 @@ def test_as_written(rng, activation):
         if program.precision is None and (kind == "alone" or i % 4 == 1)
     ],
 )
+@pytest.mark.sample(12)
 def test_complete(program, rule):
     x, r = input_and_reference(jnp.float64)
     values, multipliers, plain = explain(program.fun, x, r, rule)

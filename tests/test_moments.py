@@ -248,6 +248,7 @@ class TestExact:
         if name not in (*SLOWEST, *BY_CHOICES, *UNBATCHED)
     ],
 )
+@pytest.mark.sample(14)
 def test_complete(name):
     x, r = input_and_reference(jnp.float64)
     attr = jaxlift.shapley_moments(lambda x: EVERY[name](x[0])[None], full=True)
@@ -320,6 +321,7 @@ def attention(x):
     return jnp.tanh(x @ w).sum((1, 2))
 
 
+@pytest.mark.slow
 def test_attention(rng):
     x = rng.normal(size=(4, 6, 4)).astype(np.float32)
     r = np.zeros((6, 4), np.float32)
@@ -494,6 +496,7 @@ def test_sums_are_kept_at_the_ends_of_the_range(fun, x):
     np.testing.assert_allclose(scores.sum(1), fun(x), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_mask_that_varies_is_told():
     """The mean with an infinite number is none, so such a choice is the one at the mean."""
     mix = np.random.default_rng(0).normal(size=(4, 3))

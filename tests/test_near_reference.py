@@ -64,6 +64,7 @@ def grid():
 
 @pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
 @pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.sample(16)
 def test_multipliers_are_those_of_float64(name, rule, grid):
     f, (x, r) = FUNCTIONS[name], grid
     actual = np.asarray(compiled(f, x, r, rule), np.float64)

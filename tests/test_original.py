@@ -126,6 +126,7 @@ def test_the_networks_are_the_same(oracle):
 
 
 @pytest.mark.parametrize(("oracle", "rule"), CASES)
+@pytest.mark.sample(16)
 def test_contributions(oracle, rule):
     expected = oracle.scores("contribs", rule)
     if oracle.name == "zero_delta_all":

@@ -247,6 +247,7 @@ def inputs(seed=0):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
 @pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.sample(16)
 def test_complete(name, rule):
     x, r = inputs()
     multipliers, values, (y, y_ref) = explain(NETWORKS[name], x, r, rule)

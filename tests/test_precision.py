@@ -37,6 +37,7 @@ def missing(name, rule, device, precision):
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SMALL[2:])) for n in SMALL])
 @pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
 @pytest.mark.parametrize("device", ["TPU", "GPU"])
+@pytest.mark.sample(8)
 def test_sum_holds_by_default(name, rule, device):
     assert missing(name, rule, device, "highest")[0] < LARGEST
 

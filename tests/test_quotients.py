@@ -104,6 +104,7 @@ def by_norm(x, r, ct, mean=False):
 @pytest.mark.parametrize("rule", ["rescale", pytest.param("revealcancel", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", NORMALISED)
 @pytest.mark.usefixtures("x64")
+@pytest.mark.sample(10)
 def test_every_spelling(name, rule):
     """Whatever it is compared with, zeros included, in float64 and in float32.
 

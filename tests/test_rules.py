@@ -101,6 +101,7 @@ PAIRS = [
 
 @pytest.mark.parametrize(("network", "activation"), PAIRS)
 @pytest.mark.parametrize("rule", RULES)
+@pytest.mark.sample(12)
 def test_rule_is_the_papers(network, activation, rule):
     rng = np.random.default_rng(5)
     size, layers, fun = network(rng, activation, lambda: RULES[rule](*oracles.FUNCTIONS[activation]))

@@ -97,6 +97,7 @@ def close(scores, expected, atol=1e-5):
 
 @RULES
 @pytest.mark.parametrize("name", HIDDEN)
+@pytest.mark.sample(12)
 def test_spread_weights(name, rule, mesh):
     def attr(fun, x, reference):
         return jaxlift.attribute(fun, rule=rule)(x, reference=reference)
@@ -304,6 +305,7 @@ def spread_over(request):
 @pytest.mark.parametrize("spread_over", spread.LAYOUTS, indirect=True)
 @pytest.mark.parametrize("references", [1, 3])
 @RULES
+@pytest.mark.sample(6)
 def test_constraints_on_a_batch(rule, references, spread_over):
     """Examples are batches of one, and what a model says of its batch is meant of all of them: each device has its own
     examples, and kernels are gathered for their layer, if at all.

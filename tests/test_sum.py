@@ -37,6 +37,7 @@ def missing(values, multipliers, x, r):
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=str)
 @pytest.mark.usefixtures("x64")
+@pytest.mark.sample(24)
 def test_in_float64(program):
     for seed in range(3):
         x, r = input_and_reference(jnp.float64, seed)
@@ -57,6 +58,7 @@ def test_in_float64(program):
     # Each is either here or in half precision among the tests that aren't slow, to spare compiling it once more.
     [pytest.param(p, id=str(p), marks=[pytest.mark.slow] * (i % 3 == 0)) for i, p in enumerate(PROGRAMS)],
 )
+@pytest.mark.sample(24)
 def test_in_float32(program, rule):
     x, r = input_and_reference(jnp.float32)
     values, multipliers, _ = explain(program.fun, x, r, rule)
@@ -73,6 +75,7 @@ def test_in_float32(program, rule):
         for i, p in enumerate(PROGRAMS)
     ],
 )
+@pytest.mark.sample(12)
 def test_half_precision_is_complete_to_its_precision(program, dtype):
     x, r = input_and_reference(dtype)
     values, multipliers, _ = explain(program.fun, x, r, "rescale")

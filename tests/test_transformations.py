@@ -1,6 +1,7 @@
 """All of JAX composes with attributions: each transformation, against the same thing done plainly."""
 
 import functools
+import gc
 import re
 import socket
 import subprocess
@@ -283,8 +284,10 @@ def test_strict_settings():
 
     # RevealCancel runs all that Rescale does. To look for leaks, JAX traces everything again at each use.
     attr = jaxlift.attribute(strict, argnums=1, rule="revealcancel")
+    gc.freeze()  # looking for leaks, JAX collects garbage at each step, among all that other tests have left
     with jax.numpy_dtype_promotion("strict"), jax.checking_leaks():
         program = jax.jit(lambda p, x, r: attr(p, x, reference=r)).lower(params, x, r).compile()
+    gc.unfreeze()
     assert np.isfinite(program(params, x, r)).all()
 
 

@@ -87,6 +87,7 @@ WITHOUT_DERIVATIVE = {"max pool, dilated"}
         for name in sorted(FUNCTIONS.keys() - WITHOUT_DERIVATIVE)
     ],
 )
+@pytest.mark.sample(12)
 def test_the_gradient_is_that_of_jax_bit_for_bit(name):
     def fun(x):
         return FUNCTIONS[name](x).astype(jnp.float32)

@@ -21,6 +21,7 @@ SLOW = ("expm", "determinant", "slogdet")  # these take several seconds; their f
     "name",
     [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in (*COMPLETE, *SINGLE_PRECISION)],
 )
+@pytest.mark.sample(16)
 def test_complete(name, rule):
     fun = (COMPLETE | SINGLE_PRECISION)[name]
     for seed in (0, 7):
