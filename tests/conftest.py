@@ -37,7 +37,7 @@ def pytest_addoption(parser):
 
 @pytest.hookimpl(trylast=True)  # of those that -m and -k leave
 def pytest_collection_modifyitems(config, items):
-    """Where all cases of a test take too long a sample of them is run, as of JAX's own tests: the same one each time."""
+    """Where all cases take too long, a sample of them is run, as of JAX's own tests: the same one each time."""
     asked, cases = config.getoption("cases"), defaultdict(list)
     for item in items:
         cases[item.nodeid.partition("[")[0]].append(item)
