@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 Params = Any
 Apply = Callable[[Params, jax.Array], jax.Array]
 CLASS = 8  # whose logit is explained, less the mean of all classes' logits, for digits that are of this class
-FETCHED = "MiniLM"  # whose weights are a package of 80 MB
+FETCHED = ["MiniLM", "SpliceAI"]  # whose weights are packages, of 80 and 20 MB
 SENTENCES = [  # as many tokens each
     "The young woman eats an apple.",
     "Nobody wants to share the soup.",
@@ -39,6 +39,7 @@ class Game:
         groups: the player of each element, as for `jaxlift.shapley`.
         orders: how many orders the truth is drawn from; None if it is enumerated.
         about: what it is, in a few words.
+        rows: how many examples go through the network together: a batch of a few small ones is overhead.
     """
 
     fun: Callable[[jax.Array], jax.Array]
@@ -47,6 +48,7 @@ class Game:
     groups: np.ndarray
     orders: int | None
     about: str
+    rows: int = 256
 
     @property
     def players(self) -> int:
@@ -324,7 +326,34 @@ def minilm(count: int, epochs: int) -> Game:
     def similarity(words: jax.Array) -> jax.Array:
         return jax.vmap(lambda words: encode(params, words) @ other)(words)
 
-    return Game(similarity, x, reference, groups, None, about)
+    return Game(similarity, x, reference, groups, None, about, rows=16)
+
+
+def spliceai(count: int, epochs: int) -> Game:
+    """The log-odds of the acceptor of beta globin's second exon, by the first of SpliceAI's five networks.
+
+    The input is 40 bases, the last 32 of the intron and the first 8 of the exon, in both alleles of a variant there; a
+    player is four of them, and the reference is zeros. The gene around them is part of the function.
+    """
+    import splice
+
+    (_, end, _), (_, acceptor, _), *_, (start, _, _) = splice.read_exons()
+    gene = splice.one_hot(splice.read_dna(splice.record_file())[splice.FIRST : splice.FIRST + end - start])
+    network = splice.log_odds_of(splice.log_probabilities_of(*splice.SPLICEAI, "spliceai/models/spliceai1.h5"))
+    seen = splice.around(gene, end - acceptor)
+    window = slice(splice.SIDE - 32, splice.SIDE + 8)
+    normal, variant = seen[window], seen[window].copy()
+    variant[splice.VARIANT - (end - acceptor) + 32] = splice.one_hot("A")[0]
+
+    def log_odds(x: jax.Array) -> jax.Array:
+        before, after = (
+            jnp.broadcast_to(side, (len(x), *side.shape)) for side in (seen[: window.start], seen[window.stop :])
+        )
+        return network(jnp.concatenate([before, x, after], 1))[:, splice.ACCEPTOR]
+
+    about = "SpliceAI, the first of its five networks; 10 times 4 bases around an acceptor, zeros"
+    groups = np.arange(40)[:, None].repeat(4, 1) // 4
+    return Game(log_odds, np.stack([normal, variant])[:count], np.zeros_like(normal), groups, None, about, rows=2)
 
 
 # Of how many examples, and epochs. Networks with few players have four times as many: their truth costs little.
@@ -337,5 +366,6 @@ GAMES: dict[str, Callable[[int, int], Game]] = {
     "cancer": cancer,
     "ReLU MLP": lambda count, epochs: random_mlp(jax.nn.relu, count),
     "tanh MLP": lambda count, epochs: random_mlp(jnp.tanh, count),
-    FETCHED: minilm,
+    "MiniLM": minilm,
+    "SpliceAI": spliceai,
 }
