@@ -89,10 +89,10 @@ def shapley_moments(fun: Callable[..., Any], options: ShapleyMomentsOptions) -> 
     over a layer the noise averages out. Each variance is multiplied by a factor of its own, shrunk to the layer's by as
     much as 16 probes are worth. Factors have no gradient.
 
-    `\phi_i = \sum_k w_k G_{ki}` at Gauss-Legendre nodes `t_k`. To sum to the difference exactly, the weights become
-    `w_k (1 + \lambda F_k)` with `F_k = \sum_i G_{ki}`: in all, the least that does it. Where all of these are 0, as of
-    a step that no node is near, there is nothing to share the difference by: contributions are 0, and with
-    ``full=True`` `delta` is what is missing.
+    `\phi_i = \sum_k w_k G_{ki}` at Gauss-Legendre nodes `t_k`. What is missing to the difference is added in proportion
+    to `A_i = \sum_k w_k |G_{ki}|`: the least change where the error of each contribution has a variance proportional to
+    its size. Where all of these are 0, as of a step that no node is near, there is nothing to share the difference by:
+    contributions are 0, and with ``full=True`` `delta` is what is missing.
 
     >>> import jax.numpy as jnp, jaxlift
     >>> attr = jaxlift.shapley_moments(lambda x: jnp.maximum(x @ jnp.array([1.0, 1.0, -1.0]), 0.0))
@@ -107,7 +107,7 @@ def shapley_moments(fun: Callable[..., Any], options: ShapleyMomentsOptions) -> 
 
     It is an approximation, and its limits are these. It is biased: the distance to Shapley values is .1 to .2 of their
     length in convolutional and dense networks, and more probes hardly make it less. It can be .5 behind gates and
-    normalisations, where Rescale is as near. Where few players make a value it is not
+    normalisations, and more of attention: there Rescale is nearer. Where few players make a value it is not
     normal. With one probe, layers of few units, and products of two values, are noisy: draws differ, and `samples`
     says by how much, but the standard error knows nothing of the bias. Derivatives of the scores themselves take the
     calibration for a constant. Each node costs about 3 to 5 times a gradient.
@@ -167,13 +167,12 @@ def shapley_moments(fun: Callable[..., Any], options: ShapleyMomentsOptions) -> 
         def of_players(key: Array, weights: Array) -> Array:
             signs = jax.random.rademacher(key, (options.nodes, options.probes, n), dtype)
             gradients = jax.vmap(lambda t, signs: gradient(jnp.full(n, t), signs, weights))(at, signs)
-            totals = gradients.sum(1)
-            missing = (weights * (y - y_ref)).sum() - (weight * totals).sum()
-            largest = jnp.abs(totals).max()
-            has = largest > 0
-            sizes = totals / where(has, largest, 1)  # whose squares stay within the range
-            share = missing / where(has, largest, 1) / where(has, (weight * sizes**2).sum(), 1)
-            found = ((weight * (1 + share * sizes))[:, None] * gradients).sum(0)
+            weighted = weight[:, None] * gradients
+            found, sizes = weighted.sum(0), jnp.abs(weighted).sum(0)
+            largest = sizes.max()
+            shares = sizes / where(largest > 0, largest, 1)  # whose sum stays within the range
+            missing = (weights * (y - y_ref)).sum() - found.sum()
+            found += missing * (shares / where(largest > 0, shares.sum(), 1))
             if not options.interactions:
                 return found
             pairs = jax.vmap(slopes, (0, 0, None))(at, signs, weights)
