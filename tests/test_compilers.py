@@ -49,7 +49,9 @@ def test_what_is_for_cpus_is_for_cpus_alone(rule):
 
 def test_probes_are_summed_by_products_on_cpus_alone():
     attr = jaxlift.shapley_moments(lambda x: jax.nn.relu(jnp.tanh(x) * x[:, ::-1]).sum(1), probes=2)
-    traced = jax.jit(lambda x, r: attr(x, reference=r)).trace(*(jax.ShapeDtypeStruct(s, np.float32) for s in [(2, 4), (4,)]))
+    traced = jax.jit(lambda x, r: attr(x, reference=r)).trace(
+        *(jax.ShapeDtypeStruct(s, np.float32) for s in [(2, 4), (4,)])
+    )
     on_cpu, *others = (
         traced.lower(lowering_platforms=(p,)).as_text().count("dot_general") for p in ("cpu", "tpu", "cuda")
     )

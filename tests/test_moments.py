@@ -16,6 +16,8 @@ from programs import PROGRAMS, input_and_reference
 from zoo import COMPLETE, SINGLE_PRECISION
 
 import jaxlift
+from jaxlift._moments.softmax import softmax
+from jaxlift._moments.values import Moments
 from jaxlift._pointwise import normal
 
 FEW = {
@@ -310,6 +312,33 @@ def test_nearer_than_rules(activation):
             found[name] += map(distance, jax.jit(attr)(x, reference=r), expected)
     mean = {name: np.median(each) for name, each in found.items()}
     assert mean["moments"] < min(0.2, mean["rescale"] / 2, mean["integrated gradients"] / 2)
+
+
+def test_softmax_has_its_digits_in_float32(rng):
+    """Also where one logit is beyond all others together, and 1 less its softmax has few digits or none."""
+    means, variances = 6 * rng.normal(size=(2000, 9)), rng.uniform(0.1, 30, size=(2000, 9))
+    means[:, 0] += np.linspace(0, 200, 2000)
+
+    def mean(means, variances):
+        return softmax(Moments(means, variances, jnp.zeros((1, 9), means.dtype), variances * 0), (0,)).mean
+
+    def both(dtype):
+        rows = means.astype(dtype), variances.astype(dtype)
+        return jax.jit(jax.vmap(mean))(*rows), jax.jit(jax.vmap(jax.jacobian(mean)))(*rows)
+
+    with jax.enable_x64(True):
+        expected = both(np.float64)
+    for found, exact in zip(both(np.float32), expected, strict=True):
+        np.testing.assert_allclose(found, exact, atol=2e-5)
+
+
+@pytest.mark.parametrize("lead", [0.0, 5.0, 20.0])
+def test_softmax_is_near_to_what_is_drawn(rng, lead):
+    means, variances = np.append(rng.normal(size=5), lead), rng.uniform(0.1, 1.5, size=6)
+    drawn = np.exp(means + np.sqrt(variances) * rng.normal(size=(200_000, 6)))
+    expected = (drawn / drawn.sum(1, keepdims=True)).mean(0)
+    u = Moments(*(jnp.asarray(each, jnp.float32) for each in (means, variances, np.zeros((1, 6)), np.zeros(6))))
+    np.testing.assert_allclose(softmax(u, (0,)).mean, expected, atol=0.03)
 
 
 def attention(x):

@@ -15,7 +15,7 @@ derivative there.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import pi
+from math import inf, pi
 from typing import Any
 
 import jax
@@ -94,14 +94,20 @@ def softmax(u: Moments, axes: tuple[int, ...]) -> Moments:
         return x.sum(axes, keepdims=True)
 
     is_in = jnp.isfinite(u.mean)  # what is masked stays so
-    q = jax.nn.softmax(u.mean, axes)
-    others = jnp.maximum(1 - q, jnp.finfo(q.dtype).eps)
     v = where(is_in, u.variance, 0)
-    first, second = total(q * v) - q * v, total(q**2 * v) - q**2 * v
-    variance = v + jnp.maximum(second, 0) / others**2
-    shift = jnp.maximum(first / others - second / others**2, 0) / 2
+    q = jax.nn.softmax(u.mean, axes)
     has = is_in & (q > 0)
-    level = where(has, jnp.log(where(has, q, 1)) - jnp.log(others) - shift, 0)
+    # Of a logit beyond all others together, 1 - q has no digits: what it stands against are the others by themselves.
+    leads = q > 0.5
+    follows = is_in & ~leads
+    rest = where(follows | ~total(follows).astype(bool), u.mean, -inf)
+    w, rest = jax.nn.softmax(rest, axes), jax.nn.logsumexp(rest, axes, keepdims=True)
+    others = where(leads, 1, 1 - q)
+    first = where(leads, total(w * v), (total(q * v) - q * v) / others)
+    second = where(leads, total(w**2 * v), (total(q**2 * v) - q**2 * v) / others**2)
+    variance = v + jnp.maximum(second, 0)
+    odds = where(leads, u.mean - rest, jnp.log(where(has, q, 1)) - jnp.log(others))
+    level = where(has, odds - jnp.maximum(first - second, 0) / 2, 0)
     each = where(has, jax.nn.sigmoid(level / jnp.sqrt(1 + pi / 8 * variance)), 0)
     mean = each / total(each)
     p = jax.lax.stop_gradient(mean)
