@@ -333,7 +333,7 @@ def spliceai(count: int, epochs: int) -> Game:
     """The log-odds of the acceptor of beta globin's second exon, by the first of SpliceAI's five networks.
 
     The input is 40 bases, the last 32 of the intron and the first 8 of the exon, in both alleles of a variant there; a
-    player is four of them, and the reference is zeros. The gene around them is part of the function.
+    player is five of them, and the reference is zeros. The gene around them is part of the function.
     """
     import splice
 
@@ -351,8 +351,8 @@ def spliceai(count: int, epochs: int) -> Game:
         )
         return network(jnp.concatenate([before, x, after], 1))[:, splice.ACCEPTOR]
 
-    about = "SpliceAI, the first of its five networks; 10 times 4 bases around an acceptor, zeros"
-    groups = np.arange(40)[:, None].repeat(4, 1) // 4
+    about = "SpliceAI, the first of its five networks; 8 times 5 bases around an acceptor, zeros"
+    groups = np.arange(40)[:, None].repeat(4, 1) // 5
     return Game(log_odds, np.stack([normal, variant])[:count], np.zeros_like(normal), groups, None, about, rows=2)
 
 

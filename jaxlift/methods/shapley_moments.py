@@ -106,8 +106,8 @@ def shapley_moments(fun: Callable[..., Any], options: ShapleyMomentsOptions) -> 
     for those near 0 and 1, where little varies, are the worst.
 
     It is an approximation, and its limits are these. It is biased: the distance to Shapley values is .1 to .2 of their
-    length in convolutional and dense networks, and more probes hardly make it less. It can be .5 behind gates and
-    normalisations, and more of attention: there Rescale is nearer. Where few players make a value it is not
+    length in convolutional and dense networks, and more probes hardly make it less. It can be .4 behind gates and
+    normalisations, and .7 of attention, where Rescale is nearer. Where few players make a value it is not
     normal. With one probe, layers of few units, and products of two values, are noisy: draws differ, and `samples`
     says by how much, but the standard error knows nothing of the bias. Derivatives of the scores themselves take the
     calibration for a constant. Each node costs about 3 to 5 times a gradient.
