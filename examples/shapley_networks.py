@@ -340,10 +340,11 @@ def spliceai(count: int, epochs: int) -> Game:
     (_, end, _), (_, acceptor, _), *_, (start, _, _) = splice.read_exons()
     gene = splice.one_hot(splice.read_dna(splice.record_file())[splice.FIRST : splice.FIRST + end - start])
     network = splice.log_odds_of(splice.log_probabilities_of(*splice.SPLICEAI, "spliceai/models/spliceai1.h5"))
-    seen = splice.around(gene, end - acceptor)
+    place = end - acceptor  # in the gene, from 0
+    seen = splice.around(gene, place)
     window = slice(splice.SIDE - 32, splice.SIDE + 8)
     normal, variant = seen[window], seen[window].copy()
-    variant[splice.VARIANT - (end - acceptor) + 32] = splice.one_hot("A")[0]
+    variant[splice.VARIANT - place + 32] = splice.one_hot("A")[0]
 
     def log_odds(x: jax.Array) -> jax.Array:
         before, after = (

@@ -45,17 +45,18 @@ def pytest_collection_modifyitems(config, items):
     for of_one in cases.values():
         mark = of_one[0].get_closest_marker("sample")
         limit = asked if asked is not None else mark.args[0] if mark else 0
-        drawn |= {item.nodeid for item in sorted(of_one, key=_draw)[: limit or None]}
+        drawn |= {item.nodeid for item in sorted(of_one, key=_by_name)[: limit or None]}
     config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in drawn])
     items[:] = [item for item in items if item.nodeid in drawn]
 
 
+def _by_name(item):
+    """A number as good as random, and the same at each run and in each process."""
+    return zlib.crc32(item.nodeid.encode())
+
+
 def pytest_collection_finish(session):
     gc.freeze()  # what is imported by now stays
-
-
-def _draw(item):
-    return zlib.crc32(item.nodeid.encode())
 
 
 def pytest_configure(config):

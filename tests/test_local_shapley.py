@@ -159,3 +159,22 @@ def test_transformations(rng):
     with jax.enable_x64(True):
         double = jax.jit(attr)(x.astype(float), reference=r.astype(float))
         np.testing.assert_allclose(found.scores, double.scores, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("inner", [jnp.float64, jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32, jnp.float16])
+def test_activations_of_another_dtype_than_their_argument(rng, inner, dtype):
+    """A function that casts between its steps."""
+    w = jnp.asarray(rng.normal(size=(4, 3)), dtype)
+    x, r = (jnp.asarray(rng.normal(size=4), dtype) for _ in range(2))
+
+    def fun(x):
+        return jnp.clip(2 * jnp.tanh(x @ w).astype(inner), -0.5, 1).sum()
+
+    (y, y_ref), pull = jaxlift.vjp(fun, x, r, rule="local_shapley")
+    multipliers = pull(jnp.ones_like(y))
+    assert multipliers.dtype == dtype
+    contributions = np.asarray(multipliers * (x - r), float)
+    tolerance = 4 * float(max(jnp.finfo(inner).eps, jnp.finfo(dtype).eps)) * np.abs(contributions).sum() + 1e-6
+    np.testing.assert_allclose(contributions.sum(), float(y) - float(y_ref), atol=tolerance)

@@ -314,6 +314,22 @@ def test_nearer_than_rules(activation):
     assert mean["moments"] < min(0.2, mean["rescale"] / 2, mean["integrated gradients"] / 2)
 
 
+@pytest.mark.parametrize("lead", [0.0, 2.0, 6.0])
+def test_softmax_as_written(rng, lead):
+    """The module's formulas, one logit at a time: the first one leads, or none does."""
+    means, v = rng.normal(size=5), rng.uniform(0.1, 2, size=5)
+    means[0] += lead
+    each = []
+    for k in range(5):
+        others = [j for j in range(5) if j != k]
+        w = np.exp(means[others]) / np.exp(means[others]).sum()
+        level = means[k] - np.log(np.exp(means[others]).sum()) - (w * (1 - w) * v[others]).sum() / 2
+        each.append(1 / (1 + np.exp(-level / np.sqrt(1 + np.pi / 8 * (v[k] + (w**2 * v[others]).sum())))))
+    with jax.enable_x64(True):
+        found = softmax(Moments(*map(jnp.asarray, (means, v, np.zeros((1, 5)), np.zeros(5)))), (0,)).mean
+    np.testing.assert_allclose(found, np.array(each) / np.sum(each), rtol=1e-12)
+
+
 def test_softmax_has_its_digits_in_float32(rng):
     """Also where one logit is beyond all others together, and 1 less its softmax has few digits or none."""
     means, variances = 6 * rng.normal(size=(2000, 9)), rng.uniform(0.1, 30, size=(2000, 9))

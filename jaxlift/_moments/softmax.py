@@ -97,16 +97,18 @@ def softmax(u: Moments, axes: tuple[int, ...]) -> Moments:
     v = where(is_in, u.variance, 0)
     q = jax.nn.softmax(u.mean, axes)
     has = is_in & (q > 0)
-    # Of a logit beyond all others together, 1 - q has no digits: what it stands against are the others by themselves.
+    # Where a logit leads, beyond all others together, 1 - q has no digits. `w_j` and the logarithm of the sum are taken
+    # over the others by themselves there; a logit without others is its own, which the last division makes a 1.
     leads = q > 0.5
     follows = is_in & ~leads
-    rest = where(follows | ~total(follows).astype(bool), u.mean, -inf)
-    w, rest = jax.nn.softmax(rest, axes), jax.nn.logsumexp(rest, axes, keepdims=True)
+    followers = where(follows | ~jnp.any(follows, axes, keepdims=True), u.mean, -inf)
+    w = jax.nn.softmax(followers, axes)
     others = where(leads, 1, 1 - q)
     first = where(leads, total(w * v), (total(q * v) - q * v) / others)
     second = where(leads, total(w**2 * v), (total(q**2 * v) - q**2 * v) / others**2)
     variance = v + jnp.maximum(second, 0)
-    odds = where(leads, u.mean - rest, jnp.log(where(has, q, 1)) - jnp.log(others))
+    of_leading = u.mean - jax.nn.logsumexp(followers, axes, keepdims=True)
+    odds = where(leads, of_leading, jnp.log(where(has, q, 1)) - jnp.log(others))
     level = where(has, odds - jnp.maximum(first - second, 0) / 2, 0)
     each = where(has, jax.nn.sigmoid(level / jnp.sqrt(1 + pi / 8 * variance)), 0)
     mean = each / total(each)
