@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Never
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from jaxlift._arguments import (
     called,
@@ -252,13 +252,14 @@ class Explainer:
         if 1 in (n, r):
             compare = replace(compare, jaxpr=without_waiting(compare.jaxpr))
             return self._in_batches(kind, compare, first, reference, spread)
-        all_at_once = partial(self._in_batches, kind, compare, spread=spread)
+        all_at_once = partial(self._in_batches, kind, spread=spread)
         is_said = self.options.batch_size is not None or self.options.reference_batch_size is not None
         is_known = isinstance(n, int) and isinstance(r, int)  # not where a program is exported for any number
         if is_said or not is_known or not is_better_in_turn(compare.jaxpr, n, r):
-            return all_at_once(first, reference)
-        in_turn = partial(self.with_options(reference_batch_size=1)._in_batches, kind, compare, spread=spread)
-        return references_in_turn(in_turn, all_at_once, first, reference)
+            return all_at_once(compare, first, reference)
+        in_turn = partial(self.with_options(reference_batch_size=1)._in_batches, kind, spread=spread)
+        axes = (n,) if self.options.average else (n, r)
+        return references_in_turn(in_turn, all_at_once, compare, first, reference, axes)
 
     def _in_batches(self, kind: str, pair: Traced, first: Any, reference: Any, spread: tuple[str, ...]) -> _Scores:
         """The scores of all examples with their references, as many at once as is asked for.
@@ -305,7 +306,10 @@ class Explainer:
         x, reference = spread_alike(x, reference)
         (y, y_ref), pull = explain(fun, x, reference, *number)
         weights = weigh(y)
-        finite = reduce(jnp.logical_and, (jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((x, reference))))
+        # As sums of zeros, or NaN. Without it, XLA's CPU compiler reduces truth values in three kernels for each array,
+        # which were a fifth of the time to compile an attribution of BPNet.
+        zeros = lax.stop_gradient([(leaf * 0).sum() for leaf in jax.tree.leaves((x, reference))])
+        finite = reduce(jnp.add, zeros) == 0
 
         def of_weighted_sum(weights: Array) -> _Scores:
             scores = jax.tree.map(lambda leaf: jnp.where(finite, leaf, jnp.nan), pull(weights))

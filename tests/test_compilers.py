@@ -1,6 +1,7 @@
 """What is written for one compiler is in no program for another."""
 
 import re
+from types import SimpleNamespace
 
 import jax
 import jax.extend.core
@@ -12,7 +13,8 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import jaxlift
-from jaxlift._batching import arrangement
+from jaxlift import _explainer
+from jaxlift._batching import arrangement, loops
 
 KERNEL = np.random.default_rng(0).normal(size=(3, 4, 4)).astype(np.float32)
 
@@ -147,9 +149,95 @@ def test_what_leaves_the_chip_goes_in_turn_too(monkeypatch):
     attr = jaxlift.attribute(model)
     assert convolutions(attr, 2, 3, "tpu")[1] == 0
     pairs = 2 * 3 * (9 * 4 + 4) * 4  # bytes of the arguments of GELU and ReLU
-    for on_chip, loops in ((100, 1), (pairs - 1, 1), (pairs, 0)):
+    for on_chip, count in ((100, 1), (pairs - 1, 1), (pairs, 0)):
         monkeypatch.setattr(arrangement, "ON_CHIP", on_chip)
-        assert convolutions(attr, 2, 3, "tpu")[1] == loops
+        assert convolutions(attr, 2, 3, "tpu")[1] == count
+
+
+@pytest.fixture
+def as_on_tpus(monkeypatch):
+    """The library as it is on a TPU that takes every reference in turn."""
+    monkeypatch.setattr(arrangement, "is_better_in_turn", lambda *args: True)
+    monkeypatch.setattr(arrangement, "lax", SimpleNamespace(platform_dependent=lambda tpu, default: tpu()))
+    monkeypatch.setattr(_explainer, "is_better_in_turn", arrangement.is_better_in_turn)
+
+
+OPTIONS = [{}, {"average": False}, {"full": True}, {"target": "all"}, {"rule": "revealcancel", "output": "multipliers"}]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_what_is_traced_when_lowered_is_the_same(options, as_on_tpus):
+    """With weights that are arguments of the program, as they are in most."""
+
+    def weighted(w, x):
+        return jnp.stack([model(x * w), model(x) ** 2], 1) if "target" in options else model(x * w)
+
+    w, x, refs = (
+        jax.random.normal(jax.random.key(k), shape) for k, shape in enumerate([(1, 1, 4), (4, 9, 4), (3, 9, 4)])
+    )
+    attr = jaxlift.attribute(weighted, argnums=1, pairing="shared", **options)
+    expected = attr.with_options(reference_batch_size=1)
+    explained = jax.jit(lambda w, x, refs: attr(w, x, reference=refs))
+    assert "traced_when_lowered" in str(explained.trace(w, x, refs).jaxpr)
+    for call in (explained, explained.__wrapped__):
+        jax.tree.map(close, call(w, x, refs), expected(w, x, reference=refs))
+
+
+def close(one, other):
+    np.testing.assert_allclose(one, other, atol=2e-5 * max(1, float(np.abs(np.nan_to_num(other)).max())))
+
+
+def transformed(attr):
+    """What is asked of an attribution by one transformation or another."""
+    summed = lambda x, refs: (attr(x, reference=refs) ** 2).sum()  # noqa: E731
+    return {
+        "grad": jax.grad(summed, (0, 1)),
+        "grad of jit": jax.grad(jax.jit(summed), (0, 1)),
+        "jit of grad of checkpoint": jax.jit(jax.grad(jax.checkpoint(summed), (0, 1))),
+        "jvp": lambda x, refs: jax.jvp(lambda x: attr(x, reference=refs), (x,), (x,)),
+        "vmap": jax.vmap(lambda x, refs: attr(x[None].repeat(2, 0), reference=refs), (0, None)),
+        "vmap over references": jax.vmap(lambda x, ref: attr(x, reference=jnp.stack([ref, x[0]])), (None, 0)),
+        "scan": lambda x, refs: lax.scan(lambda x, _: (attr(x, reference=refs), None), x, None, 2),
+        "attribution of it": lambda x, refs: jaxlift.attribute(
+            lambda each: jax.vmap(lambda one: attr(one[None].repeat(2, 0), reference=refs).sum())(each)
+        )(x, reference=refs[0]),
+    }
+
+
+@pytest.mark.parametrize("name", list(transformed(None)))
+def test_what_is_traced_when_lowered_is_transformed(name, as_on_tpus):
+    attr = jaxlift.attribute(model, pairing="shared")
+    x, refs = (jax.random.normal(jax.random.key(k), (k, 9, 4)) for k in (4, 3))
+    found = transformed(attr)[name](x, refs)
+    jax.tree.map(close, found, transformed(attr.with_options(reference_batch_size=1))[name](x, refs))
+
+
+def test_effects_and_shardings_are_traced_at_once(as_on_tpus):
+    """Without what is traced later, whose types say nothing of them."""
+
+    def printing(x):
+        jax.debug.callback(lambda _: None, x)
+        return model(x)
+
+    x, refs = (jax.random.normal(jax.random.key(k), (k, 9, 4)) for k in (4, 3))
+    traced = jax.jit(lambda x, r: jaxlift.attribute(printing)(x, reference=r)).trace(x, refs)
+    assert "traced_when_lowered" not in str(traced.jaxpr)
+    mesh = jax.make_mesh((2,), ("examples",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        rows = jax.device_put(x, P("examples"))
+        found = jax.jit(lambda x, r: jaxlift.attribute(model)(x, reference=r))(rows, refs)
+    close(found, jaxlift.attribute(model, reference_batch_size=1)(x, reference=refs))
+
+
+def test_the_arrangement_of_tpus_is_traced_for_tpus_alone(monkeypatch):
+    """Tracing it is two thirds of tracing an attribution, in programs that never use it."""
+    traced = []
+    monkeypatch.setattr(loops, "sum_in_turn", lambda *args, own=loops.sum_in_turn: (traced.append(1), own(*args))[1])
+    attr = jaxlift.attribute(model)
+    convolutions(attr, 128, 3, "cpu")
+    assert not traced
+    convolutions(attr, 128, 3, "tpu")
+    assert traced
 
 
 @pytest.mark.parametrize("options", [{}, {"average": False}, {"full": True}, {"target": "all"}])

@@ -7,13 +7,16 @@ that the programs of other platforms are free of it.)
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import prod
 from typing import Any, TypeVar
 
+import jax
 from jax import lax
 
+from jaxlift._batching.partial_evaluation import Traced
 from jaxlift._core import versions
-from jaxlift._core.compilers import CONVOLUTIONS, is_waiting, on_cpus
+from jaxlift._core.compilers import CONVOLUTIONS, is_waiting, on_cpus, when_lowered
 from jaxlift._core.rewriting import with_each_equation
 from jaxlift._core.versions import JaxprEqn
 
@@ -48,14 +51,39 @@ def is_better_in_turn(jaxpr: Any, n: int, r: int) -> bool:
 LANES, ON_CHIP = 128, 2**27
 
 
-def references_in_turn(in_turn: Callable[..., T], all_at_once: Callable[..., T], *args: Any) -> T:
+def references_in_turn(
+    in_turn: Callable[[Traced, Any, Any], T],
+    all_at_once: Callable[[Traced, Any, Any], T],
+    compare: Traced,
+    first: Any,
+    reference: Any,
+    axes: tuple[int, ...],
+) -> T:
     """One reference after the other on TPUs, as `is_better_in_turn` says.
 
     Traffic of jax.grad's: BPNet with 128 examples, 0.6 for each further reference in place of 2; 8 examples with 20
     references, 1.3 in place of 1.9; the paper's MNIST network, 128 examples with two references, 1.5 in place of 7.8.
     (tests/test_traffic.py.)
+
+    Args:
+        in_turn, all_at_once: what arranges a comparison of all examples with all references.
+        axes: the lengths of those axes of its results that a result of one comparison doesn't have.
     """
-    return lax.platform_dependent(*args, tpu=in_turn, default=all_at_once)
+    inner, consts = versions.opened(compare.jaxpr)
+    leaves, structure = jax.tree.flatten((list(consts), first, reference))
+    types = [var.aval.update(shape=(*axes, *var.aval.shape)) for var in inner.outvars]
+
+    def made(*leaves: Any) -> list[Any]:
+        consts, first, reference = jax.tree.unflatten(structure, leaves)
+        return jax.tree.leaves(in_turn(replace(compare, jaxpr=compare.jaxpr.replace(consts=consts)), first, reference))
+
+    def on_tpus() -> T:
+        # What its types would say of shardings and effects is known once it is traced.
+        is_plain = not inner.effects and all(jax.typeof(leaf).sharding.mesh.empty for leaf in leaves)
+        found = when_lowered(made, types, *leaves) if is_plain else made(*leaves)
+        return jax.tree.unflatten(compare.structure, found)
+
+    return lax.platform_dependent(tpu=on_tpus, default=lambda: all_at_once(compare, first, reference))
 
 
 def _waiting_bytes(jaxpr: Any) -> int:

@@ -73,6 +73,40 @@ def is_waiting(eqn: JaxprEqn) -> bool:
     return eqn.primitive is WAITING
 
 
+def when_lowered(fun: Callable[..., Sequence[Array]], like: Sequence[Any], *args: Any) -> list[Array]:
+    """The arrays that `fun` makes of arrays, traced when a program is lowered that has it, and not before.
+
+    `lax.platform_dependent` traces what is for one platform in the programs of all. Where that is a whole attribution,
+    it is two thirds of the time that tracing it takes. (tests/test_compilers.py shows that it isn't traced.)
+
+    Args:
+        fun: without effects, and without others of the program's arrays than its arguments.
+        like: the types of its outputs.
+    """
+    return LATER.bind(*args, fun=fun, like=tuple(like))
+
+
+def _later(*operands: Any, fun: Callable[..., Sequence[Array]], like: Sequence[Any]) -> Sequence[Array]:
+    return fun(*operands)
+
+
+def _jvp_of_later(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> tuple[Any, Any]:
+    return jax.jvp(partial(_later, **params), list(primals), [ad.instantiate_zeros(tangent) for tangent in tangents])
+
+
+def _batched_later(operands: Sequence[Any], axes: Sequence[Any], **params: Any) -> tuple[Any, Any]:
+    return jax.vmap(partial(_later, **params), tuple(axes))(*operands), [0] * len(params["like"])
+
+
+LATER = Primitive("traced_when_lowered")
+LATER.multiple_results = True
+LATER.def_impl(_later)
+LATER.def_abstract_eval(lambda *avals, fun, like: like)
+ad.primitive_jvps[LATER] = _jvp_of_later
+batching.primitive_batchers[LATER] = _batched_later
+mlir.register_lowering(LATER, mlir.lower_fun(_later, multiple_results=True))
+
+
 def after(cotangent: Array, x: Array) -> Array:
     """`x`, depending on the cotangent, so that it can't be scheduled earlier.
 
