@@ -33,6 +33,7 @@ from jaxlift.methods.integrated_gradients import integrated_gradients as integra
 from jaxlift.methods.occlusion import mutagenesis as mutagenesis
 from jaxlift.methods.occlusion import occlusion as occlusion
 from jaxlift.methods.shapley import shapley as shapley
+from jaxlift.methods.shapley_blocks import shapley_blocks as shapley_blocks
 from jaxlift.methods.shapley_moments import shapley_moments as shapley_moments
 from jaxlift.rules import AlphaBetaLRP as AlphaBetaLRP
 from jaxlift.rules import AttnLRP as AttnLRP

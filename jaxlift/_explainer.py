@@ -317,11 +317,13 @@ class Explainer:
             contributions = scores
             if self.method.gives == "multipliers":
                 contributions = jax.tree.map(lambda m, x, r: m * (x - r), scores, x, reference)
+                if error is not None and options.output == "contributions":
+                    error = jax.tree.map(lambda e, x, r: e * jnp.abs(x - r), error, x, reference)
             match options.output:
                 case "contributions":
                     scores = contributions
                 case "hypothetical":
-                    scores = jax.tree.map(self._hypothetical, scores, reference)
+                    scores, error = jax.tree.map(self._hypothetical, scores, reference), None
             if not options.full:
                 return _Scores(scores)
             explained = (weights * y).sum(), (weights * y_ref).sum()

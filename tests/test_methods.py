@@ -21,6 +21,7 @@ METHODS = {
     "shapley": jaxlift.shapley,
     "shapley, drawn": lambda fun, **options: jaxlift.shapley(fun, samples=3, **options),
     "gradient_shap": lambda fun, **options: jaxlift.gradient_shap(fun, samples=3, **options),
+    "shapley_blocks": jaxlift.shapley_blocks,
     "attribute": jaxlift.attribute,
 }
 

@@ -53,6 +53,8 @@ METHODS = {
     "Shapley values by samples": (jaxlift.shapley(model, target=1, samples=3, key=KEY), "zeros"),
     "Shapley values by an old key": (jaxlift.shapley(model, target=1, samples=3, key=jax.random.PRNGKey(5)), "mean"),
     "Shapley values with many references": (jaxlift.shapley(model, target=1, samples=3, key=KEY), SHARED),
+    "Shapley values by blocks": (jaxlift.shapley_blocks(model, target=1, key=KEY), "zeros"),
+    "multipliers by blocks": (jaxlift.shapley_blocks(model, target=1, samples=1, output="multipliers"), SHARED),
     "compiled": (jax.jit(jaxlift.attribute(model, target=1)), "zeros"),
     "in batches": (jaxlift.attribute(model, target=1, batch_size=2, reference_batch_size=3), SHARED),
 }

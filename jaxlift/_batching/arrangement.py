@@ -71,7 +71,7 @@ def references_in_turn(
     """
     inner, consts = versions.opened(compare.jaxpr)
     leaves, structure = jax.tree.flatten((list(consts), first, reference))
-    types = [var.aval.update(shape=(*axes, *var.aval.shape)) for var in inner.outvars]
+    types = [var.aval.update(shape=(*axes, *versions.shape(var))) for var in inner.outvars]
 
     def made(*leaves: Any) -> list[Any]:
         consts, first, reference = jax.tree.unflatten(structure, leaves)

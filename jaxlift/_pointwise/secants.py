@@ -15,9 +15,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
+from jaxlift._core.compilers import once
 from jaxlift._core.differences import difference, where
 
 
@@ -169,6 +171,9 @@ def of_parabola(ends: Ends, times: Factor) -> Array:
     return mean((x.slope + r.slope) / 2 for x, r in ends) * times
 
 
+FAR_ABOVE = 2.0**14
+
+
 def by_quotient_or_derivatives(ends: Ends, times: Factor) -> Array:
     """Secants of functions that nothing is known of.
 
@@ -180,6 +185,9 @@ def by_quotient_or_derivatives(ends: Ends, times: Factor) -> Array:
     unless the two disagree by more than the noise: then there is a kink or a step between the ends, or they are far
     apart, and the quotient is right. (The mean of `f'` alone is not enough: in the tails of tanh it is off by 0.6% in
     float32, where noise still hides it.) Where the ends are near, so are their rounding errors: one stands for both.
+
+    The two may agree by chance, and then their derivatives don't. So the quotient holds, too, where `f'` changes
+    otherwise than its slopes say, by a thirtieth of the change, if the rise is far above the noise.
 
     The quotient of two pairs, mean rise by mean run, supposes that their runs are equal. Where they are as small as the
     rounding of their ends they are not, and may even cancel: the mean of derivatives holds there, too. It is off by the
@@ -193,15 +201,43 @@ def by_quotient_or_derivatives(ends: Ends, times: Factor) -> Array:
         known = [side.rounding for side in (x, r) if side.rounding is not None]
         return known[0] + known[-1]
 
+    def is_regular(x: Sample, r: Sample) -> Array:
+        change, run = x.slope - r.slope, x.at - r.at
+        at_x, at_r = x.curvature * run, r.curvature * run
+        return 30 * jnp.abs(change - (at_x + at_r) / 2) <= jnp.abs(change) + jnp.abs(at_x) + jnp.abs(at_r)
+
     runs = [difference(x.at, r.at) for x, r in ends]
     run, mean_rise = mean(runs), mean(difference(x.value, r.value) for x, r in ends)
     mean_slope, mean_noise = (mean(of(x, r) for x, r in ends) for of in (slope, noise))
     smooth = mean_noise >= jnp.abs(mean_rise - mean_slope * run)
+    regular = [is_regular(x, r) for x, r in ends]
+    smooth &= reduce(jnp.logical_and, regular) | (jnp.abs(mean_rise) <= FAR_ABOVE * mean_noise)
     if len(runs) > 1:
         smooth |= jnp.abs(runs[0] - runs[1]) > jnp.abs(run)
-    # Chosen once, and of whole results: for polynomials the two formulas differ by the last bits, and XLA, which works
-    # out the condition wherever it stands, could choose one formula's numerator and the other's denominator.
-    return where(smooth, mean_slope * times, mean_rise * times / where(run == 0, 1, run))
+    return _either(smooth, mean_slope, mean_rise, where(run == 0, 1, run), times)
+
+
+@jax.custom_jvp
+def _either(smooth: Array, slope: Array, rise: Array, run: Array, times: Factor) -> Array:
+    """The slope or the quotient, times a factor.
+
+    Chosen of whole results: for polynomials the two formulas differ by the last bits, and XLA, which works out the
+    condition wherever it stands, could choose one formula's numerator and the other's denominator. Of derivatives the
+    parts go separate ways, so there the choice is kept.
+    """
+    return where(smooth, slope * times, rise * times / run)
+
+
+def _derivative_of_either(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Array, Array]:
+    smooth, slope, rise, run, times = primals
+    _, of_slope, of_rise, of_run, of_times = tangents
+    kept = once(lax.optimization_barrier(smooth.astype(run.dtype))) > 0
+    secant = where(kept, slope, rise / run)
+    change = where(kept, of_slope, of_rise / run) - where(kept, 0, secant / run) * of_run
+    return _either(*primals), change * times + secant * of_times
+
+
+_either.defjvp(_derivative_of_either)
 
 
 def mean(each: Iterable[Any]) -> Any:

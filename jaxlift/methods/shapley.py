@@ -156,12 +156,13 @@ def groups_of(groups: Any, x: Any) -> tuple[Any, int]:
 
 def game_of(fun: Callable[[Any], Array], x: Any, reference: Any, group_of: Any) -> Callable[[Array], Array]:
     """The output as a function of which groups are in; those that aren't have the reference's values."""
+    return lambda present: fun(chosen(present, group_of, x, reference))
 
-    def value(present: Array) -> Array:
-        taken = spread_as(x, jax.tree.map(lambda g: present[g], group_of))
-        return fun(jax.tree.map(jnp.where, taken, x, reference))
 
-    return value
+def chosen(present: Array, group_of: Any, x: Any, other: Any) -> Any:
+    """The values of `x` in those groups that are in, and the other's elsewhere."""
+    taken = spread_as(x, jax.tree.map(lambda g: present[g], group_of))
+    return jax.tree.map(jnp.where, taken, x, other)
 
 
 def shared_in_groups(of_groups: Array, group_of: Any, dtype: Any = None) -> Any:
