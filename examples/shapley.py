@@ -34,6 +34,8 @@ RULES = {
     "DeepLIFT RevealCancel": "revealcancel",
     "local Shapley rule": "local_shapley",
 }
+BLOCKS = "Rescale in two halves"
+ORDERS_OF_BLOCKS, KEYS = (1, 2, 4, 8, 16), 8  # a distance is the mean over so many keys
 ORDERS, KERNEL = "permutation sampling", "Kernel SHAP"
 # Colours that are told apart with any kind of colour vision (Okabe and Ito), and markers.
 STYLES: dict[str, dict[str, Any]] = {
@@ -44,6 +46,7 @@ STYLES: dict[str, dict[str, Any]] = {
     INTEGRATED: {"color": "#56b4e9", "marker": "v"},
     MOMENTS: {"color": "#0072b2", "marker": "o", "ms": 9},
     MOMENTS_MORE: {"color": "#0072b2", "marker": "o", "ms": 9, "mfc": "white", "mew": 1.5},
+    BLOCKS: {"color": "#e69f00", "marker": "s", "ms": 4.5, "mfc": "white", "ls": "-"},
     ORDERS: {"color": "black", "marker": ".", "ls": "-"},
     KERNEL: {"color": "#cc79a7", "marker": ".", "ls": "--"},
 }
@@ -91,6 +94,22 @@ def methods(game: Game) -> dict[str, Callable[..., Any]]:
         MOMENTS: moments(),
         MOMENTS_MORE: moments(nodes=5, probes=8),
     }
+
+
+def in_halves(game: Game, true: np.ndarray, x: Any, one: float) -> list[list[float]]:
+    """The cost in gradients, of which one takes so long, and the distance, for each number of orders of two halves."""
+
+    def attr(x: Any, key: Any, orders: int) -> Any:
+        halves = jaxlift.shapley_blocks(game.fun, groups=game.groups, samples=orders, key=key)
+        return halves(x, reference=game.reference)
+
+    points = []
+    for orders in ORDERS_OF_BLOCKS:
+        compiled = jax.jit(partial(attr, orders=orders))
+        keys = jax.random.split(jax.random.key(3), KEYS)
+        far = [distance(of_players(game, compiled(game.x, key)), true) for key in keys]
+        points.append([seconds(compiled, x, keys[0]) / one, float(np.mean(far))])
+    return points
 
 
 def of_players(game: Game, scores: Any) -> np.ndarray:
@@ -154,6 +173,8 @@ def measured(game: Game, orders: int | None, most: int) -> dict[str, Any]:
         one = min(one, seconds(gradient, x))
         rows[name] = [[seconds(compiled, x, reference=game.reference) / one, distance(scores, true)]]
 
+    rows[BLOCKS] = in_halves(game, true, x, one)
+
     # Sampling, from the cost of the cheaper moments on: a forward pass costs what one does in this batch.
     forward = seconds(jax.jit(game.fun), x) / one
     rows[ORDERS], counts = [], [2]
@@ -195,6 +216,12 @@ def table(numbers: dict[str, Any]) -> str:
     for name in [*RULES, INTEGRATED, MOMENTS, MOMENTS_MORE]:
         points = [n["methods"][name][0] for n in numbers.values()]
         row(name, [f"{distance:.3f} ({cost:.1f})" for cost, distance in points])
+    for i, orders in enumerate(ORDERS_OF_BLOCKS[::2]):
+        points = [n["methods"][BLOCKS][2 * i] for n in numbers.values()]
+        row(
+            f"**{BLOCKS}, {orders} order{'s' if orders > 1 else ''}**",
+            [f"{distance:.3f} ({cost:.1f})" for cost, distance in points],
+        )
     row("half of the nearest rule or integrated gradients", [f"{target(n):.3f}" for n in numbers.values()])
     for name in (ORDERS, KERNEL):
         for other in (MOMENTS, MOMENTS_MORE):
@@ -236,9 +263,11 @@ def picture(numbers: dict[str, Any]) -> Figure:
     handles = {
         label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncols=columns, fontsize=8.5, frameon=False
-    )
+    listed = {"handles": list(handles.values()), "labels": list(handles), "frameon": False}
+    if len(axes.flat) - len(numbers) >= 2:  # between two that would be empty
+        axes.flat[-2].legend(**listed, loc="center", bbox_to_anchor=(1.1, 0.5), fontsize=9.5)
+    else:
+        figure.legend(**listed, loc="outside lower center", ncols=columns, fontsize=8.5)
     figure.supylabel("distance to Shapley values, relative", fontsize=10)
     return figure
 
