@@ -29,7 +29,8 @@ class ShapleyBlocksOptions(Options):
         groups: which elements come in together, as for `shapley`: for one-hot sequences `(L, 4)` the positions are
             ``np.arange(L)[:, None]``.
         rule: how a block's difference passes nonlinearities, as for `attribute`: one that compares with a reference.
-        blocks: in how many blocks the groups come in, one after the other; 2 for the least cost.
+        blocks: in how many blocks the groups come in, one after the other; 2 for the least cost, and no more than there
+            are groups.
         samples: how many orders of blocks are drawn, each taken forwards and backwards.
         key: the random key of the orders; `jax.random.key(0)` if left out. All examples see the same.
         chunk: how many orders are taken at once.
@@ -100,16 +101,15 @@ def shapley_blocks(fun: Callable[..., Any], options: ShapleyBlocksOptions) -> Ex
 
     Raises:
         ValueError, TypeError: as from `attribute`; and if the rule uses no reference; from `attr`, if the groups don't
-            fit the input, or are fewer than the blocks.
+            fit the input.
         MissingRuleError: from `attr`, as from `attribute`.
     """
-    blocks, samples = options.blocks, options.samples
+    samples = options.samples
     rule, missing_rule = as_rule(options.rule), options.missing_rule
 
     def explain(fun: Callable[[Any], Array], x: Any, reference: Any) -> Any:
         group_of, n = groups_of(options.groups, x)
-        if blocks > n:
-            raise ValueError(f"{n} groups can't come in {blocks} blocks: blocks= must be {n} at most.")
+        blocks = min(options.blocks, n)
         orders = _orders(jax.random.key(0) if options.key is None else options.key, n, blocks, samples)
 
         both_ways = jnp.stack([orders, blocks - 1 - orders], 1)
