@@ -78,7 +78,7 @@ def references_in_turn(
         return jax.tree.leaves(in_turn(replace(compare, jaxpr=compare.jaxpr.replace(consts=consts)), first, reference))
 
     def on_tpus() -> T:
-        # What its types would say of shardings and effects is known once it is traced.
+        # The types above say nothing of effects, and of shardings only that there are none.
         is_plain = not inner.effects and all(jax.typeof(leaf).sharding.mesh.empty for leaf in leaves)
         found = when_lowered(made, types, *leaves) if is_plain else made(*leaves)
         return jax.tree.unflatten(compare.structure, found)

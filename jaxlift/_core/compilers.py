@@ -80,7 +80,7 @@ def when_lowered(fun: Callable[..., Sequence[Array]], like: Sequence[Any], *args
     it is two thirds of the time that tracing it takes. (tests/test_compilers.py shows that it isn't traced.)
 
     Args:
-        fun: without effects, and without others of the program's arrays than its arguments.
+        fun: has no effects, and closes over no array of the program: all that it needs are arguments.
         like: the types of its outputs.
     """
     return LATER.bind(*args, fun=fun, like=tuple(like))
@@ -124,7 +124,8 @@ def once(x: Array) -> Array:
     For XLA's CPU compiler, which computes again, in each fusion that uses it, what it takes to be cheap: sums, and the
     polynomials of erfc and the like, 40 to 80 operations of which each is cheap. A division is not.
     (tests/test_cost.py, which counts the operations.) Without it, max-pooling under RevealCancel moves 7% more bytes
-    and takes 9% more memory.
+    and takes 9% more memory. And what is computed twice may be rounded in two ways: derivatives of scores have lost a
+    term where one choice came out in both. (tests/test_near_reference.py.)
     """
     return lax.platform_dependent(x, x, cpu=_over_one, default=_alone)
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from jaxlift._core.compilers import once
 from jaxlift._core.differences import difference, where
@@ -171,6 +171,7 @@ def of_parabola(ends: Ends, times: Factor) -> Array:
     return mean((x.slope + r.slope) / 2 for x, r in ends) * times
 
 
+# A rise of so many times its rounding error has a quotient of four digits.
 FAR_ABOVE = 2.0**14
 
 
@@ -186,8 +187,9 @@ def by_quotient_or_derivatives(ends: Ends, times: Factor) -> Array:
     apart, and the quotient is right. (The mean of `f'` alone is not enough: in the tails of tanh it is off by 0.6% in
     float32, where noise still hides it.) Where the ends are near, so are their rounding errors: one stands for both.
 
-    The two may agree by chance, and then their derivatives don't. So the quotient holds, too, where `f'` changes
-    otherwise than its slopes say, by a thirtieth of the change, if the rise is far above the noise.
+    The two may agree by chance, across a kink for example, and then their derivatives differ. So the quotient is taken,
+    too, where `f'(x) - f'(r)` isn't `(f''(x) + f''(r)) (x - r) / 2` to one part in thirty, as it is for near ends of a
+    smooth function, unless the rise is so small that the quotient would have few digits.
 
     The quotient of two pairs, mean rise by mean run, supposes that their runs are equal. Where they are as small as the
     rounding of their ends they are not, and may even cancel: the mean of derivatives holds there, too. It is off by the
@@ -222,8 +224,8 @@ def _either(smooth: Array, slope: Array, rise: Array, run: Array, times: Factor)
     """The slope or the quotient, times a factor.
 
     Chosen of whole results: for polynomials the two formulas differ by the last bits, and XLA, which works out the
-    condition wherever it stands, could choose one formula's numerator and the other's denominator. Of derivatives the
-    parts go separate ways, so there the choice is kept.
+    condition wherever it stands, could choose one formula's numerator and the other's denominator. In a backward pass
+    through this, cotangents of `rise` and of `run` are computed apart, so the choice itself is computed once there.
     """
     return where(smooth, slope * times, rise * times / run)
 
@@ -231,7 +233,7 @@ def _either(smooth: Array, slope: Array, rise: Array, run: Array, times: Factor)
 def _derivative_of_either(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Array, Array]:
     smooth, slope, rise, run, times = primals
     _, of_slope, of_rise, of_run, of_times = tangents
-    kept = once(lax.optimization_barrier(smooth.astype(run.dtype))) > 0
+    kept = once(smooth.astype(run.dtype)) > 0
     secant = where(kept, slope, rise / run)
     change = where(kept, of_slope, of_rise / run) - where(kept, 0, secant / run) * of_run
     return _either(*primals), change * times + secant * of_times

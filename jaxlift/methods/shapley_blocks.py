@@ -111,41 +111,19 @@ def shapley_blocks(fun: Callable[..., Any], options: ShapleyBlocksOptions) -> Ex
         group_of, n = groups_of(options.groups, x)
         blocks = min(options.blocks, n)
         orders = _orders(jax.random.key(0) if options.key is None else options.key, n, blocks, samples)
-
         both_ways = jnp.stack([orders, blocks - 1 - orders], 1)
 
         def pull(weights: Array) -> Any:
             def multipliers(after: Any, before: Any) -> Any:
-                return vjp(fun, after, before, rule=rule, missing_rule=missing_rule, precision=options.precision)[1](
-                    weights
-                )
+                lifted = vjp(fun, after, before, rule=rule, missing_rule=missing_rule, precision=options.precision)
+                return lifted[1](weights)
 
             compare = traced(multipliers, x, reference)
-
-            def of_order(block: Array) -> Any:
-                """Those of an order, given the block of each player: an element's, of the block in which it is."""
-
-                def of_block(k: Any, multipliers: Any) -> Any:
-                    return chosen(block == k, group_of, multipliers, jax.tree.map(jnp.zeros_like, multipliers))
-
-                there = [chosen(block < k, group_of, x, reference) for k in (1, blocks - 1)]
-                # What all orders have in common is computed once: input and reference. Where the first block's end is
-                # the last one's start, XLA finds that it is.
-                found = [of_block(0, compare(there[0], reference)), of_block(blocks - 1, compare(x, there[1]))]
-
-                def between(k: Array) -> Any:
-                    after, before = (chosen(block < each, group_of, x, reference) for each in (k + 1, k))
-                    return of_block(k, compare(after, before))
-
-                if blocks > 2:
-                    each = jax.vmap(between)(jnp.arange(1, blocks - 1))
-                    found.append(jax.tree.map(lambda leaf: leaf.sum(0), each))
-                return jax.tree.map(lambda *parts: sum(parts), *found)
-
             if blocks == 1:
                 found = compare(x, reference)
                 return (found, jax.tree.map(jnp.zeros_like, found)) if samples > 1 else found
-            pairs = map_over(jax.vmap(of_order), both_ways, options.chunk if samples > options.chunk else None)
+            of_order = jax.vmap(lambda block: _of_order(compare, x, reference, group_of, block, blocks))
+            pairs = map_over(of_order, both_ways, options.chunk if samples > options.chunk else None)
             draws = jax.tree.map(lambda leaf: leaf.mean(1), pairs)
             mean = jax.tree.map(lambda leaf: leaf.mean(0), draws)
             if samples == 1:
@@ -157,12 +135,40 @@ def shapley_blocks(fun: Callable[..., Any], options: ShapleyBlocksOptions) -> Ex
     return Explainer(fun, Method("shapley_blocks", explain, has_error=samples > 1), options)
 
 
+def _of_order(
+    compare: Callable[[Any, Any], Any], x: Any, reference: Any, group_of: Any, block: Array, blocks: int
+) -> Any:
+    """The multipliers of each element in the block in which it comes in, in one order of two blocks or more.
+
+    Args:
+        compare: makes all multipliers of two inputs.
+        block: the block of each player, from 0.
+    """
+
+    def before(k: Any) -> Any:
+        """What is there before block k comes in."""
+        return chosen(block < k, group_of, x, reference)
+
+    def own(k: Any, multipliers: Any) -> Any:
+        """Those of the block's elements, and zeros."""
+        return chosen(block == k, group_of, multipliers, jax.tree.map(jnp.zeros_like, multipliers))
+
+    # The first and the last have an end that all orders have, which is computed once for all. With two blocks, what is
+    # there in between is compared in both, and XLA computes it once.
+    last = blocks - 1
+    found = [own(0, compare(before(1), reference)), own(last, compare(x, before(last)))]
+    if blocks > 2:
+        each = jax.vmap(lambda k: own(k, compare(before(k + 1), before(k))))(jnp.arange(1, last))
+        found.append(jax.tree.map(lambda leaf: leaf.sum(0), each))
+    return jax.tree.map(lambda *parts: sum(parts), *found)
+
+
 def _orders(key: Array, n: int, blocks: int, samples: int) -> Array:
     """The block of each of n players in each order, `(samples, n)`.
 
-    Players that were in equal blocks so far are a cell. Each order goes through the cells one by one, through each in
-    random order, and deals out the blocks: so their sizes are equal up to one, in all and in each cell. Once cells have
-    one player each, all of them are one again.
+    Players whose blocks were the same in all orders so far are a cell. An order lists the players cell by cell, those
+    of a cell in random order, and deals the blocks out along the list, in turn: so blocks have the same size, and the
+    same share of each cell, up to one player. Once each cell has one player, all players are one cell again.
     """
 
     def deal(cell: Array, key: Array) -> tuple[Array, Array]:
