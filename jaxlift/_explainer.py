@@ -307,7 +307,7 @@ class Explainer:
         (y, y_ref), pull = explain(fun, x, reference, *number)
         weights = weigh(y)
         # A sum of zeros, which is NaN if an element isn't finite. It is one operation everywhere, where
-        # `isfinite(...).all()` is three kernels for each array on CPUs, a fifth of the time to compile BPNet's attribution.
+        # `isfinite(...).all()` is three kernels for each array on CPUs, a fifth of the time to compile BPNet's.
         zeros = lax.stop_gradient([(leaf * 0).sum() for leaf in jax.tree.leaves((x, reference))])
         finite = reduce(jnp.add, zeros) == 0
 

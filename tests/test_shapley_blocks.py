@@ -182,6 +182,15 @@ class TestOrders:
         for k in range(blocks):
             np.testing.assert_allclose((found == k).mean(0), 1 / blocks, atol=0.04)
 
+    @pytest.mark.parametrize(("n", "blocks"), [(6, 2), (5, 2), (6, 3)])
+    def test_each_pair_of_players_is_together_as_often(self, n, blocks):
+        draw = jax.vmap(lambda key: _orders(key, n, blocks, 2))
+        found = np.asarray(draw(jax.random.split(jax.random.key(1), 4000)))
+        sizes = np.bincount(np.arange(n) % blocks)
+        expected = (sizes * (sizes - 1)).sum() / (n * (n - 1))
+        for one, other in itertools.combinations(range(n), 2):
+            np.testing.assert_allclose((found[..., one] == found[..., other]).mean(0), expected, atol=0.04)
+
 
 class TestTransformations:
     x, r = X.astype(np.float32), R[0].astype(np.float32)

@@ -172,10 +172,10 @@ def _orders(key: Array, n: int, blocks: int, samples: int) -> Array:
     """
 
     def deal(cell: Array, key: Array) -> tuple[Array, Array]:
-        of_ties, of_start, of_blocks = jax.random.split(key, 3)
+        of_ties, of_blocks = jax.random.split(key)
         sequence = jnp.lexsort((jax.random.uniform(of_ties, (n,)), cell))
-        dealt = (jnp.arange(n) + jax.random.randint(of_start, (), 0, blocks)) % blocks
-        block = jnp.zeros(n, int).at[sequence].set(jax.random.permutation(of_blocks, blocks)[dealt])
+        dealt = jax.random.permutation(of_blocks, blocks)[jnp.arange(n) % blocks]
+        block = jnp.zeros(n, int).at[sequence].set(dealt)
         return _numbered(cell * blocks + block).astype(cell.dtype), block
 
     return lax.scan(deal, jnp.zeros(n, int), jax.random.split(key, samples))[1]
