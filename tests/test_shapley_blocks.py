@@ -116,6 +116,7 @@ class TestValues:
         assert one < 0.8 * rule
         assert four < 0.6 * rule
 
+    @pytest.mark.sample(6)
     @pytest.mark.parametrize("options", [{}, {"blocks": 3}, {"rule": "revealcancel"}, {"blocks": 1}, {"samples": 1}])
     @pytest.mark.parametrize("of", [{"target": "all"}, {"target": 1, "average": False}, {"target": 0}])
     def test_the_sum(self, options, of):
