@@ -183,7 +183,7 @@ def check(out, promise, whole, *others):
         different = [{name for name in rows if not same_bits(rows[name], one[name][at])} for one in (whole, *others)]
         assert not all(different), f"chunk {chunk}: {different}"
         assert store.valid(chunk) is not None
-    is_whole = finished == {*range(CHUNKS)} and store.is_ended
+    is_whole = finished == {*store.chunks} and store.is_ended
     assert is_whole or not store.sealed
     assert said("verify", out)[0] == (not is_whole), said("verify", out)
     assert said("info", out)[0] == 0, said("info", out)
@@ -200,7 +200,7 @@ def said(*command):
 def check_again(kind, folder, out, whole):
     """Whether the same run again comes to the same bits."""
     again(kind, folder, out)
-    check(out, {*range(CHUNKS)}, whole)
+    check(out, {*Store(out, "r").chunks}, whole)  # a store made anew may have others: this process has more devices
     found = read(out)
     assert found.keys() == whole.keys()
     np.testing.assert_array_equal(found["reference"], whole["reference"])
