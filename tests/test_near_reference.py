@@ -343,6 +343,50 @@ def test_two_lines_that_meet_at_zero_are_recognised(name):
     np.testing.assert_allclose(m[d == 0], derivative[d == 0], rtol=3e-7)
 
 
+RAMPS = {
+    "relu6": (jax.nn.relu6, 0, 6),
+    "hard tanh": (jax.nn.hard_tanh, -1, 1),
+    "clip": (lambda x: jnp.clip(x, -0.5, 0.7), -0.5, 0.7),
+    "clamp": (lambda x: jax.lax.clamp(x.dtype.type(-0.5), x, x.dtype.type(0.7)), -0.5, 0.7),
+    "min of max": (lambda x: jnp.minimum(4, jnp.maximum(x, -3)), -3, 4),
+    "max of min": (lambda x: jnp.maximum(-3, jnp.minimum(x, 4)), -3, 4),
+    "above": (lambda x: jnp.maximum(x, 0.25), 0.25, np.inf),
+    "below": (lambda x: jnp.clip(x, max=-2), -np.inf, -2),
+    "chosen above": (lambda x: jnp.where(x <= 1, x, 1), -np.inf, 1),
+    "chosen twice": (lambda x: jnp.where(x >= 1, 1, jnp.where(x > -2, x, -2)), -2, 1),
+    "chosen in turn": (lambda x: jnp.where(jnp.where(x < 1, x, 1) < -2, -2, jnp.where(x < 1, x, 1)), None, None),
+    "in another order": (lambda x: jnp.minimum(jnp.maximum(x, 5), 4), None, None),  # 4, whatever `x` is
+    "another number": (lambda x: jnp.where(x > 1, 2, x), None, None),
+    "bent": (lambda x: jnp.maximum(0.2 * x, jnp.minimum(x, 3)), None, None),
+    "twice": (lambda x: jnp.clip(2 * jnp.clip(x, -1, 1), -1, 1), None, None),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", RAMPS)
+def test_numbers_held_between_bounds_are_recognised(name, dtype):
+    """Their secants by the plain quotient, of ends on all sides of both bounds and in them, near and far."""
+    f, low, high = RAMPS[name]
+    kinks = [k for k in (low, high) if k is not None and np.isfinite(k)]
+    eps = np.finfo(dtype).eps
+    near = [k * (1 + step * eps) + step * eps for k in kinks for step in (-3, -1, 1, 3)]
+    ends = np.unique(np.array([-1e9, -7.3, -0.6, 0, 1e-8, 0.3, 1.2, 6.5, 1e7, *kinks, *near], dtype))
+    x, r = np.meshgrid(ends, ends)
+    with jax.enable_x64(dtype == "float64"):
+        m, seen = seeing("is_ramp", f, x, r)
+        derivative = np.asarray(jax.vmap(jax.grad(f))(ends))
+    assert seen == [low is not None] * len(seen)
+    if low is None:
+        return
+    assert seen
+    x, r = x.astype(np.longdouble), r.astype(np.longdouble)
+    low, high = (np.dtype(dtype).type(bound) for bound in (low, high))
+    d = x - r
+    expected = (np.clip(x, low, high) - np.clip(r, low, high)) / np.where(d == 0, 1, d)
+    np.testing.assert_allclose(m[d != 0], np.asarray(expected[d != 0], float), rtol=4 * eps, atol=0)
+    np.testing.assert_allclose(np.diag(m), derivative, atol=0)
+
+
 PARABOLAS = {
     "square": jnp.square,
     "product": lambda x: x * x,

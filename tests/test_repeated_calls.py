@@ -1,5 +1,7 @@
 """Layers that repeat, jitted or not, are lifted once, and explained as if they stood in each place."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,14 @@ RNG = np.random.default_rng(5)
 CALLS = 3
 W = RNG.normal(size=(CALLS, 4, 4))
 X, REFERENCE = RNG.normal(size=(2, 4))
+
+
+@jax.custom_jvp
+def own_derivative(h):
+    return jnp.maximum(h, 0)
+
+
+own_derivative.defjvp(lambda primals, tangents: (own_derivative(*primals), tangents[0]))
 
 
 def residual(w, h):
@@ -254,6 +264,35 @@ def test_is_lifted_once(rule, block, called):
     few, many, more = map(equations, (5, 10, 40))
     assert many - few <= 5 * 5
     assert more - many == 6 * (many - few)
+
+
+@pytest.mark.parametrize("rule", [jaxlift.Rescale, jaxlift.RevealCancel])
+@pytest.mark.parametrize(
+    ("activation", "traced"),
+    [(jnp.tanh, 1), (jax.nn.relu, 1), (jax.nn.relu6, 1), (jax.nn.softplus, 1), (jax.nn.silu, 1), (own_derivative, 4)],
+    ids=["tanh", "relu", "relu6", "softplus", "silu", "derivative of its own"],
+)
+def test_activations_that_come_again_are_traced_once(rule, activation, traced):
+    """Of JAX's own those with a derivative of their own, too, in layers that are no blocks."""
+    seen = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Counted(rule):
+        def pull(self, *args):
+            seen.append(args)
+            return super().pull(*args)
+
+        def pull_parts(self, *args):
+            seen.append(args)
+            return super().pull_parts(*args)
+
+    def model(h):
+        for k in range(4):
+            h = activation(jnp.roll(h, k) * W[k % CALLS, 0]) @ W[0] + k * h
+        return h.sum()
+
+    jax.eval_shape(lambda x, r: jaxlift.vjp(model, x, r, rule=Counted())[1](1.0), X, REFERENCE)
+    assert len(seen) == traced
 
 
 @pytest.mark.parametrize("options", [{}, {"reference_batch_size": 2}, {"batch_size": 2}])

@@ -12,10 +12,9 @@ from itertools import accumulate, groupby, pairwise
 from typing import Any, NamedTuple
 
 import jax.core
-import numpy as np
 
 from jaxlift._core import versions
-from jaxlift._core.values import is_hashable
+from jaxlift._core.values import is_hashable, signature_of
 from jaxlift._core.versions import Jaxpr, JaxprEqn, Var
 
 # What the first block is given is often unlike what the others are, and then it is lifted for itself.
@@ -65,24 +64,8 @@ class _Run(NamedTuple):
 def _kinds(eqns: Sequence[JaxprEqn], by_scope: bool) -> list[int]:
     """A number for each equation, equal for those that do the same to operands of the same types."""
     known: dict[Any, int] = {}
-    keys = ((_signature(eqn), str(eqn.source_info.name_stack) if by_scope else "") for eqn in eqns)
+    keys = ((signature_of(eqn), str(eqn.source_info.name_stack) if by_scope else "") for eqn in eqns)
     return [known.setdefault(key if is_hashable(key) else object(), len(known)) for key in keys]
-
-
-def _signature(eqn: JaxprEqn) -> Any:
-    params: Any = tuple(eqn.params.items())
-    if "call_jaxpr" in eqn.params and versions.is_of_jax(inner := versions.inner_jaxpr(eqn)[0]):
-        # JAX traces such functions at each call, but the derivatives of its own depend on nothing else.
-        params = versions.name_of_traced(inner), tuple(map(_signature, inner.eqns))
-    types = tuple(map(_type, (*eqn.invars, *eqn.outvars)))
-    return (id(eqn) if eqn.effects else eqn.primitive), params, types
-
-
-def _type(atom: Any) -> Any:
-    """The type of a variable; of a literal the number, too."""
-    if isinstance(atom, versions.Literal):
-        return str(versions.dtype(atom)), repr(np.asarray(atom.val).tolist())
-    return atom.aval
 
 
 def _runs(kinds: Sequence[int], products: Sequence[int]) -> list[_Run]:

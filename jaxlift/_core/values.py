@@ -201,6 +201,31 @@ def number_of(value: Any) -> Any:
     return None
 
 
+def signature_of(eqn: JaxprEqn) -> Any:
+    """Equal for equations that do the same to operands of the same types; itself where it has effects."""
+    types = tuple(map(_type, (*eqn.invars, *eqn.outvars)))
+    return (id(eqn) if eqn.effects else eqn.primitive), key_of_params(eqn), types
+
+
+def key_of_params(eqn: JaxprEqn) -> Any:
+    """The parameters of an equation, equal where they mean the same.
+
+    JAX traces functions with a derivative of their own at each call. Of JAX's own the derivatives depend on nothing
+    else than the function and what was traced.
+    """
+    if versions.has_derivative_of_jax(eqn):
+        inner, _ = versions.inner_jaxpr(eqn)
+        return versions.name_of_traced(inner), tuple(map(signature_of, inner.eqns))
+    return tuple(eqn.params.items())
+
+
+def _type(atom: Any) -> Any:
+    """The type of a variable; of a literal the number, too."""
+    if isinstance(atom, versions.Literal):
+        return str(versions.dtype(atom)), repr(np.asarray(atom.val).tolist())
+    return atom.aval
+
+
 def is_hashable(key: Any) -> bool:
     try:
         hash(key)

@@ -29,6 +29,7 @@ __all__ = [
     "dtype",
     "expansion",
     "for_numbers",
+    "has_derivative_of_jax",
     "has_product",
     "implementation",
     "inner_jaxpr",
@@ -246,6 +247,11 @@ def name_of_traced(jaxpr: Jaxpr) -> str:
 def is_of_jax(jaxpr: Jaxpr) -> bool:
     """Whether the function that a jaxpr was traced from stands in JAX itself."""
     return f" at {JAX}" in name_of_traced(jaxpr)
+
+
+def has_derivative_of_jax(eqn: JaxprEqn) -> bool:
+    """Whether an equation calls a function of JAX's own that comes with its derivative."""
+    return "call_jaxpr" in eqn.params and is_of_jax(inner_jaxpr(eqn)[0])
 
 
 def location(eqn: JaxprEqn, within: Sequence[JaxprEqn] = ()) -> str:

@@ -21,9 +21,11 @@ from functools import partial
 from math import pi, sqrt
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxlift._core import versions
 from jaxlift._core.differences import midpoint, where
 from jaxlift._core.versions import JaxprEqn
 from jaxlift._pointwise.secants import THEOREMS, Ends, Factor, Identity, Sample, fraction_by_theorem, identity_of, mean
@@ -147,6 +149,16 @@ def _function(identity: Identity, x: Side, r: Side, ct: Any) -> Pulled:
     return below, [lambda: above * ct]
 
 
+def _of_relu(x: Side, r: Side, ct: Any) -> Pulled:
+    below, aboves = _maximum(*(Side([*side.operands, 0], side.result) for side in (x, r)), ct, tie=0.0)
+    return below, aboves[:1]
+
+
+def _of_relu6(x: Side, r: Side, ct: Any) -> Pulled:
+    below, (_, of_u, _) = _clamp(*(Side([0, *side.operands, 6], side.result) for side in (x, r)), ct)
+    return below, [of_u]
+
+
 PULLS: dict[str, Pull] = {
     "add": _linear(1, 1),
     "sub": _linear(1, -1),
@@ -162,9 +174,17 @@ PULLS: dict[str, Pull] = {
     "erfc": partial(_erf, sign=-1),
 }
 
+# Of functions of JAX's that come with their derivative, by their names.
+PULLS_OF_JAX: dict[str, Pull] = {
+    versions.name_of_function(jax.nn.relu): _of_relu,
+    versions.name_of_function(jax.nn.relu6): _of_relu6,
+}
+
 
 def pull_of(eqn: JaxprEqn) -> Pull | None:
     """The secants of a primitive, if they are known."""
+    if versions.has_derivative_of_jax(eqn):
+        return PULLS_OF_JAX.get(versions.name_of_traced(versions.inner_jaxpr(eqn)[0]))
     name = eqn.primitive.name
     theorem, identity = THEOREMS.get(name), identity_of(name, eqn.params)
     if theorem is not None:

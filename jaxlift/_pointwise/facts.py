@@ -106,6 +106,7 @@ class Facts:
         is_continuous: whether it is known to have no steps.
         growth: how it behaves as `x` goes to plus and minus infinity; None where the value or its derivative is not
             known to exist for every real number.
+        is_ramp: whether it is `x`, held between `low` and `high`.
         is_activation: whether it saturates or is piecewise, or comes from something that does.
         direction: 1 if it is known that it never falls as `x` rises, -1 if it never rises, else 0.
         has_own_derivative: whether a `custom_jvp` or `custom_vjp` on the way has a derivative that may be anything.
@@ -121,6 +122,7 @@ class Facts:
     is_total: bool = True
     is_continuous: bool = True
     growth: tuple[Growth, Growth] | None = None
+    is_ramp: bool = False
     is_activation: bool = False
     direction: int = 0
     has_own_derivative: bool = False
@@ -149,6 +151,7 @@ ARGUMENT = Facts(
     homogeneity=1,
     at_ones=(1.0, -1.0),
     growth=(Growth.of(0, 1, 1), Growth.of(0, 1, -1)),
+    is_ramp=True,
     direction=1,
 )
 CONSTANT = Facts(degree=0, homogeneity=0, growth=(Growth(), Growth()))
@@ -221,7 +224,7 @@ OF_NUMBERS: dict[str, Callable[..., Any]] = {
     "clamp": lambda low, x, high: np.minimum(np.maximum(x, low), high),
     "copy": np.positive, "broadcast_in_dim": np.positive, "convert_element_type": np.float64,
 }  # fmt: skip
-RELU = versions.name_of_function(jax.nn.relu)
+MADE_OF_LINES = frozenset(map(versions.name_of_function, (jax.nn.relu, jax.nn.relu6)))
 
 
 def of_literal(value: Any) -> Facts:
@@ -260,13 +263,14 @@ def of_step(eqn: JaxprEqn, operands: Sequence[Facts]) -> list[Facts]:
     if name in CALLS:
         jaxpr, _ = versions.inner_jaxpr(eqn)
         results = of_jaxpr(jaxpr, operands)
-        if not name.startswith(("custom_jvp", "custom_vjp")) or versions.name_of_traced(jaxpr) == RELU:
+        if not name.startswith(("custom_jvp", "custom_vjp")) or versions.name_of_traced(jaxpr) in MADE_OF_LINES:
             return results
         return [replace(of, degree=3 if of.degree else 0, has_own_derivative=True) for of in results]
     if name == "select_n" and not math.isnan(operands[0].number):
         return [operands[1 + int(operands[0].number)]]
     degree = 0 if all(of.is_constant for of in operands) else _degree(eqn, [of.degree for of in operands])
-    homogeneity, growth, (low, high) = _homogeneity(eqn, operands), _growth(eqn, operands), _bounds(eqn, operands)
+    homogeneity, growth, ramp = _homogeneity(eqn, operands), _growth(eqn, operands), _ramp(eqn, operands)
+    low, high = _bounds(eqn, operands) if ramp is None else ramp
     low, high = -inf if math.isnan(low) else low, inf if math.isnan(high) else high  # as of infinity less infinity
     at_most_linear = growth is not None and all(side.order <= (0, 1) for side in growth)
     compared = operands[0] if name in COMPARISONS and not math.isnan(operands[1].number) else None
@@ -281,6 +285,7 @@ def of_step(eqn: JaxprEqn, operands: Sequence[Facts]) -> list[Facts]:
         is_total=all(of.is_known_finite for of in operands) and _is_finite(eqn, operands),
         is_continuous=homogeneity == 1 or (all(of.is_continuous for of in operands) and _is_continuous(eqn, operands)),
         growth=growth,
+        is_ramp=ramp is not None,
         is_activation=any(of.is_activation for of in operands)
         or (degree > 0 and name in PIECEWISE_OR_SATURATING)
         or (degree == 3 and (at_most_linear or homogeneity == 1)),
@@ -379,6 +384,8 @@ def _bounds(eqn: JaxprEqn, operands: Sequence[Facts]) -> tuple[float, float]:
             return max(of.low, by.low), max(of.high, by.high)
         case "min", [of, by]:
             return min(of.low, by.low), min(of.high, by.high)
+        case "clamp", [low, of, high]:
+            return min(max(of.low, low.low), high.low), min(max(of.high, low.high), high.high)
         case "mul", [of, by]:
             return _between_products((of.low, of.high), (by.low, by.high))
         case "div", [of, by] if by.is_away_from_zero:
@@ -393,6 +400,31 @@ def _bounds(eqn: JaxprEqn, operands: Sequence[Facts]) -> tuple[float, float]:
         case "select_n", [_, *cases]:
             return min(case.low for case in cases), max(case.high for case in cases)
     return -inf, inf
+
+
+def _ramp(eqn: JaxprEqn, operands: Sequence[Facts]) -> tuple[float, float] | None:
+    """Between which numbers a result is the argument, held there; None if it is something else."""
+    bounds = None
+    match eqn.primitive.name, operands:
+        case "copy", [of] if of.is_ramp:
+            return of.low, of.high
+        case (("max" | "min"), [of, by]) if any(
+            one.is_ramp and not math.isnan(other.number) for one, other in ((of, by), (by, of))
+        ):
+            bounds = _bounds(eqn, operands)
+        case "clamp", [low, of, high] if of.is_ramp and not math.isnan(low.number + high.number):
+            bounds = _bounds(eqn, operands)
+        case "select_n", [Facts(test=(("gt" | "ge" | "lt" | "le") as name, of, by)), no, yes] if _is_argument(of):
+            above, below = (yes, no) if name in ("gt", "ge") else (no, yes)
+            if above.number == by and below.is_ramp:
+                bounds = below.low, min(below.high, by)
+            elif below.number == by and above.is_ramp:
+                bounds = max(above.low, by), above.high
+    return bounds if bounds and bounds[0] < bounds[1] else None
+
+
+def _is_argument(of: Facts) -> bool:
+    return of.is_ramp and (of.low, of.high) == (-inf, inf)
 
 
 def _square(of: Facts) -> tuple[float, float]:

@@ -16,7 +16,7 @@ from jax.extend.core import jaxprs_in_params
 from jaxlift._core import versions
 from jaxlift._core.compilers import once
 from jaxlift._core.differences import large, where
-from jaxlift._core.values import Node, is_hashable, key_of, number_of, postorder
+from jaxlift._core.values import Node, is_hashable, key_of, key_of_params, number_of, postorder
 from jaxlift._core.versions import JaxprEqn, primitives
 from jaxlift._pointwise.chain import by_steps, pull_of
 from jaxlift._pointwise.facts import ARGUMENT, CONSTANT, Facts, of_literal, of_step, rounds_away
@@ -31,6 +31,7 @@ from jaxlift._pointwise.secants import (
     by_theorem,
     identity_of,
     of_parabola,
+    of_ramp,
     of_two_rays,
 )
 
@@ -132,7 +133,7 @@ class PointwiseFunction:
         elif self.has_secants_of_steps:
             registers = self._registers(x)
             return Sample(x, registers[-1], registers=registers)
-        elif self.is_two_rays or self.is_parabola:
+        elif self.is_two_rays or self.is_ramp or self.is_parabola:
             slope = self.derivative(x)
             known = self(x), slope if self.is_total else _or_zero(slope)
         elif with_rounding:
@@ -150,8 +151,7 @@ class PointwiseFunction:
         """
         if not self.is_real:
             return jnp.zeros_like(x)
-        custom = [eqn for eqn in self.equations if eqn.primitive in CUSTOM]
-        backwards = not all(versions.is_of_jax(versions.inner_jaxpr(eqn)[0]) for eqn in custom)
+        backwards = not all(map(_has_known_derivative, self.equations))
         return _value_and_slopes(self.derivative, self.equations, x, backwards=backwards)[1][0]
 
     def _value_slope_and_rounding(self, x: Array) -> tuple[Array, Array, Array]:
@@ -191,6 +191,8 @@ class PointwiseFunction:
             return by_steps(self.steps, ends, times)
         if self.is_two_rays:
             return of_two_rays(ends, times)
+        if self.is_ramp:
+            return of_ramp([bound for bound in (self.facts.low, self.facts.high) if abs(bound) < inf], ends, times)
         if self.is_parabola:
             return of_parabola(ends, times)
         return by_quotient_or_derivatives(ends, times)
@@ -245,7 +247,7 @@ class PointwiseFunction:
     @cached_property
     def has_secants_of_steps(self) -> bool:
         """Whether the secants of all steps are known, and finite wherever the argument is."""
-        if self.is_two_rays or self.is_parabola or not self.is_total or not self.is_real:
+        if self.is_two_rays or self.is_ramp or self.is_parabola or not self.is_total or not self.is_real:
             return False
         dtypes = {versions.dtype(atom) for eqn, _ in self.steps for atom in (*eqn.invars, *eqn.outvars)}
         return dtypes <= WITH_MANY_DIGITS and len(dtypes) == 1 and all(pull_of(eqn) for eqn, _ in self.steps)
@@ -254,6 +256,11 @@ class PointwiseFunction:
     def is_two_rays(self) -> bool:
         """Whether `f(c x) = c f(x)` for all `c > 0`, as of ReLUs: two lines that meet at 0."""
         return self.is_real and self.facts.homogeneity == 1 and not self.facts.has_own_derivative
+
+    @property
+    def is_ramp(self) -> bool:
+        """Whether it is the argument, held above a number, below one, or between two."""
+        return self.is_real and self.facts.is_ramp and not self.facts.has_own_derivative
 
     @property
     def is_activation(self) -> bool:
@@ -313,13 +320,13 @@ class Form:
 
     @property
     def may_recur(self) -> bool:
-        """Whether the same function may come again: one with a derivative of its own is made anew for each call."""
-        return all(eqn.primitive not in CUSTOM for eqn in self.of_no_constants.equations)
+        """Whether the same function may come again: one with a user's derivative is made anew for each call."""
+        return all(map(_has_known_derivative, self.of_no_constants.equations))
 
     @cached_property
     def key(self) -> Any:
         f = self.of_no_constants
-        steps = tuple((eqn.primitive, tuple(eqn.params.items()), operands) for eqn, operands in f.steps)
+        steps = tuple((eqn.primitive, key_of_params(eqn), operands) for eqn, operands in f.steps)
         dtypes = tuple(str(versions.dtype(atom)) for eqn, _ in f.steps for atom in (*eqn.invars, *eqn.outvars))
         key = steps, dtypes, tuple(map(key_of, f.literals))
         return key if is_hashable(key) else id(self)
@@ -363,6 +370,11 @@ def _with_nested(eqns: Iterable[JaxprEqn]) -> tuple[JaxprEqn, ...]:
         found.append(eqn)
         pending += [inner for jaxpr in jaxprs_in_params(eqn.params) for inner in jaxpr.eqns]
     return tuple(found)
+
+
+def _has_known_derivative(eqn: JaxprEqn) -> bool:
+    """Whether an equation's derivative is JAX's, and not one that a user wrote."""
+    return eqn.primitive not in CUSTOM or versions.has_derivative_of_jax(eqn)
 
 
 def _is_for_backwards(eqn: JaxprEqn) -> bool:

@@ -156,13 +156,34 @@ def of_two_rays(ends: Ends, times: Factor) -> Array:
     """
     signs = [(jnp.sign(x.at), jnp.sign(r.at)) for x, r in ends]
     same = [sign == sign_ref for sign, sign_ref in signs]
-    runs = [where(s, 0, jnp.abs(x.at) + jnp.abs(r.at)) for s, (x, r) in zip(same, ends, strict=True)]
+    rises = [sign * x.value + sign_ref * r.value for (sign, sign_ref), (x, r) in zip(signs, ends, strict=True)]
+    return _of_lines(ends, same, [0.0] * len(ends), rises, times)
+
+
+def of_ramp(kinks: Sequence[float], ends: Ends, times: Factor) -> Array:
+    """Secants of a number held between two bounds, or above or below one: lines that meet at kinks.
+
+    Ends on one line have its slope, which is that of `f` at both. Others lie on two sides of a kink `k`, or one in it,
+    and `f` never falls,
+
+        (f(x) - f(r)) / (x - r) = (|f(x) - k| + |f(r) - k|) / (|x - k| + |r - k|)
+    """
+    sides = [tuple(reduce(jnp.add, [jnp.sign(end.at - k) for k in kinks]) for end in pair) for pair in ends]
+    same = [side == side_ref for side, side_ref in sides]
+    below = 1 - len(kinks)  # on this side and further down is what lies at the first kink or below it
+    between = [where(jnp.minimum(*pair) <= below, kinks[0], kinks[-1]) for pair in sides]
+    rises = [jnp.abs(x.value - k) + jnp.abs(r.value - k) for k, (x, r) in zip(between, ends, strict=True)]
+    return _of_lines(ends, same, between, rises, times)
+
+
+def _of_lines(
+    ends: Ends, same: Sequence[Array], kinks: Sequence[Array | float], rises: Sequence[Array], times: Factor
+) -> Array:
+    """Secants where both ends lie on the same line, and of others by the rise and the run through a kink between."""
+    runs = [where(s, 0, jnp.abs(x.at - k) + jnp.abs(r.at - k)) for s, k, (x, r) in zip(same, kinks, ends, strict=True)]
     run = reduce(jnp.maximum, runs)  # the same, where it isn't 0
     run = where(run == 0, 1, run)
-    rises = [
-        where(s, x.slope * run, sign * x.value + sign_ref * r.value)
-        for s, (sign, sign_ref), (x, r) in zip(same, signs, ends, strict=True)
-    ]
+    rises = [where(s, x.slope * run, rise) for s, rise, (x, _) in zip(same, rises, ends, strict=True)]
     return mean(rises) * times / run
 
 
