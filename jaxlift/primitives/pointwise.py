@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxlift._core import versions
-from jaxlift._core.compilers import after, once
+from jaxlift._core.compilers import after
 from jaxlift._core.custom_derivatives import operation
 from jaxlift._core.interpreter import Interpreter, literal_behind
 from jaxlift._core.table import family, settled_by
@@ -315,7 +315,6 @@ def _operation_by_parts(rule: Rule, form: Form) -> Callable[[Any, Any], tuple[Ar
     def pull(cotangents: tuple[Array, Array], explained: Any, held: Any) -> tuple[Array, Array]:
         (x, a), (r, constants, *values), (of_value, of_variation) = explained, held, cotangents
         f = form.with_constants(constants, zip((r, x), values, strict=False))
-        of_value = once(of_value)
         a = after(of_value, a)
         plus, minus = rule.pull_parts(f, x, r, a, (of_value + of_variation) / 2, (of_value - of_variation) / 2)
         return plus + minus, plus - minus

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxlift._core import versions
+from jaxlift._core.compilers import once
 from jaxlift._core.custom_derivatives import with_multipliers
 from jaxlift._core.differences import slope_between, where
 from jaxlift._core.interpreter import Interpreter
@@ -50,7 +51,8 @@ def extremum(
     def pull(cotangent: Array, explained: tuple[Array], held: tuple[Array]) -> tuple[Array]:
         arranged, undo = jax.vjp(candidates, *explained)
         x, r = sign * arranged, sign * candidates(*held)
-        return undo(rule.maximum(of, x, r, jnp.expand_dims(cotangent, axes)))
+        of_candidates = rule.maximum(of, x, r, jnp.expand_dims(cotangent, axes))
+        return undo(once(of_candidates) if interpreter.rule.needs_variation else of_candidates)
 
     def carrier() -> Array:
         return with_multipliers(forward, pull, (operand.value,), (operand.reference,))
