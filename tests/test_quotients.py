@@ -310,7 +310,7 @@ def seen_lows(f, x, r):
     ("f", "low"),
     {
         "norm": (lambda x: x / jnp.linalg.norm(x), 0),
-        "layer norm": (lambda x: (x - x.mean()) * lax.rsqrt(x.var() + 0.25), 0),
+        "layer norm": (lambda x: (x - x.mean()) * lax.rsqrt(x.var() + 0.25), 0.5),
         "moved": (lambda x: x[:, None] * lax.rsqrt((x**2).sum(keepdims=True).reshape(1, 1).T + 1), 1),
         "scaled roots": (lambda x: x / (jnp.sqrt(x**2).mean() + 0.5), 0.5),
         "sums of exponentials": (lambda x: x / (1 + jnp.exp(x).sum()), 1),
@@ -321,6 +321,36 @@ def seen_lows(f, x, r):
 def test_divisors_that_are_known_not_to_be_negative(f, low):
     x, r = jnp.array([1.0, 2.0, -3.0]), jnp.array([0.5, 0.1, 0.2])
     assert seen_lows(f, x, r) == [pytest.approx(low)]
+
+
+@pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
+@pytest.mark.parametrize(
+    ("f", "bound", "held"),
+    [
+        (lambda x: x.var(), 0, True),
+        (lambda x: (x**2).sum() + 1, 0.5, True),
+        (lambda x: jnp.abs(x).sum(), -1, True),
+        (lambda x: jnp.exp(x), 0, True),
+        (lambda x: x.var(), 0.5, False),
+        (lambda x: (x**2).mean() - x.mean() ** 2, 0, False),  # rounding may make it less than 0
+    ],
+    ids=["variance", "more than 1", "magnitudes", "exponentials", "a larger bound", "a difference"],
+)
+def test_a_maximum_with_what_a_value_is_not_below(f, bound, held, rule):
+    """Held above 0, as libraries write it, a variance is no other function: no more equations, and Rescale."""
+    x, r = jnp.array([1.0, 2.0, -3.0]), jnp.array([0.5, 0.1, 0.2])
+
+    def multipliers(value, x, r):
+        (y, _), pullback = jaxlift.vjp(lambda x: x * lax.rsqrt(value(x) + 0.25), x, r, rule=rule)
+        return pullback(jnp.ones_like(y))
+
+    def written(value):
+        return jax.make_jaxpr(lambda x, r: multipliers(value, x, r))(x, r)
+
+    plain, bounded = f, lambda x: jnp.maximum(bound, f(x))
+    assert (str(written(bounded)) == str(written(plain))) == held
+    if held:
+        np.testing.assert_array_equal(multipliers(bounded, x, r), multipliers(plain, x, r))
 
 
 @pytest.mark.parametrize("name", ["div by maximum", "rsqrt", "one over", "pow"])

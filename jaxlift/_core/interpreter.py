@@ -238,10 +238,22 @@ def literal_behind(value: Any, numbers: Numbers) -> Any:
     return numbers[id(value)][1] if id(value) in numbers else value
 
 
+# What NumPy and XLA round alike. Numbers made of shapes, as those by which `jnp.var` divides, are found so.
+ROUNDED_ALIKE: dict[str, Callable[..., Any]] = {
+    "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "max": np.maximum, "min": np.minimum,
+    "neg": np.negative, "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater,
+    "ge": np.greater_equal,
+}  # fmt: skip
+
+
 def literal_of(eqn: JaxprEqn, inputs: Sequence[Any]) -> Any:
-    """What an equation only converts or broadcasts of a number: a literal still, of which it is known what number it
-    is. None of other equations.
+    """What an equation converts or broadcasts of a number, or works out of numbers: a literal still, of which it is
+    known what number it is. None of other equations.
     """
+    if (function := ROUNDED_ALIKE.get(eqn.primitive.name)) and versions.shape(eqn.outvars[0]) == ():
+        numbers = [value for value in inputs if number_of(value) is not None and is_inexact(value)]
+        with np.errstate(all="ignore"):
+            return np.asarray(function(*numbers)) if len(numbers) == len(inputs) else None
     [out] = eqn.outvars if table.keeps_numbers(eqn.primitive) else [None]
     # JAX 0.12 converts the 0 of a ReLU after it varies over devices: till then it is an integer.
     if out is None or not (is_inexact(out) or versions.varies_over_devices(out)):

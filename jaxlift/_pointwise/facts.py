@@ -232,7 +232,7 @@ def of_literal(value: Any) -> Facts:
     number = number_of(np.asarray(value))
     if not isinstance(number, int | float) or math.isnan(number):
         return CONSTANT
-    growth = Growth.of(0, 0, number) if number else Growth(-inf)
+    growth = Growth.of(0, 0, float(number)) if number else Growth(-inf)
     return replace(
         CONSTANT,
         at_ones=(number, number),

@@ -28,6 +28,7 @@ from jaxlift._core.values import (
     is_hashable,
     is_inexact,
     is_varying,
+    number_of,
     postorder,
 )
 from jaxlift._core.versions import JaxprEqn, primitives
@@ -77,7 +78,27 @@ def _waiting(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value])
         return (several if len(varying) > 1 else _waiting)(interpreter, eqn, settled)
     if not bases:
         return versions.bind(eqn, operands)
+    if (larger := _larger(interpreter, eqn, operands)) is not None:
+        return [larger]
     return [Pending(Node(eqn, tuple(_node(o, interpreter) for o in operands), interpreter.scope_of(eqn)), bases[0])]
+
+
+def _larger(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Pending | Varying | None:
+    """What a maximum is of, if it is known not to be below the number that it is compared with: as of variances and 0,
+    where nothing is piecewise.
+    """
+    if eqn.primitive not in MAXIMUM:
+        return None
+    for value, other in (operands, reversed(operands)):
+        bound = None if is_varying(other) else number_of(literal_behind(other, interpreter.numbers))
+        if bound is not None and isinstance(value, Pending | Varying) and _low(value) >= bound:
+            return value
+    return None
+
+
+def _low(value: Pending | Varying) -> float:
+    """What a value is known not to lie below."""
+    return PointwiseFunction.of(value.node).low(value.of.low) if isinstance(value, Pending) else value.low
 
 
 def _broadcast(operand: Varying, output: versions.Var) -> Varying:
@@ -153,7 +174,7 @@ def settle(interpreter: Interpreter, pending: Pending) -> Settled:
         if isinstance(settled, Varying):
             if interpreter.is_joint and not settled.is_discrete:
                 settled.make_fraction = partial(fraction_of, interpreter, pending)
-                settled.find_low = lambda: PointwiseFunction.of(pending.node).low(pending.of.low)
+                settled.find_low = lambda: _low(pending)
             if "normalisation" in interpreter.rule.families:
                 settled.origin = inherited(pending)
     return pending.settled
@@ -337,7 +358,7 @@ ELEMENTWISE = frozenset(primitives(
     "shift_right_arithmetic", "shift_right_logical", "population_count", "clz", "mulhi",
 ))
 # fmt: on
-ADDITION = frozenset(primitives("add"))
+ADDITION, MAXIMUM = (frozenset(primitives(name)) for name in ("add", "max"))
 # Biases, softmax and normalisations are elementwise steps too, which wait until it is known what they are part of.
 FAMILIES = ("pointwise", "elementwise", "linear", "softmax", "normalisation")
 family(pointwise, ELEMENTWISE, FAMILIES)
