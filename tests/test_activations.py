@@ -18,6 +18,11 @@ def with_jits_around(z):
     return jax.jit(lambda z: jax.jit(jnp.maximum)(z, 0))(z)
 
 
+@jax.jit
+def above_a_difference_of_numbers(z, a=2.0, b=2.0):
+    return jnp.where(a >= b, jnp.maximum(z, (a - b) * 3 / b), jnp.nan)
+
+
 RULES = ("rescale", "revealcancel", "guided_backprop", "deconvnet")
 SPELLINGS = {
     "relu": [
@@ -54,6 +59,7 @@ SPELLINGS = {
         lambda z: jnp.maximum(z.astype(jnp.float64), 0).astype(z.dtype),
         lambda z: 3 * jnp.maximum(z / 3, 0),
         with_jits_around,
+        lambda z: above_a_difference_of_numbers(z, 2.0, 2.0),
     ],
     "leaky relu": [
         lambda z: jax.nn.leaky_relu(z, 0.2),
