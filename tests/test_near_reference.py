@@ -29,7 +29,10 @@ FUNCTIONS = {
     "sigmoid by hand": lambda x: 1 / (1 + jnp.exp(-x)),
     "shifted relu": lambda x: jax.nn.relu(x - 0.25),
     "softplus + 5": lambda x: jax.nn.softplus(x) + 5,
+    "relu6": jax.nn.relu6,
+    "clip": lambda x: jnp.clip(x, -0.2, 2.5),
     # Of steps whose secants are known.
+    "squared relu": lambda x: jax.nn.relu(x) ** 2,
     "hard swish by hand": lambda x: x * jnp.minimum(jnp.maximum(x + 3.1, 0), 6) / 6,
     "modulus in tanh": lambda x: jnp.tanh(jnp.abs(x) - jnp.maximum(x, 0.5 * x + 1)),
     "rational": lambda x: x / (2 + lax.square(x)) + 0.5 * x,
