@@ -251,7 +251,7 @@ def literal_of(eqn: JaxprEqn, inputs: Sequence[Any]) -> Any:
     known what number it is. None of other equations.
     """
     if (function := ROUNDED_ALIKE.get(eqn.primitive.name)) and versions.shape(eqn.outvars[0]) == ():
-        numbers = [value for value in inputs if number_of(value) is not None and is_inexact(value)]
+        numbers = [value for value in inputs if isinstance(number_of(value), float)]
         with np.errstate(all="ignore"):
             return np.asarray(function(*numbers)) if len(numbers) == len(inputs) else None
     [out] = eqn.outvars if table.keeps_numbers(eqn.primitive) else [None]

@@ -150,12 +150,14 @@ def _function(identity: Identity, x: Side, r: Side, ct: Any) -> Pulled:
 
 
 def _of_relu(x: Side, r: Side, ct: Any) -> Pulled:
-    below, aboves = _maximum(*(Side([*side.operands, 0], side.result) for side in (x, r)), ct, tie=0.0)
-    return below, aboves[:1]
+    at_x, at_r = (Side([*side.operands, 0], side.result) for side in (x, r))
+    below, [of_u, _] = _maximum(at_x, at_r, ct, tie=0.0)
+    return below, [of_u]
 
 
 def _of_relu6(x: Side, r: Side, ct: Any) -> Pulled:
-    below, (_, of_u, _) = _clamp(*(Side([0, *side.operands, 6], side.result) for side in (x, r)), ct)
+    at_x, at_r = (Side([0, *side.operands, 6], side.result) for side in (x, r))
+    below, [_, of_u, _] = _clamp(at_x, at_r, ct)
     return below, [of_u]
 
 
