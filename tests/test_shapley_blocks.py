@@ -217,10 +217,14 @@ class TestTransformations:
             found = jaxlift.shapley_blocks(fun, **options)(x, reference=r)
             np.testing.assert_allclose(np.concatenate([found["a"], found["b"]], 1), expected, atol=1e-5)
 
-    def test_examples_over_devices(self):
+    @pytest.mark.parametrize("activation", [lambda h: h, jnp.tanh, jax.nn.gelu], ids=["no more", "tanh", "gelu"])
+    def test_examples_over_devices(self, activation):
+        def fun(x):
+            return activation(self.fun(x))
+
         mesh = jax.make_mesh((2,), ("examples",))
         x = np.concatenate([self.x, self.x[:1]])
-        attr = jax.jit(jaxlift.shapley_blocks(self.fun))
+        attr = jax.jit(jaxlift.shapley_blocks(fun))
         spread = jax.device_put(x, NamedSharding(mesh, P("examples")))
         np.testing.assert_allclose(attr(spread, reference=self.r), attr(x, reference=self.r), atol=1e-5)
         text = attr.lower(spread, reference=self.r).compile().as_text()

@@ -233,7 +233,9 @@ def _nonlinearity(interpreter: Interpreter, f: PointwiseFunction, of: Varying, s
     is_real = not jnp.iscomplexobj(of.value)
     if of.is_alone:
         value = (
-            _operations_whole(rule, f.form)[0]((of.value,), (of.value, f.constants)) if _answers(rule) else f(of.value)
+            _operations_whole(rule, f.form, of.value)[0]((of.value,), (of.value, f.constants))
+            if _answers(rule)
+            else f(of.value)
         )
         return Varying.alone(value, of.fed_by)
     # Differences of complex numbers have no positive and negative parts, and those that rounding makes have no use.
@@ -255,14 +257,14 @@ def _kept(f: PointwiseFunction, y: Array) -> tuple[Array, ...]:
 
 def _whole(rule: Rule, f: PointwiseFunction, of: Varying, reference: Array) -> tuple[Array, Callable[[], Array]]:
     """A value under a rule with one multiplier `m` for both parts, and its variation `a_y = m a`."""
-    of_value, of_variation = _operations_whole(rule, f.form)
+    of_value, of_variation = _operations_whole(rule, f.form, of.value)
     value = of_value((of.value,), (of.reference, f.constants, *_kept(f, reference)))
     return value, lambda: of_variation((of.variation,), (of.value, of.reference, f.constants))
 
 
 def _by_parts(rule: Rule, f: PointwiseFunction, of: Varying, reference: Array) -> tuple[Array, Callable[[], Array]]:
     """A value under a rule that tells positive from negative parts, and its variation."""
-    operation = _operation_by_parts(rule, f.form)
+    operation = _operation_by_parts(rule, f.form, of.value)
     value, variation = operation((of.value, of.variation), (of.reference, f.constants, *_kept(f, reference)))
     return value, lambda: variation
 
@@ -270,23 +272,25 @@ def _by_parts(rule: Rule, f: PointwiseFunction, of: Varying, reference: Array) -
 Operation = Callable[[Any, Any], Array]
 
 
-def traced_once(make: Callable[[Rule, Form], Any]) -> Callable[[Rule, Form], Any]:
-    """The same operations for equal arguments, if the rule is a frozen dataclass: others may be equal and differ, or be
-    changed.
+def traced_once(make: Callable[[Rule, Form], Any]) -> Callable[[Rule, Form, Array], Any]:
+    """The same operations for equal rules and forms, if the rule is a frozen dataclass: others may be equal and differ,
+    or be changed. Not of an argument whose type says how it is spread over devices: JAX 0.12 can't batch jitted
+    functions of such arrays in loops.
 
     Networks have the same few activations again and again: each is traced once for a shape. (`jax.jit` keeps what it
-    has traced, and what was derived from that, as long as it is the same function.) Functions with a derivative of
-    their own are new objects at each call, so caching would not hit.
+    has traced, and what was derived from that, as long as it is the same function.) A user's functions with a
+    derivative of their own are new objects at each call, so caching would not hit.
     """
 
     @lru_cache(maxsize=1024)
     def known(rule: Rule, form: Form) -> Any:
         return jax.tree.map(jax.jit, make(rule, form))
 
-    def of(rule: Rule, form: Form) -> Any:
+    def of(rule: Rule, form: Form, argument: Array) -> Any:
         own = vars(type(rule)).get("__dataclass_params__")  # a subclass may have attributes that nothing compares
         is_value = own is not None and own.frozen and is_hashable(rule)
-        return (known if is_value and form.may_recur else make)(rule, form)
+        may_recur = is_value and form.may_recur and jax.typeof(argument).sharding.mesh.empty
+        return (known if may_recur else make)(rule, form)
 
     return of
 
