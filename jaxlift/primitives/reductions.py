@@ -44,6 +44,7 @@ def extremum(
     [(value, reference)] = on_each_side(eqn, [operand])
     operand = as_number(operand)
     rule, of = interpreter.rule.at(Place("maximum", operand.fed_by, interpreter.scope_of(eqn))), Maximum(axes)
+    in_parts = interpreter.rule.needs_variation  # whose cotangents go to two multipliers
 
     def forward(explained: tuple[Array], _: Any) -> Array:
         return versions.bind(eqn, explained)[0]
@@ -52,7 +53,7 @@ def extremum(
         arranged, undo = jax.vjp(candidates, *explained)
         x, r = sign * arranged, sign * candidates(*held)
         of_candidates = rule.maximum(of, x, r, jnp.expand_dims(cotangent, axes))
-        return undo(once(of_candidates) if interpreter.rule.needs_variation else of_candidates)
+        return undo(once(of_candidates) if in_parts else of_candidates)
 
     def carrier() -> Array:
         return with_multipliers(forward, pull, (operand.value,), (operand.reference,))
