@@ -266,14 +266,8 @@ def test_is_lifted_once(rule, block, called):
     assert more - many == 6 * (many - few)
 
 
-@pytest.mark.parametrize("rule", [jaxlift.Rescale, jaxlift.RevealCancel])
-@pytest.mark.parametrize(
-    ("activation", "traced"),
-    [(jnp.tanh, 1), (jax.nn.relu, 1), (jax.nn.relu6, 1), (jax.nn.softplus, 1), (jax.nn.silu, 1), (own_derivative, 4)],
-    ids=["tanh", "relu", "relu6", "softplus", "silu", "derivative of its own"],
-)
-def test_activations_that_come_again_are_traced_once(rule, activation, traced):
-    """Of JAX's own those with a derivative of their own, too, in layers that are no blocks."""
+def times_traced(rule, activation):
+    """How often a rule is asked for the multipliers of an activation in layers that are no blocks."""
     seen = []
 
     @dataclasses.dataclass(frozen=True)
@@ -292,7 +286,23 @@ def test_activations_that_come_again_are_traced_once(rule, activation, traced):
         return h.sum()
 
     jax.eval_shape(lambda x, r: jaxlift.vjp(model, x, r, rule=Counted())[1](1.0), X, REFERENCE)
-    assert len(seen) == traced
+    return len(seen)
+
+
+@pytest.mark.parametrize("rule", [jaxlift.Rescale, jaxlift.RevealCancel])
+@pytest.mark.parametrize(
+    ("activation", "traced"),
+    [(jnp.tanh, 1), (jax.nn.relu, 1), (jax.nn.relu6, 1), (jax.nn.softplus, 1), (jax.nn.silu, 1), (own_derivative, 4)],
+    ids=["tanh", "relu", "relu6", "softplus", "silu", "derivative of its own"],
+)
+def test_activations_that_come_again_are_traced_once(rule, activation, traced):
+    """Of JAX's own those with a derivative of their own, too."""
+    assert times_traced(rule, activation) == traced
+
+
+def test_activations_are_traced_once_in_a_mesh_of_no_types():
+    with jax.set_mesh(jax.make_mesh((2,), ("examples",), axis_types=(jax.sharding.AxisType.Auto,))):
+        assert times_traced(jaxlift.Rescale, jnp.tanh) == 1
 
 
 @pytest.mark.parametrize("options", [{}, {"reference_batch_size": 2}, {"batch_size": 2}])

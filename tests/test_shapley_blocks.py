@@ -217,7 +217,9 @@ class TestTransformations:
             found = jaxlift.shapley_blocks(fun, **options)(x, reference=r)
             np.testing.assert_allclose(np.concatenate([found["a"], found["b"]], 1), expected, atol=1e-5)
 
-    @pytest.mark.parametrize("activation", [lambda h: h, jnp.tanh, jax.nn.gelu], ids=["no more", "tanh", "gelu"])
+    @pytest.mark.parametrize(
+        "activation", [lambda h: h, jnp.tanh, jax.nn.gelu], ids=["relu and tanh", "another tanh", "gelu"]
+    )
     def test_examples_over_devices(self, activation):
         def fun(x):
             return activation(self.fun(x))

@@ -19,6 +19,7 @@ from jaxlift._core import table, versions
 from jaxlift._core.precision import Precision, at_least
 from jaxlift._core.repeats import with_calls
 from jaxlift._core.values import (
+    OF_NUMBERS,
     Masked,
     Pending,
     Settled,
@@ -238,19 +239,11 @@ def literal_behind(value: Any, numbers: Numbers) -> Any:
     return numbers[id(value)][1] if id(value) in numbers else value
 
 
-# What NumPy and XLA round alike. Numbers made of shapes, as those by which `jnp.var` divides, are found so.
-ROUNDED_ALIKE: dict[str, Callable[..., Any]] = {
-    "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "max": np.maximum, "min": np.minimum,
-    "neg": np.negative, "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater,
-    "ge": np.greater_equal,
-}  # fmt: skip
-
-
 def literal_of(eqn: JaxprEqn, inputs: Sequence[Any]) -> Any:
     """What an equation converts or broadcasts of a number, or works out of numbers: a literal still, of which it is
     known what number it is. None of other equations.
     """
-    if (function := ROUNDED_ALIKE.get(eqn.primitive.name)) and versions.shape(eqn.outvars[0]) == ():
+    if (function := OF_NUMBERS.get(eqn.primitive.name)) and versions.shape(eqn.outvars[0]) == ():
         numbers = [value for value in inputs if isinstance(number_of(value), float)]
         with np.errstate(all="ignore"):
             return np.asarray(function(*numbers)) if len(numbers) == len(inputs) else None

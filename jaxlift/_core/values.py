@@ -201,8 +201,16 @@ def number_of(value: Any) -> Any:
     return None
 
 
+# What NumPy does to numbers as XLA does, to the last bit.
+OF_NUMBERS: dict[str, Callable[..., Any]] = {
+    "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "max": np.maximum, "min": np.minimum,
+    "neg": np.negative, "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater,
+    "ge": np.greater_equal,
+}  # fmt: skip
+
+
 def signature_of(eqn: JaxprEqn) -> Any:
-    """Equal for equations that do the same to operands of the same types; itself where it has effects."""
+    """A key, equal for equations that do the same to operands of the same types. One with effects has no equal."""
     types = tuple(map(_type, (*eqn.invars, *eqn.outvars)))
     return (id(eqn) if eqn.effects else eqn.primitive), key_of_params(eqn), types
 

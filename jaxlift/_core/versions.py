@@ -12,7 +12,7 @@ import jax.extend.source_info_util
 import jax.numpy
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, Var
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 __all__ = [
     "JIT",
@@ -35,6 +35,7 @@ __all__ = [
     "inner_jaxpr",
     "is_of_jax",
     "is_product",
+    "is_spread_by_type",
     "jaxprs_of",
     "location",
     "name_of_function",
@@ -152,6 +153,11 @@ def implementation(eqn: JaxprEqn) -> Callable[..., Any] | None:
 def broadcast_to(array: Any, like: Any) -> jax.Array:
     """An array at the shape of a variable, and spread over devices as that is, where this is part of its type."""
     return jax.numpy.broadcast_to(array, like.aval.shape, out_sharding=like.aval.sharding)
+
+
+def is_spread_by_type(array: Any) -> bool:
+    """Whether an array's type may say how it is spread over devices (`jax.sharding.AxisType.Explicit`)."""
+    return AxisType.Explicit in jax.typeof(array).sharding.mesh.axis_types
 
 
 def row_of(array: Any) -> jax.ShapeDtypeStruct:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlift._core import versions
-from jaxlift._core.values import number_of
+from jaxlift._core.values import OF_NUMBERS, number_of
 from jaxlift._core.versions import Jaxpr, JaxprEqn
 
 inf, nan = math.inf, math.nan
@@ -215,10 +215,8 @@ INCREASING: dict[str, tuple[Callable[[Any], Any], float, float]] = {
     "log1p": (np.log1p, TINY - 1, inf),
     "sqrt": (np.sqrt, TINY, inf),
 }
-OF_NUMBERS: dict[str, Callable[..., Any]] = {
-    "add": np.add, "add_any": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "max": np.maximum,
-    "min": np.minimum, "neg": np.negative, "abs": np.abs, "sign": np.sign, "square": np.square, "sqrt": np.sqrt,
-    "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
+AT_ONES: dict[str, Callable[..., Any]] = OF_NUMBERS | {
+    "add_any": np.add, "abs": np.abs, "sign": np.sign, "square": np.square, "sqrt": np.sqrt,
     "and": np.logical_and, "or": np.logical_or, "xor": np.logical_xor, "not": np.logical_not,
     "select_n": lambda which, *cases: cases[int(which)],
     "clamp": lambda low, x, high: np.minimum(np.maximum(x, low), high),
@@ -344,7 +342,7 @@ def _common(operands: Sequence[Facts]) -> float | None:
 
 
 def _at_ones(eqn: JaxprEqn, operands: Sequence[Facts]) -> tuple[Any, Any] | None:
-    function = OF_NUMBERS.get(eqn.primitive.name)
+    function = AT_ONES.get(eqn.primitive.name)
     if eqn.primitive.name == "integer_pow":
         function = lambda x: np.float_power(x, eqn.params["y"])  # noqa: E731
     known = [of.at_ones for of in operands if of.at_ones is not None]

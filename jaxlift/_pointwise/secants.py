@@ -161,7 +161,7 @@ def of_two_rays(ends: Ends, times: Factor) -> Array:
 
 
 def of_ramp(kinks: Sequence[float], ends: Ends, times: Factor) -> Array:
-    """Secants of a number held between two bounds, or above or below one: lines that meet at kinks.
+    """Secants of a number held between two bounds, or above or below one: lines that meet at kinks, in rising order.
 
     Ends on one line have its slope, which is that of `f` at both. Others lie on two sides of a kink `k`, or one in it,
     and `f` never falls,
@@ -170,8 +170,8 @@ def of_ramp(kinks: Sequence[float], ends: Ends, times: Factor) -> Array:
     """
     sides = [tuple(reduce(jnp.add, [jnp.sign(end.at - k) for k in kinks]) for end in pair) for pair in ends]
     same = [side == side_ref for side, side_ref in sides]
-    below = 1 - len(kinks)  # on this side and further down is what lies at the first kink or below it
-    between = [where(jnp.minimum(*pair) <= below, kinks[0], kinks[-1]) for pair in sides]
+    at_first = 1 - len(kinks)  # the sum of signs at the first kink; below it the sum is less
+    between = [where(jnp.minimum(*pair) <= at_first, kinks[0], kinks[-1]) for pair in sides]
     rises = [jnp.abs(x.value - k) + jnp.abs(r.value - k) for k, (x, r) in zip(between, ends, strict=True)]
     return _of_lines(ends, same, between, rises, times)
 

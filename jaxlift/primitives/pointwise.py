@@ -274,8 +274,8 @@ Operation = Callable[[Any, Any], Array]
 
 def traced_once(make: Callable[[Rule, Form], Any]) -> Callable[[Rule, Form, Array], Any]:
     """The same operations for equal rules and forms, if the rule is a frozen dataclass: others may be equal and differ,
-    or be changed. Not of an argument whose type says how it is spread over devices: JAX 0.12 can't batch jitted
-    functions of such arrays in loops.
+    or be changed. Others, too, for an argument whose type says how it is spread over devices: JAX 0.12 fails to batch
+    loops with jitted functions of such arrays.
 
     Networks have the same few activations again and again: each is traced once for a shape. (`jax.jit` keeps what it
     has traced, and what was derived from that, as long as it is the same function.) A user's functions with a
@@ -289,7 +289,7 @@ def traced_once(make: Callable[[Rule, Form], Any]) -> Callable[[Rule, Form, Arra
     def of(rule: Rule, form: Form, argument: Array) -> Any:
         own = vars(type(rule)).get("__dataclass_params__")  # a subclass may have attributes that nothing compares
         is_value = own is not None and own.frozen and is_hashable(rule)
-        may_recur = is_value and form.may_recur and jax.typeof(argument).sharding.mesh.empty
+        may_recur = is_value and form.may_recur and not versions.is_spread_by_type(argument)
         return (known if may_recur else make)(rule, form)
 
     return of

@@ -44,7 +44,7 @@ def extremum(
     [(value, reference)] = on_each_side(eqn, [operand])
     operand = as_number(operand)
     rule, of = interpreter.rule.at(Place("maximum", operand.fed_by, interpreter.scope_of(eqn))), Maximum(axes)
-    in_parts = interpreter.rule.needs_variation  # whose cotangents go to two multipliers
+    in_parts = interpreter.rule.needs_variation  # then an activation's two multipliers both read the cotangent
 
     def forward(explained: tuple[Array], _: Any) -> Array:
         return versions.bind(eqn, explained)[0]
