@@ -33,6 +33,8 @@ FUNCTIONS = {
     "clip": lambda x: jnp.clip(x, -0.2, 2.5),
     # Of steps whose secants are known.
     "squared relu": lambda x: jax.nn.relu(x) ** 2,
+    "relu and silu": lambda x: jax.nn.relu(x) + jax.nn.silu(x),
+    "relu6 and silu": lambda x: jax.nn.relu6(x) + jax.nn.silu(x),
     "hard swish by hand": lambda x: x * jnp.minimum(jnp.maximum(x + 3.1, 0), 6) / 6,
     "modulus in tanh": lambda x: jnp.tanh(jnp.abs(x) - jnp.maximum(x, 0.5 * x + 1)),
     "rational": lambda x: x / (2 + lax.square(x)) + 0.5 * x,
@@ -359,7 +361,8 @@ RAMPS = {
     "chosen twice": (lambda x: jnp.where(x >= 1, 1, jnp.where(x > -2, x, -2)), -2, 1),
     "chosen in turn": (lambda x: jnp.where(jnp.where(x < 1, x, 1) < -2, -2, jnp.where(x < 1, x, 1)), None, None),
     "in another order": (lambda x: jnp.minimum(jnp.maximum(x, 5), 4), None, None),  # 4, whatever `x` is
-    "another number": (lambda x: jnp.where(x > 1, 2, x), None, None),
+    "another number above": (lambda x: jnp.where(x > 1, 2, x), None, None),
+    "another number below": (lambda x: jnp.where(x < -1, -3, x), None, None),
     "bent": (lambda x: jnp.maximum(0.2 * x, jnp.minimum(x, 3)), None, None),
     "twice": (lambda x: jnp.clip(2 * jnp.clip(x, -1, 1), -1, 1), None, None),
 }
