@@ -8,6 +8,7 @@ import math
 import re
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -244,6 +245,33 @@ def test_batches_keep_n_plus_r_forward_passes(rule):
     rows = rows_of_convolutions(attr, batch(N), batch(R))
     assert (rows.count(4), rows.count(R), rows.count(4 * R)) == (LAYERS, LAYERS, passes)
     assert len(rows) == 2 * LAYERS + passes
+
+
+@pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
+@pytest.mark.parametrize("activation", [jax.nn.relu, jax.nn.gelu, jnp.tanh, jax.nn.relu6])
+def test_forward_passes_of_the_others_are_outside_of_the_loop(activation, rule):
+    """Activations are traced once and called, with both sides, of which the value at the input needs one."""
+    rng = np.random.default_rng(0)
+    kernels = [rng.normal(size=(3, a, b)).astype(np.float32) for a, b in ((4, 8), (8, 8), (8, 8))]
+
+    def model(x):
+        for kernel in kernels:
+            x = activation(conv(x, kernel))
+        return x.sum((1, 2))
+
+    def in_loops(jaxpr, inside=False):
+        for eqn in jaxpr.eqns:
+            if inside and eqn.primitive.name == "conv_general_dilated":
+                yield math.prod(eqn.invars[0].aval.shape) // math.prod(eqn.invars[0].aval.shape[-2:])
+            for inner in jax.extend.core.jaxprs_in_params(eqn.params):
+                yield from in_loops(inner, inside or eqn.primitive.name == "scan")
+
+    for size, others in (("batch_size", R), ("reference_batch_size", N)):
+        attr = jaxlift.attribute(model, rule=rule, **{size: 4})
+        program = jax.make_jaxpr(lambda x, r, attr=attr: attr(x, reference=r))(batch(N), batch(R))
+        rows = list(in_loops(program.jaxpr))
+        assert set(rows) == {4, 4 * others}
+        assert rows.count(4 * others) == (1 if rule == "rescale" else 3) * rows.count(4)
 
 
 @pytest.mark.parametrize("rule", ["rescale", "revealcancel"])

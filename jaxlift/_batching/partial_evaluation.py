@@ -11,7 +11,8 @@ import jax.core
 
 from jaxlift._core import versions
 from jaxlift._core.inlining import evaluate_inlined, is_layer
-from jaxlift._core.versions import JaxprEqn, Var
+from jaxlift._core.interpreter import needed
+from jaxlift._core.versions import Jaxpr, JaxprEqn, Var
 
 NEITHER, FIRST, SECOND, BOTH = range(4)  # bits
 
@@ -46,16 +47,18 @@ def traced(fun: Callable[[Any, Any], Any], first: Any, second: Any) -> Traced:
 def staged(fun: Traced, first: Any, second: Any) -> Stages:
     """Split a function by which of its arguments each of its operations needs.
 
-    What needs neither is computed here. Layers that are jitted and called in several places are split each for itself;
-    operations that hold a program of their own, such as loops, are not.
+    What needs neither is computed here. What is jitted and called in several places, such as layers and activations, is
+    split each for itself; other operations that hold a program of their own, such as loops, are not.
 
     Args:
         first, second: arguments of the function, or their shapes.
     """
     closed = fun.jaxpr
-    if any(map(is_layer, closed.jaxpr.eqns)):
+    if any(map(_is_opened, closed.jaxpr.eqns)):
         leaves = jax.tree.leaves((first, second))
-        closed = jax.make_jaxpr(lambda leaves: evaluate_inlined(closed.jaxpr, closed.consts, leaves, is_layer))(leaves)
+        closed = jax.make_jaxpr(lambda leaves: evaluate_inlined(closed.jaxpr, closed.consts, leaves, _is_opened))(
+            leaves
+        )
     jaxpr, count = closed.jaxpr, len(jax.tree.leaves(first))
     needs: dict[Var, int] = dict.fromkeys(jaxpr.constvars, NEITHER)
     needs |= {var: FIRST if i < count else SECOND for i, var in enumerate(jaxpr.invars)}
@@ -87,6 +90,22 @@ def staged(fun: Traced, first: Any, second: Any) -> Stages:
         lambda second: on_second(jax.tree.leaves(second)),
         lambda first, second: jax.tree.unflatten(fun.structure, joint([*first, *second])),
     )
+
+
+def _is_opened(eqn: JaxprEqn) -> bool:
+    """Whether an equation is a call of a layer, or of something with an output that doesn't need all inputs:
+    an activation takes input and reference, and its value at the input needs the input alone.
+    """
+    return is_layer(eqn) or (eqn.primitive in versions.JIT and _takes_too_much(eqn.params["jaxpr"].jaxpr))
+
+
+def _takes_too_much(jaxpr: Jaxpr) -> bool:
+    """Whether a jaxpr has an output that doesn't need all inputs."""
+    for output in versions.variables(jaxpr.outvars):
+        read = [var for eqn in needed(jaxpr, [output]) for var in versions.variables(eqn.invars)]
+        if not {output, *read}.issuperset(jaxpr.invars):
+            return True
+    return False
 
 
 def _used(needs: dict[Var, int], stage: int, by: Sequence[Sequence[JaxprEqn]], outputs: Sequence[Any]) -> list[Var]:
