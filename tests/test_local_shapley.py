@@ -178,3 +178,29 @@ def test_activations_of_another_dtype_than_their_argument(rng, inner, dtype):
     contributions = np.asarray(multipliers * (x - r), float)
     tolerance = 4 * float(max(jnp.finfo(inner).eps, jnp.finfo(dtype).eps)) * np.abs(contributions).sum() + 1e-6
     np.testing.assert_allclose(contributions.sum(), float(y) - float(y_ref), atol=tolerance)
+
+
+@pytest.mark.parametrize("rule", ["local_shapley", "guided_backprop", "epsilon_lrp", "moments"])
+@pytest.mark.parametrize("root", [lambda x: jnp.sqrt(jax.nn.relu(x)), lambda x: jax.nn.relu(x) ** 0.5])
+def test_a_root_of_a_relu_has_a_derivative_to_its_left(rng, root, rule):
+    """0, as JAX's is. Forwards it is an infinity times 0."""
+    x, r = (rng.normal(size=shape).astype(np.float32) for shape in ((8, 5), (5,)))
+    weights = rng.normal(size=(5, 9)).astype(np.float32)
+
+    def model(x):
+        return root(x @ weights).sum(1)
+
+    if rule == "moments":
+        found = jaxlift.shapley_moments(model, full=True)(x, reference=r)
+    else:
+        needs = {"reference": r} if rule == "local_shapley" else {}
+        found = jaxlift.attribute(model, rule=rule, full=True)(x, **needs)
+    assert np.isfinite(found.scores).all()
+    if rule in ("local_shapley", "moments"):
+        assert np.abs(found.delta).max() < 1e-5 * np.abs(found.scores).sum(1).max()
+
+
+def test_a_root_of_a_maximum_where_both_ends_lie_on_its_kink():
+    attr = jaxlift.attribute(lambda x: jnp.sqrt(jnp.maximum(x, 0)).sum(1), rule="local_shapley")
+    scores = attr(jnp.array([[0.0, 4.0, -1.0]]), reference=jnp.array([0.0, 1.0, -2.0]))
+    np.testing.assert_allclose(scores, [[0, 1, 0]], atol=1e-6)

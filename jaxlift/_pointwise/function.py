@@ -110,8 +110,15 @@ class PointwiseFunction:
         return registers
 
     def derivative(self, x: Array) -> Array:
-        """`f'(x)`, the one that JAX takes: custom derivatives are the user's, and so is the choice at a kink."""
-        return _value_and_slopes(self, self.equations, x)[1][0]
+        """`f'(x)`, the one that JAX takes: custom derivatives are the user's, and so is the choice at a kink.
+
+        Of a square root of a ReLU it is 0 to the left, as JAX's is backwards. Forwards, 0 times the root's infinite
+        slope is NaN.
+        """
+        slope = _value_and_slopes(self, self.equations, x)[1][0]
+        if self.is_two_rays or self.is_ramp or self.is_parabola:
+            return slope
+        return where(jnp.isnan(slope) & ~jnp.isnan(x), 0, slope)
 
     def ends(self, x: Array, r: Array, with_rounding: bool = False) -> tuple[Sample, Sample]:
         """What a secant needs to know at inputs and at references, each by itself: for N and for R of them, not for

@@ -83,7 +83,8 @@ class LocalShapley(Rule):
         def add(total: Array, point: Any) -> tuple[Array, None]:
             t, z, weight = point
             slope = f.derivative((r + t * d + z * a).astype(r.dtype))
-            return total + weight * slope.astype(total.dtype), None
+            # Infinite where a root of a ReLU begins: what is left is the second term's.
+            return total + weight * where(jnp.isfinite(slope), slope, 0).astype(total.dtype), None
 
         return jax.lax.scan(add, total, [jnp.asarray(each.ravel(), total.dtype) for each in points])[0]
 
