@@ -73,8 +73,10 @@ def evaluate_jointly(interpreter: Interpreter, fun: Callable[[Any], Any], x: Any
             return fun(x), fun(reference)  # the derivative is JAX's
         if not interpreter.is_joint:
             alone = evaluate_values(interpreter, fun, jax.tree.map(Varying.alone, x))
+            interpreter.rule.check_scopes(interpreter.scopes)
             return jax.tree.map(value_of, alone), fun(reference)
         results = evaluate_values(interpreter, fun, jax.tree.map(Varying, x, reference))
+        interpreter.rule.check_scopes(interpreter.scopes)
     structure = jax.tree.structure(results)
     values, references = both_sides(jax.tree.leaves(results))
     return jax.tree.unflatten(structure, values), jax.tree.unflatten(structure, references)

@@ -191,6 +191,23 @@ class TestChoiceOfRule:
         jax.eval_shape(lambda x, r: jaxlift.vjp(fun, x, r, rule=Watch())[0], self.x, self.r)
         assert seen == [frozenset({"conv"})]
 
+    def test_a_scope_that_is_none_of_the_programs(self):
+        rule = jaxlift.PerLayer(scopes={"hidden": "revealcancel", "head*": "rescale"})
+
+        def model(x):
+            with jax.named_scope("hidden"):
+                h = jax.nn.relu(x @ jnp.ones((3, 4)))
+            return jnp.tanh(h).sum(1)
+
+        attr = jaxlift.attribute(model, rule=rule)
+        with pytest.warns(
+            UserWarning, match=r"'head\*' of PerLayer is that of nothing.*scopes are: hidden\."
+        ) as record:
+            jax.jit(lambda x: attr(x, reference=jnp.zeros(3)))(jnp.ones((2, 3)))
+        assert len(record) == 1
+        with pytest.warns(UserWarning, match=r"scopes are: none \(of a Flax NNX module jaxlift\.scoped"):
+            jaxlift.vjp(jnp.tanh, jnp.ones(3), jnp.zeros(3), rule=jaxlift.PerLayer(scopes={"out": "revealcancel"}))
+
 
 def test_a_users_own_rule():
     class LowerEnd(jaxlift.Rule):

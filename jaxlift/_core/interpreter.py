@@ -60,6 +60,7 @@ class Interpreter:
             exp(x).sum()` is a softmax, and `where(x @ w > 0, (x @ w) ** 2, 0)` a function of one value.
         calls: how often each jaxpr is called, as far as has been seen.
         lifted: those that were lifted for all of their calls.
+        scopes: those that rules have been asked for.
         numbers: the literals that arrays were before `jax.shard_map` had them vary over devices, by the arrays' ids.
     """
 
@@ -73,6 +74,7 @@ class Interpreter:
     calls: Counter[Any] = field(default_factory=Counter, compare=False, repr=False)
     lifted: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
     numbers: Numbers = field(default_factory=dict, compare=False, repr=False)
+    scopes: set[str] = field(default_factory=set, compare=False, repr=False)
 
     @property
     def is_joint(self) -> bool:
@@ -183,7 +185,9 @@ class Interpreter:
         return replace(self, known={}, numbers={})
 
     def scope_of(self, eqn: JaxprEqn) -> str:
-        return "/".join(filter(None, (self.scope, str(eqn.source_info.name_stack))))
+        scope = "/".join(filter(None, (self.scope, str(eqn.source_info.name_stack))))
+        self.scopes.add(scope)
+        return scope
 
     @overload
     def settle(self, value: Varying | Pending | Masked) -> Varying: ...

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,9 +149,11 @@ class PerLayer(Rule):
         dense: the rule after matrix products (`dot_general`), and of these.
         conv: the rule after convolutions, and of these.
         default: the rule where neither feeds the place, or both do.
-        scopes: patterns of name scopes, as in `fnmatch`, each with its rule. The first that matches holds. Linen's and
-            Haiku's modules open a scope with their name; for NNX modules `jaxlift.scoped` gives a copy that does, and
-            anywhere else `jax.named_scope` does.
+        scopes: patterns of name scopes, as in `fnmatch`, each with its rule. The first that matches holds, for what is
+            computed inside of the scope: that of a linear layer has its product alone, and the activation after it is
+            in the scope of what calls both. Linen's and Haiku's modules open a scope with their name; for NNX modules
+            `jaxlift.scoped` gives a copy that does, and anywhere else `jax.named_scope` does. A pattern that matches
+            nothing gets a warning.
         where: predicates, functions of a `jaxlift.Place`, each with its rule. The first that holds comes before all.
     """
 
@@ -187,6 +190,17 @@ class PerLayer(Rule):
     def families(self) -> frozenset[str]:
         """Those of the rules to choose from; and linear maps, which leave their kind for those that they feed."""
         return frozenset({"linear"}).union(*(rule.families for rule in self.choices))
+
+    def check_scopes(self, scopes: Collection[str]) -> None:
+        for pattern, _ in self.scopes:
+            if not any(fnmatch.fnmatchcase(scope, pattern) for scope in scopes):
+                named = sorted(filter(None, scopes))
+                there_are = ", ".join(named[:9]) + ", ..." * (len(named) > 9)
+                warnings.warn(
+                    f"the scope {pattern!r} of PerLayer is that of nothing in this program, whose scopes are: "
+                    f"{there_are or 'none (of a Flax NNX module jaxlift.scoped makes a copy that has some)'}.",
+                    stacklevel=2,
+                )
 
     def at(self, place: Place) -> Rule:
         chosen = [rule for predicate, rule in self.where if predicate(place)]

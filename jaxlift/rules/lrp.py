@@ -37,6 +37,8 @@ class LayerwiseRelevance(Gradient):
       the numerator as they take from the denominator.
     """
 
+    is_relevance = True
+
     def multiplier(self, f: PointwiseFunction, x: Array, r: Array) -> Array:
         del r
         passes_on = (x != 0) if f.is_activation else (x != 0) & (f(jnp.zeros_like(x)) == 0)

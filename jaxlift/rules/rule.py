@@ -14,7 +14,7 @@ define what is different; the families and what they are given are in `jaxlift.r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from difflib import get_close_matches
 from functools import cache
 from itertools import product
@@ -56,6 +56,8 @@ class Rule:
         needs_reference: whether the rule compares the input with a reference at all. Where it doesn't, the program is
             evaluated on the input alone, the families for which it has methods of its own are intercepted, and all else
             has JAX's derivative. Methods are then called with the input for the reference.
+        is_relevance: whether multipliers times the input share the output itself, as in LRP, so that a difference from
+            a reference means nothing.
         needs_variation: whether the rule tells positive from negative parts of a difference. Then `parts` is asked in
             place of `multiplier`, and the variation is carried through the program, N * R of it.
         adds_squares: whether the terms of a sum make its variation by their squares, `sqrt(sum c^2)`, in place of their
@@ -63,6 +65,7 @@ class Rule:
     """
 
     needs_reference: bool = True
+    is_relevance: bool = False
     needs_variation: bool = False
     adds_squares: bool = False
 
@@ -70,6 +73,14 @@ class Rule:
         """The rule that holds at a place of the program: this one, unless a subclass chooses."""
         del place
         return self
+
+    def check_scopes(self, scopes: Collection[str]) -> None:
+        """Warn of what the rule says of name scopes that a program doesn't have.
+
+        Args:
+            scopes: those that it has where a rule was asked for.
+        """
+        del scopes
 
     @property
     def is_everywhere(self) -> bool:
