@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import traceback
 from collections.abc import Callable, Collection, Sequence
 from functools import reduce
+from pathlib import Path
 from typing import Any, get_args
 
 import jax
@@ -29,7 +32,7 @@ def check_option(name: str, value: Any, options: Any, *more: Any) -> None:
 
 def check_count(name: str, value: Any, least: int = 1) -> None:
     """Raise the error that says what numbers an option may be."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise ValueError(f"{name}={value!r} must be an int, {least} at least.")
 
 
@@ -105,6 +108,12 @@ def spread_alike(x: Any, reference: Any) -> tuple[Any, Any]:
 def checked_reference(x: Any, reference: Any) -> Any:
     """The reference as arrays of the input's structure and dtypes, or the error that says why it can't be that."""
     check_structure(x, reference)
+    for leaf in jax.tree.leaves(reference):
+        if isinstance(leaf, str):
+            raise TypeError(
+                f"the reference must be arrays, as the input is, but holds {leaf!r}: write jnp.zeros(x.shape[1:]) for "
+                "zeros; jaxlift.references makes others."
+            )
 
     def cast(path: Any, leaf: Array, ref: Any) -> Array:
         ref = jnp.asarray(ref)
@@ -125,9 +134,11 @@ def check_structure(x: Any, reference: Any) -> None:
         return
     if structure == jax.tree.structure(0):
         numbers = all(np.ndim(leaf) == 0 for leaf in jax.tree.leaves(reference))
-        hint = ": write jnp.asarray(reference)" if isinstance(reference, list | tuple) and numbers else ""
+        is_list = isinstance(reference, list | tuple)
+        hint = f": write jnp.{'asarray' if numbers else 'stack'}(reference)" if is_list else ""
         raise ValueError(f"the input is one array, so the reference must be one too: got {described(reference)}{hint}.")
-    raise ValueError(f"the reference must have the structure of the input: expected {structure}, got {other}.")
+    hint = " A list of arrays is a pytree of as many inputs: for one batch write jnp.stack(x)." * isinstance(x, list)
+    raise ValueError(f"the reference must have the structure of the input: expected {structure}, got {other}.{hint}")
 
 
 def checked_input(x: Any, is_differentiated: bool = True) -> Any:
@@ -142,7 +153,8 @@ def checked_input(x: Any, is_differentiated: bool = True) -> Any:
         )
     for leaf in leaves:
         if not isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float | complex):
-            raise TypeError(f"the input must be arrays, or a pytree of arrays, but holds {described(leaf)}.")
+            hint = ": write x.to_numpy(np.float32)" if hasattr(leaf, "to_numpy") else ""
+            raise TypeError(f"the input must be arrays, or a pytree of arrays, but holds {described(leaf)}{hint}.")
         if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "OSU":
             raise TypeError(
                 f"the input must be arrays of numbers, but holds {described(leaf)}: where all of it are numbers, write "
@@ -156,7 +168,7 @@ def checked_input(x: Any, is_differentiated: bool = True) -> Any:
                 f"the input{jax.tree_util.keystr(path)} has dtype {leaf.dtype}, but only real floating-point numbers "
                 "have differences to explain. Cast numbers with x.astype(jnp.float32). For token ids, explain the "
                 "embeddings: name them with jax.ad_checkpoint.checkpoint_name and say layer=, or make them first and "
-                "pass the function that goes on from there."
+                "pass the function that goes on from there. If this isn't the input, argnums= says which argument is."
             )
     return x
 
@@ -239,7 +251,13 @@ def called(
         return fun(*args)
     except jax.errors.TracerArrayConversionError as error:
         raise TypeError(
-            "the model leaves JAX: it gives a traced array to NumPy or another library. Write it in jax.numpy."
+            f"the model leaves JAX: it gives a traced array to NumPy or another library, {_line_of(error)}. Write it "
+            "in jax.numpy."
+        ) from error
+    except (jax.errors.ConcretizationTypeError, jax.errors.NonConcreteBooleanIndexError) as error:
+        raise TypeError(
+            f"the model asks for the numbers of an array, {_line_of(error)}, which JAX only traces here, as under "
+            "jax.jit. Choose by numbers with jnp.where or jax.lax.cond, in place of if and of array[mask]."
         ) from error
     except (jax.errors.JAXTypeError, jax.errors.JaxRuntimeError, NotImplementedError):
         raise
@@ -250,9 +268,13 @@ def called(
         if type(error).__name__ == "TraceContextError":
             raise TypeError(
                 f"the model changes its own state when it is called ({said}). Batch statistics and random numbers do: "
-                "put it into evaluation mode, model.eval(). If it draws numbers for other reasons, split it outside, "
+                "put it into evaluation mode, model.eval(). If it draws numbers in that mode too, split it outside, "
                 "graphdef, state = nnx.split(model), and explain "
                 "lambda x: nnx.merge(graphdef, state, copy=True)(x)."
+            ) from error
+        if type(error).__name__ in _OF_LINEN:
+            raise TypeError(
+                f"the model isn't called as a Linen module is: {_OF_LINEN[type(error).__name__]} ({said})."
             ) from error
         shapes = ", ".join(str(leaf.shape) for leaf in jax.tree.leaves(x))
         is_pytree = is_one_argument and jax.tree.structure(x) != jax.tree.structure(0)
@@ -278,9 +300,28 @@ def called(
             )
         raise ValueError(
             f"the model fails on a batch of one example, of shape {shapes} ({said}). The input must have a batch axis "
-            "first, (N, ...): for one example write x[None], and reference= as one example. If the model takes one "
-            f"example and no batch, pass jax.vmap(model).{pytree}"
+            "first, (N, ...): for one example write x[None], and reference= as one example. Where another axis is "
+            "missing, such as that of channels, write x[..., None]. If the model takes one example and no batch, pass "
+            f"jax.vmap(model).{pytree}"
         ) from error
+
+
+# What Flax Linen says of a module that isn't called as its models are.
+_OF_LINEN = {
+    "CallCompactUnboundModuleError": "it has no variables of its own, so explain lambda x: module.apply(variables, x)",
+    "ScopeCollectionNotFound": "its variables are all that init returned, {'params': ..., ...}",
+    "ApplyScopeInvalidVariablesTypeError": "its variables are all that init returned, {'params': ..., ...}",
+    "ModifyScopeVariableError": "it changes its own state, as batch statistics in training mode do, so put it into "
+    "evaluation mode, with train=False or use_running_average=True",
+}
+PACKAGES = tuple(f"{Path(file).parent}{os.sep}" for file in (jax.__file__, np.__file__, __file__))
+
+
+def _line_of(error: Exception) -> str:
+    """Where the user's code raised an error: its last line that is neither JAX's, NumPy's nor this package's."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(PACKAGES)]
+    return f"at {own[-1].filename}:{own[-1].lineno}" if own else "at an unknown line"
 
 
 def _is_of_any_batch(

@@ -208,18 +208,20 @@ def check(
     return report
 
 
-def warn_of_cancellation(cancellation: Any, rounding: float | None = None) -> None:
+def warn_of_cancellation(cancellation: Any, rounding: float | None = None, stacklevel: int = 3) -> None:
     """Warn if rounding may take much of a sum; under `jax.jit`, where the numbers aren't known yet, do nothing."""
     if isinstance(cancellation, Tracer):
         return
     rounding = float(jnp.finfo(cancellation.dtype).eps) if rounding is None else rounding
     largest = float(np.nanmax(np.asarray(cancellation, np.float64), initial=0))
     if np.isfinite(largest) and largest * rounding > CARRIED:
+        is_half = jnp.finfo(cancellation.dtype).bits < 32
+        wider = "float32" if is_half else "float64 (jax.config.update('jax_enable_x64', True))"
         warnings.warn(
-            f"contributions cancel: their absolute values sum to {largest:.2g} times the difference of the outputs, of "
-            f"which rounding takes up to {largest * rounding:.1%}. Compute in float64 (jax.config.update"
-            "('jax_enable_x64', True)), or use rule='rescale', or a reference that is nearer.",
-            stacklevel=3,
+            f"contributions cancel: their absolute values sum to {largest:.2g} times the difference of the outputs. "
+            f"Rounding may take {largest * rounding:.1%} of that difference. Compute in {wider}, or take a reference "
+            "that is nearer, or another rule.",
+            stacklevel=stacklevel + 1,
         )
 
 

@@ -18,6 +18,7 @@ from jaxlift._arguments import (
     checked_channels,
     checked_input,
     checked_reference,
+    described,
     is_eager,
     is_known,
     number_of_examples,
@@ -33,7 +34,7 @@ from jaxlift._core import versions
 from jaxlift._core.precision import products_at
 from jaxlift._independence import check_independence
 from jaxlift._layers import Names, above, below
-from jaxlift._options import Options, Pairing, check_keywords, missing_attribute
+from jaxlift._options import Options, Pairing, check_call, missing_attribute
 from jaxlift._targets import Held, Target, aim_of_each, side_by_side, weights_of
 
 Explain = Callable[..., tuple[tuple[Array, Array], Callable[[Array], Any]]]
@@ -111,7 +112,7 @@ def of_input(explain_layer: Callable[..., Any]) -> Explain:
     return explain
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Explainer:
     """A batched model, a method, and what is asked of them: the function that `jaxlift.attribute` returns."""
 
@@ -125,6 +126,12 @@ class Explainer:
             raise ValueError(
                 f"output={self.options.output!r} needs a method that gives multipliers, which this one doesn't."
             )
+
+    def __repr__(self) -> str:
+        name = getattr(self.fun, "__name__", type(self.fun).__name__)
+        options = [(f.name, getattr(self.options, f.name), f.default) for f in fields(self.options)]
+        given = [f"{name}={_in_short(value)}" for name, value, default in options if value is not default]
+        return f"<{self.method.name} of {', '.join([name, *given])}>"
 
     if not TYPE_CHECKING:
 
@@ -142,7 +149,7 @@ class Explainer:
         return replace(self, options=replace(self.options, **options))
 
     def __call__(self, *args: Any, reference: Any = None, target: Target = None, **unknown: Never) -> Any:
-        check_keywords("attr", unknown, ("reference", "target"))
+        check_call(unknown, self.described_options)
         attr = self if target is None else self.with_options(target=target)
         try:
             with products_at(attr.options.precision):
@@ -169,10 +176,11 @@ class Explainer:
         n = number_of_examples(x)
         kind = "none"
         if reference is not None:
-            reference, kind = _read_reference(x, reference, options.pairing)
+            reference, kind = _read_reference(x, reference, options.pairing, len(args) > len(explained))
         elif self.method.needs_reference:
             name = getattr(options, "rule", self.method.name)
-            raise TypeError(f"{name} compares the input with a reference: call attr(..., reference=...).")
+            by_place = " What is given by its place is the model's own argument." if len(args) > len(explained) else ""
+            raise TypeError(f"{name} compares the input with a reference: call attr(..., reference=...).{by_place}")
 
         def on_batch(x: Any, rows: dict[int, Any]) -> Any:
             """The outputs of the model on a batch."""
@@ -185,7 +193,7 @@ class Explainer:
             outputs = on_batch(*jax.tree.map(lambda leaf: leaf[None], (x, rows)))
             if held is not None:
                 return jax.tree.map(_checked_output, held.values_of_one(outputs))
-            return _checked_output(options.target(outputs) if callable(options.target) else outputs)
+            return _checked_output(_chosen(options.target, outputs) if callable(options.target) else outputs)
 
         def pair(first: Any, second: Any) -> _Scores:
             """The scores of one example with its target, compared with one reference."""
@@ -199,6 +207,12 @@ class Explainer:
             return self._pair(lambda x: side_by_side(on_one(x, rows, aim)), x, reference, weigh, *number)
 
         rows = {i: args[i] for i in options.batch_argnums}
+        for i, leaf in ((i, leaf) for i, row in rows.items() for leaf in jax.tree.leaves(row)):
+            if jnp.shape(leaf)[:1] != (n,):
+                raise ValueError(
+                    f"argument {i} is named in batch_argnums, so it must have a row for each of the {n} examples, but "
+                    f"its shape is {jnp.shape(leaf)}."
+                )
         one = shape_of_one((x, rows, options.target if isinstance(options.target, Held) else None))
         if kind == "ambiguous":
             jax.eval_shape(on_one, *one)  # where there is no batch axis, that is what is wrong
@@ -211,24 +225,29 @@ class Explainer:
             jax.tree.map(lambda leaf: checked_channels("channel_axis", leaf, options.channel_axis, of), x)
         if is_known((args, reference)) and is_eager():
             _warn_of_not_finite(x, reference)
-            self._examine(on_batch, x, rows, reference if kind == "one" else None)
+            if getattr(getattr(options, "rule", None), "is_relevance", False):
+                _warn_of_relevances(reference)
+            others = [arg for i, arg in enumerate(args) if i not in (*explained, *rows)]
+            self._examine(on_batch, x, rows, reference if kind == "one" else None, bool(jax.tree.leaves(others)))
         aim = aim_of_each(options.target, n, lambda: jax.eval_shape(on_one, *one))
         count = _counted(reference, kind)
         if self.method.draws:
             reference = reference, _numbers(n, count, kind)
         found = self._all_pairs(pair, (x, aim, rows), reference, kind)
+        if is_known((args, reference, found.scores)) and is_eager():
+            _warn_of_scores(x, reference, found.scores)
         if not options.full:
             return found.scores
         cancellation = None
         if found.change is not None:
             cancellation = found.size / jnp.abs(found.change)
-            warn_of_cancellation(cancellation)
+            warn_of_cancellation(cancellation, stacklevel=4)
         error = found.error
         if self.method.draws:
             error = jax.tree.map(lambda variance: jnp.sqrt(variance / (count if options.average else 1)), error)
         return Attribution(found.scores, found.delta, cancellation, found.output, found.output_ref, error)
 
-    def _examine(self, on_batch: Callable[..., Any], x: Any, rows: Any, reference: Any) -> None:
+    def _examine(self, on_batch: Callable[..., Any], x: Any, rows: Any, reference: Any, has_others: bool) -> None:
         """Check once, for a model and shapes, that its examples are independent of each other."""
         leaves = jax.tree.leaves((x, rows))
         seen = tuple((jnp.shape(leaf)[1:], jnp.result_type(leaf)) for leaf in leaves)
@@ -238,7 +257,7 @@ class Explainer:
         if leaves[0].shape[0] == 1:
             like = jax.tree.map(jnp.zeros_like, first[0])
             last = like if reference is None else reference, last[1]
-        check_independence(lambda both: on_batch(*both), first, last)
+        check_independence(lambda both: on_batch(*both), first, last, has_others)
         self.examined.add(seen)
 
     def _all_pairs(self, pair: Callable[[Any, Any], _Scores], first: Any, reference: Any, kind: str) -> _Scores:
@@ -342,6 +361,12 @@ class Explainer:
         return multipliers - (multipliers * reference).sum(axis, keepdims=True)
 
 
+def _in_short(value: Any) -> str:
+    """A value of an option, by its type where it is long."""
+    shown = repr(value)
+    return shown if len(shown) < 60 and not isinstance(value, Array) else described(value)
+
+
 class _Scores(NamedTuple):
     """Scores, their standard error, what is explained at the input and at the reference, what is missing from the sum,
     and what the cancellation is the quotient of.
@@ -416,6 +441,28 @@ def _warn_of_not_finite(x: Any, reference: Any) -> None:
         )
 
 
+def _warn_of_relevances(reference: Any) -> None:
+    """Warn of a reference other than zeros under a rule whose scores are shares of the output itself."""
+    if any(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(reference)):
+        warnings.warn(
+            "rules of LRP share the output itself, and compare nothing: with a reference their scores are multiplied "
+            "by (x - r) / x, and sum to nothing. Leave the reference out.",
+            stacklevel=4,
+        )
+
+
+def _warn_of_scores(x: Any, reference: Any, scores: Any) -> None:
+    """Warn of scores that aren't finite though all that they are made of is."""
+    if all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves((x, reference))):
+        wrong = sum(int((~jnp.isfinite(leaf)).sum()) for leaf in jax.tree.leaves(scores))
+        if wrong:
+            warnings.warn(
+                f"{wrong} scores are NaN or infinite, though input and reference are finite: the model's values are, "
+                "or a derivative on the way. jaxlift.check says in which line.",
+                stacklevel=4,
+            )
+
+
 def _warn_of_pairs(n: int) -> None:
     warnings.warn(
         f"input and reference have the same shape, with {n} examples. Each example is compared with each reference "
@@ -425,13 +472,14 @@ def _warn_of_pairs(n: int) -> None:
     )
 
 
-def _read_reference(x: Any, reference: Any, pairing: Pairing | None) -> tuple[Any, str]:
+def _read_reference(x: Any, reference: Any, pairing: Pairing | None, is_one_of_several: bool) -> tuple[Any, str]:
     """The reference as arrays, and what it is: "one", "shared", "paired" (one for each example), "each" (R for each),
     or "ambiguous": shared or paired, of the input's shape.
     """
     reference = checked_reference(x, reference)
     pairs = list(zip(jax.tree.leaves(x), jax.tree.leaves(reference), strict=True))
-    kinds = {_kind_of(leaf.shape, ref.shape) for leaf, ref in pairs}
+    hint = " Of the model's arguments, argnums= says which is explained." if is_one_of_several else ""
+    kinds = {_kind_of(leaf.shape, ref.shape, hint) for leaf, ref in pairs}
     lengths = {ref.shape[ref.ndim - leaf.ndim] for leaf, ref in pairs if ref.ndim >= leaf.ndim}
     if len(kinds) > 1 or len(lengths) > 1:
         shapes = jax.tree.map(lambda ref: ref.shape, reference)
@@ -456,7 +504,7 @@ _READINGS = (
 )
 
 
-def _kind_of(x: tuple[int, ...], reference: tuple[int, ...]) -> str:
+def _kind_of(x: tuple[int, ...], reference: tuple[int, ...], hint: str) -> str:
     """How a reference of one shape is read beside an input of another."""
     if reference == x[1:]:
         return "one"
@@ -464,16 +512,33 @@ def _kind_of(x: tuple[int, ...], reference: tuple[int, ...]) -> str:
         return "shared"
     if reference[:1] == x[:1] and reference[2:] == x[1:]:
         return "each"
-    raise ValueError(f"a reference of shape {reference} doesn't fit an input of shape {x}: {_READINGS}")
+    raise ValueError(
+        f"a reference of shape {reference} doesn't fit an input of shape {x}: expected {x[1:]}, such as "
+        f"jnp.zeros({x[1:]}), for all examples; {_READINGS}{hint}"
+    )
+
+
+def _chosen(target: Callable[[Any], Any], outputs: Any) -> Any:
+    """What a target that is a function makes of the outputs on a batch of one."""
+    chosen = target(outputs)
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(chosen)]
+    if len(shapes) == 1 and shapes[0][:1] != (1,) and all(jnp.shape(y)[:1] == (1,) for y in jax.tree.leaves(outputs)):
+        raise ValueError(
+            "a target that is a function of the outputs must return (N, ...) as they have, but of a batch of one "
+            f"example it returns shape {shapes[0]}. For a label of each example write target=labels, an array of "
+            "integers (N,)."
+        )
+    return chosen
 
 
 def _checked_output(outputs: Any) -> Array:
     """The outputs of a model on a batch of one, without the batch."""
     leaves = jax.tree.leaves(outputs)
     if len(leaves) != 1:
+        place = "['logits']" if isinstance(outputs, dict) else "[0]"
         raise ValueError(
-            f"the model must return one array, but it returns {len(leaves)}. Choose with target=, a function such as "
-            f"`lambda outputs: outputs['logits'][:, 0]`."
+            f"the model must return one array, but it returns a {type(outputs).__name__} of {len(leaves)} arrays. "
+            f"Choose with target=, a function such as `lambda outputs: outputs{place}[:, 0]`."
         )
     y = jnp.asarray(leaves[0])
     if y.shape[:1] != (1,):

@@ -15,7 +15,7 @@ from jax.core import Tracer
 TOLERANCE = 1e-3
 
 
-def check_independence(fun: Callable[[Any], Any], example: Any, other: Any) -> None:
+def check_independence(fun: Callable[[Any], Any], example: Any, other: Any, has_others: bool = False) -> None:
     """Raise the error for a model whose outputs on an example depend on the other examples in its batch.
 
     One program takes batches of two: the example beside another, and the example beside itself. Its outputs must be
@@ -24,6 +24,7 @@ def check_independence(fun: Callable[[Any], Any], example: Any, other: Any) -> N
     Args:
         fun: the model, of a batch `(N, ...)`. One that can't take two examples is let through, unexamined.
         example, other: two examples without the batch, pytrees of arrays of equal shapes.
+        has_others: whether the model has arguments besides, which may have rows for examples unsaid.
 
     Raises:
         ValueError: if the outputs differ, with what to do about it.
@@ -35,19 +36,22 @@ def check_independence(fun: Callable[[Any], Any], example: Any, other: Any) -> N
         return
     if any(isinstance(leaf, Tracer) or leaf.shape[:1] != (2,) for leaf in outputs):
         return
+    advice = _ADVICE
+    if has_others:
+        advice += " Or if another argument has a row for each example, as masks may, name it in batch_argnums."
     beside_other, beside_itself = outputs[: len(outputs) // 2], outputs[len(outputs) // 2 :]
     for mixed, twice in zip(beside_other, beside_itself, strict=True):
         change, random = _apart(mixed[0], twice[0]), _apart(twice[0], twice[1])
         if random:
             raise ValueError(
                 "the model gives equal examples of one batch different outputs, as dropout does: it draws random "
-                f"numbers. What it is called with one example at a time is another function. {_ADVICE}"
+                f"numbers. What it is called with one example at a time is another function. {advice}"
             )
         if change:
             raise ValueError(
                 "the model's outputs on an example depend on the other examples in its batch, as with batch statistics "
-                "in training mode. Each example is explained alone, in a batch of one, where that is another function. "
-                f"{_ADVICE}"
+                "in training mode, or with means or a softmax over axis 0. Each example is explained alone, in a batch "
+                f"of one, where that is another function. {advice}"
             )
 
 

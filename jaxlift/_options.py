@@ -85,11 +85,25 @@ class Options:
                 check_count(name, size)
         if self.layer is not None:
             check_names("layer", self.layer)
+        argnums = self.argnums
+        object.__setattr__(
+            self, "argnums", _places("argnums", argnums) if isinstance(argnums, tuple | list) else argnums
+        )
+        _places("argnums", self.argnums)
+        object.__setattr__(self, "batch_argnums", _places("batch_argnums", self.batch_argnums))
 
     @property
     def last_channel_axis(self) -> int:
         """The axis of the channels in one example: the last, if left out."""
         return -1 if self.channel_axis is None else self.channel_axis
+
+
+def _places(name: str, argnums: Any) -> tuple[int, ...]:
+    """Places of arguments, of one or of several, or the error that says what they may be."""
+    places = tuple(argnums) if isinstance(argnums, tuple | list) else (argnums,)
+    if any(isinstance(place, bool) or not isinstance(place, int) for place in places):
+        raise TypeError(f"{name}={argnums!r} must be an int or a tuple of ints, places of arguments counted from 0.")
+    return places
 
 
 P = ParamSpec("P")
@@ -155,7 +169,8 @@ _HERE = {
     "inputs": "the input is the first argument of the call: attr(x, reference=...)",
     "forward_func": "the model is the first argument: attribute(model)",
     "model": "the model is the first argument: attribute(model)",
-    "additional_forward_args": "other arguments of the model are passed in their places: attr(x, mask, reference=...)",
+    "additional_forward_args": "other arguments of the model are passed in their places, attr(x, mask, reference=...); "
+    "batch_argnums= names those with a row for each example",
     "return_convergence_delta": "full=True returns scores, delta and more",
     "return_convergence_deltas": "full=True returns scores, delta and more",
     "convergence_delta": "full=True returns scores, delta and more",
@@ -168,6 +183,7 @@ _HERE = {
     "multiply_by_inputs": "output='multipliers' doesn't multiply, output='contributions' does",
     "hypothetical": "output='hypothetical'",
     "n_steps": "steps=",
+    "method": "steps=, by the midpoint rule",
     "internal_batch_size": "batch_size= and reference_batch_size=",
     "perturbations_per_eval": "chunk=",
     "sliding_window_shapes": "window=",
@@ -196,6 +212,28 @@ _CALLS = {
 }
 
 
+def check_call(given: Iterable[str], options: Iterable[str]) -> None:
+    """Raise the error for a keyword that the call of an attribution function doesn't take.
+
+    Args:
+        given: the keywords.
+        options: those that it was made with.
+    """
+    for keyword in given:
+        if keyword in options:
+            said = f"options are said where attr is made: attribute(model, {keyword}=...)."
+        elif keyword in _HERE:
+            said = f"instead, {_HERE[keyword]}; options are said where attr is made: attribute(model, ...)."
+        elif near := difflib.get_close_matches(keyword, ("reference", "target"), n=1):
+            said = f"did you mean {near[0]}=?"
+        else:
+            said = (
+                "it takes reference= and target=, and the model's arguments by their places. Of a model with keywords "
+                f"make a function without: attribute(lambda x: model(x, {keyword}=...))."
+            )
+        raise TypeError(f"attr has no option {keyword}=: {said}")
+
+
 def check_keywords(name: str, given: Iterable[str], known: Iterable[str]) -> None:
     """Raise the error for a keyword that isn't known: what it is called here, or which one is meant."""
     for keyword in given:
@@ -203,7 +241,7 @@ def check_keywords(name: str, given: Iterable[str], known: Iterable[str]) -> Non
             continue
         near = difflib.get_close_matches(keyword, list(known), n=1, cutoff=0.6)
         if keyword in _HERE:
-            advice = f"here it is written so: {_HERE[keyword]}."
+            advice = f"instead, {_HERE[keyword]}."
         elif near:
             advice = f"did you mean {near[0]}=?"
         else:

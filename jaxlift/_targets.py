@@ -114,8 +114,13 @@ Target = int | Sequence[int] | Array | np.ndarray | Callable[[Any], Any] | Held 
 
 def checked_target(target: Any, normalize: bool = False) -> Target:
     """A target, lists as arrays, or the error that says which targets there are."""
-    if isinstance(target, list):
-        target = np.asarray(target)
+    if isinstance(target, list):  # an argument of jax.jit is a list of what it traces
+        target = (jnp if any(isinstance(each, Tracer) for each in target) else np).asarray(target)
+    if isinstance(target, tuple):
+        target = tuple(_as_number(each) for each in target)
+    target = _as_number(target)
+    if not isinstance(normalize, bool):
+        raise TypeError(f"normalize_target={normalize!r} must be True or False.")
     if isinstance(target, float | np.floating) and float(target).is_integer():
         raise TypeError(
             f"target={target!r} must be an int to say which output is explained: write target={int(target)}."
@@ -135,6 +140,12 @@ def checked_target(target: Any, normalize: bool = False) -> Target:
             "function. Give it as an int or as weights."
         )
     return cast(Target, target)
+
+
+def _as_number(index: Any) -> Any:
+    """A number that is known, if that is what an array holds: it is checked as one."""
+    is_array = isinstance(index, jax.Array | np.ndarray | np.integer) and not isinstance(index, Tracer)
+    return index.item() if is_array and np.ndim(index) == 0 else index
 
 
 def aim_of_each(target: Target, n: int, output: Callable[[], Any]) -> Any:
@@ -171,7 +182,8 @@ def is_of_each(target: Array | np.ndarray, output: Callable[[], Any]) -> bool:
     if jnp.issubdtype(dtype, jnp.floating):
         return ndim > 1 and ndim == len(output().shape) + 1
     if not jnp.issubdtype(dtype, jnp.integer):
-        raise TypeError(f"a target array must hold indices or weights, but its dtype is {dtype}.")
+        hint = ": write target.astype(float) for weights" if jnp.issubdtype(dtype, jnp.bool_) else ""
+        raise TypeError(f"a target array must hold indices or weights, but its dtype is {dtype}{hint}.")
     if ndim == 0:
         return False
     (count,) = _single_axis(output().shape, target)
@@ -184,7 +196,8 @@ def is_of_each(target: Array | np.ndarray, output: Callable[[], Any]) -> bool:
         known = np.asarray(target)
         if not ((-count <= known) & (known < count)).all():
             raise ValueError(
-                f"targets must be between 0 and {count - 1}, but they are between {known.min()} and {known.max()}."
+                f"targets must be between 0 and {count - 1}, or {-count} and -1 from the end, but they are between "
+                f"{known.min()} and {known.max()}."
             )
     return True
 
@@ -225,7 +238,10 @@ def _one_hot(y: Array, target: Any) -> Array:
         _single_axis(y.shape, target)
         target = (target,)
     if len(target) != y.ndim:
-        raise ValueError(f"target={target} has {len(target)} indices, but an example's outputs have shape {y.shape}.")
+        hint = " A label for each example is an array: jnp.asarray(target)." if y.ndim == 1 else ""
+        raise ValueError(
+            f"target={target} has {len(target)} indices, but an example's outputs have shape {y.shape}.{hint}"
+        )
     weights = jnp.ones((), y.dtype)
     for index, size in zip(target, y.shape, strict=True):
         if isinstance(index, int) and not -size <= index < size:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, Never
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jax.core import Tracer
 from jaxlift._arguments import check_count, check_key, check_option, checked_axis, checked_input, described
 from jaxlift._batching.loops import divided, moments_in_turn, shape_of_one, sum_in_turn
 from jaxlift._explainer import Attribution
+from jaxlift._options import check_keywords
 
 AttributionFunction = Callable[..., Any]
 Statistic = Literal["mean", "squares", "variance"]
@@ -32,6 +33,7 @@ def smooth(
     samples: int = 50,
     statistic: Statistic = "mean",
     argnums: int | tuple[int, ...] = 0,
+    **unknown: Never,
 ) -> AttributionFunction:
     """Take the mean of the scores over noisy inputs: SmoothGrad (Smilkov et al. 2017, arXiv 1706.03825).
 
@@ -69,6 +71,7 @@ def smooth(
             such `statistic`; when called, if `noise` doesn't broadcast.
         TypeError: when called, if the input or what `attr` returns isn't made of floating-point numbers.
     """
+    check_keywords("smooth", unknown, ("noise", "key", "samples", "statistic", "argnums"))
     check_attribution("smooth", attr)
     keys = keys_of_samples(key, samples)
     check_size("noise", noise)
@@ -80,6 +83,13 @@ def smooth(
     def smoothed(*args: Any, **options: Any) -> Any:
         if not all(0 <= i < len(args) for i in noisy):
             raise TypeError(f"argnums={argnums} must be among the positional arguments of the call: got {len(args)}.")
+        for leaf in jax.tree.leaves([args[i] for i in noisy]):
+            if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+                raise TypeError(
+                    f"smooth adds noise to the input, which has dtype {jnp.result_type(leaf)}: make the embeddings of "
+                    "tokens first, jaxlift.below(model, name)(tokens), and smooth an attribution of the function that "
+                    "goes on from there, jaxlift.above(model, name), with argnums=0."
+                )
         x = checked_input({i: args[i] for i in noisy})
 
         def of_sample(key: Array) -> Any:

@@ -483,7 +483,7 @@ def test_targets_that_are_known_are_checked_under_jit(kind):
     good, bad = kind([0, 1, 2, 3]), kind([0, 1, 2, 9])
     found = jax.jit(lambda x: jaxlift.attribute(model, target=good)(x, reference=X[0]))(X)
     np.testing.assert_allclose(found, (X - X[:1]) * V[:6, :4].T, rtol=1e-5, atol=1e-6)
-    with pytest.raises(ValueError, match="between 0 and 4, but they are between 0 and 9"):
+    with pytest.raises(ValueError, match="between 0 and 4, or -5 and -1 from the end, but they are between 0 and 9"):
         jax.jit(lambda x: jaxlift.attribute(model, target=bad)(x, reference=X[0]))(X)
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from flax import linen, nnx
 from jax.ad_checkpoint import checkpoint_name
 
 import jaxlift
@@ -33,6 +33,10 @@ def of_dna(x):
 
 def in_numpy(x):
     return np.tanh(x).sum(1)
+
+
+def by_numbers(x):
+    return x.sum(1) if x.sum() > 0 else -x.sum(1)
 
 
 def of_two(a, b):
@@ -111,8 +115,66 @@ CASES = {
     ),
     "misspelt, of a method": (lambda: jaxlift.occlusion(model, windows=(1,)), TypeError, ["did you mean window="]),
     "misspelt, called": (lambda: attr()(X, referense=R), TypeError, ["did you mean reference="]),
+    "an option, called": (
+        lambda: attr()(X, reference=R, full=True),
+        TypeError,
+        ["no option full=", "attribute(model, full=...)"],
+    ),
+    "Captum's option, called": (
+        lambda: attr()(X, reference=R, return_convergence_delta=True),
+        TypeError,
+        ["full=True returns scores, delta", "attribute(model, ...)"],
+    ),
+    "the model's keyword": (
+        lambda: attr()(X, reference=R, train=False),
+        TypeError,
+        ["no option train=", "attribute(lambda x: model(x, train=...))"],
+    ),
+    "reference by its place": (
+        lambda: attr()(X, R),
+        TypeError,
+        ["call attr(..., reference=...)", "by its place is the model's own"],
+    ),
+    "places": (lambda: attr(argnums="x"), TypeError, ["argnums='x' must be an int or a tuple of ints"]),
+    "places of rows": (lambda: attr(batch_argnums=(1.0,)), TypeError, ["batch_argnums=(1.0,) must be an int"]),
+    "normalize_target": (lambda: attr(normalize_target="yes"), TypeError, ["'yes' must be True or False"]),
+    "smooth, of Captum": (
+        lambda: jaxlift.smooth(attr(), noise=1.0, key=KEY, nt_samples=5),
+        TypeError,
+        ["smooth has no option nt_samples=", "samples="],
+    ),
+    "smooth tokens": (
+        lambda: jaxlift.smooth(attr(), noise=1.0, key=KEY)(X.astype(int), reference=R),
+        TypeError,
+        ["dtype int32", "jaxlift.below", "jaxlift.above"],
+    ),
     "of another method": (lambda: attr(groups=None), TypeError, ["no option groups=", "expected one of target, "]),
     # Targets.
+    "an index in an array": (
+        lambda: attr(two_outputs, target=np.asarray(7))(X, reference=R),
+        ValueError,
+        ["target 7 is out of range"],
+    ),
+    "an index of NumPy": (
+        lambda: attr(two_outputs)(X, reference=R, target=np.int64(7)),
+        ValueError,
+        ["target 7 is out of range"],
+    ),
+    "a tuple of labels": (
+        lambda: attr(two_outputs, target=(0, 1, 0, 1))(X, reference=R),
+        ValueError,
+        ["has 4 indices", "jnp.asarray(target)"],
+    ),
+    "a mask of outputs": (
+        lambda: attr(two_outputs, target=jnp.array([True, False]))(X, reference=R),
+        TypeError,
+        ["dtype is bool", "target.astype(float)"],
+    ),
+    "a function of labels": (
+        lambda: attr(two_outputs, target=lambda y: y[jnp.arange(4), jnp.array([0, 1, 0, 1])])(X, reference=R),
+        ValueError,
+        ["function of the outputs must return (N, ...)", "shape (4,)", "target=labels"],
+    ),
     "one-hot labels": (
         lambda: attr(two_outputs, target=jnp.eye(2, dtype=int)[jnp.array([0, 1, 1, 0])])(X, reference=R),
         ValueError,
@@ -159,6 +221,17 @@ CASES = {
     # Inputs and references.
     "list": (lambda: attr()([1.0, 2.0, 3.0], reference=R), TypeError, ["list of numbers", "jnp.asarray(x)"]),
     "text": (lambda: attr()("ACGT", reference=R), TypeError, ["must be arrays", "'ACGT'"]),
+    "references as a list": (
+        lambda: attr()(X, reference=[R, R]),
+        ValueError,
+        ["got a list", "jnp.stack(reference)"],
+    ),
+    "examples as a list": (lambda: attr()([X[0], X[1]], reference=R), ValueError, ["jnp.stack(x)"]),
+    "text as reference": (
+        lambda: attr()(X, reference="zeros"),
+        TypeError,
+        ["holds 'zeros'", "jnp.zeros(x.shape[1:])"],
+    ),
     "list as reference": (
         lambda: attr()(X, reference=[0.0, 0.0, 0.0]),
         ValueError,
@@ -189,6 +262,52 @@ CASES = {
         ["a model is a function"],
     ),
     "NumPy": (lambda: attr(in_numpy)(X, reference=R), TypeError, ["leaves JAX", "jax.numpy"]),
+    "NumPy, where": (lambda: attr(in_numpy)(X, reference=R), TypeError, ["test_messages.py:"]),
+    "a choice by numbers": (
+        lambda: attr(by_numbers)(X, reference=R),
+        TypeError,
+        ["asks for the numbers of an array", "test_messages.py:", "jnp.where"],
+    ),
+    "a Python number": (
+        lambda: attr(lambda x: float(x.max()) * x.sum(1))(X, reference=R),
+        TypeError,
+        ["asks for the numbers of an array"],
+    ),
+    "a mask that selects": (
+        lambda: attr(lambda x: x[x > 0].sum()[None])(X, reference=R),
+        TypeError,
+        ["asks for the numbers of an array", "array[mask]"],
+    ),
+    "unbound Linen module": (
+        lambda: attr(linen.Dense(2))(X, reference=R),
+        TypeError,
+        ["isn't called as a Linen module is", "module.apply(variables, x)"],
+    ),
+    "Linen parameters for variables": (
+        lambda: attr(lambda x: linen.Dense(1).apply({"kernel": W[:, :1]}, x))(X, reference=R),
+        TypeError,
+        ["isn't called as a Linen module is", "{'params': ..., ...}"],
+    ),
+    "rows of two, unsaid": (
+        lambda: attr(lambda x, mask: model(x * mask))(X[:2], jnp.arange(2.0)[:, None], reference=R),
+        ValueError,
+        ["name it in batch_argnums"],
+    ),
+    "too few rows": (
+        lambda: attr(lambda x, mask: model(x * mask), batch_argnums=1)(X, X[:2], reference=R),
+        ValueError,
+        ["argument 1 is named in batch_argnums", "each of the 4 examples", "(2, 3)"],
+    ),
+    "a tuple of outputs": (
+        lambda: attr(lambda x: (model(x), {"state": x}))(X, reference=R),
+        ValueError,
+        ["returns a tuple of 2 arrays", "outputs[0]"],
+    ),
+    "another's argument": (
+        lambda: attr(lambda w, x: (x @ w).sum(1))(W, X, reference=R),
+        ValueError,
+        ["doesn't fit an input of shape (3, 2)", "argnums= says which"],
+    ),
     "NNX statistics": (
         lambda: attr(WithStatistics())(X, reference=R),
         TypeError,
@@ -544,3 +663,31 @@ def test_signature_and_help_have_all_options(method, own):
     for name in parameters:
         assert any(name in line.partition(":")[0] for line in method.__doc__.splitlines() if line.startswith("    "))
     assert "options" not in parameters
+
+
+def test_scores_that_are_not_finite():
+    """Though input and reference are; and nothing is said where these aren't, which has a warning of its own."""
+    with pytest.warns(UserWarning, match=r"2 scores are NaN or infinite, though input and reference are finite") as w:
+        attr(lambda x: jnp.log(x).sum(1))(X - 1, reference=R + 1)
+    assert len(w) == 1
+    assert w[0].filename == __file__
+
+
+def test_what_an_attribution_function_is_shown_as():
+    assert repr(attr(target=3)) == "<attribute of model, target=3, rule=Rescale()>"
+    with_labels = jaxlift.integrated_gradients(two_outputs, target=jnp.zeros(4, int), steps=8)
+    assert repr(with_labels).startswith("<integrated_gradients of two_outputs, target=an array of dtype int")
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 1, 0], np.array([0, 1, 1, 0])])
+def test_labels_may_be_an_argument_of_what_is_compiled(labels):
+    scores = jax.jit(attr(two_outputs))(X, reference=R, target=labels)
+    np.testing.assert_allclose(scores, attr(two_outputs)(X, reference=R, target=jnp.asarray(labels)), rtol=1e-6)
+
+
+def test_a_reference_under_lrp():
+    lrp = attr(rule="epsilon_lrp")
+    np.testing.assert_array_equal(lrp(X, reference=R), lrp(X))
+    with pytest.warns(UserWarning, match=r"rules of LRP share the output itself") as w:
+        lrp(X, reference=R + 1)
+    assert w[0].filename == __file__

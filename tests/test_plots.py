@@ -634,6 +634,14 @@ class TestToShap:
             with pytest.raises(ValueError, match="these scores are no contributions"):
                 plot.to_shap(attr(x, reference=jnp.ones(3)))
 
+    def test_scores_that_leave_some_of_the_difference_out(self, explained):
+        pytest.importorskip("shap")
+        _, x, _ = explained
+        occluded = jaxlift.occlusion(lambda x: jnp.prod(1 + x, 1), full=True)(x[:2], reference=jnp.zeros(x.shape[1]))
+        with pytest.warns(UserWarning, match="2 of these scores don't sum to the difference of the outputs") as w:
+            plot.to_shap(occluded)
+        assert w[0].filename == __file__
+
 
 def test_matplotlib_is_imported_when_it_is_needed():
     program = (

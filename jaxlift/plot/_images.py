@@ -84,8 +84,10 @@ def limit_of(images: list[np.ndarray], percentile: float, limit: float | None = 
     """Where colours end."""
     if limit is not None:
         return checked_limit(limit)
-    if not 0 < percentile <= 100:
-        raise ValueError(f"percentile={percentile!r}: expected one above 0 and up to 100, which clips nothing.")
+    if not 1 < percentile <= 100:
+        raise ValueError(
+            f"percentile={percentile!r}: expected one above 1 and up to 100, such as 99; 100 clips nothing."
+        )
     magnitudes = np.abs(np.concatenate([values.ravel() for values in images]))
     # Where most of an image is zero, so may be the percentile; then nothing is clipped.
     return float(np.percentile(magnitudes, percentile)) or float(magnitudes.max()) or 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -95,4 +96,11 @@ def _check_contributions(found: Attribution, values: np.ndarray, base: np.ndarra
         raise ValueError(
             "these scores are no contributions, whose sum and delta make the difference of the outputs: leave out "
             "output='multipliers' or 'hypothetical', and absolute=True."
+        )
+    missing = np.abs(np.asarray(found.delta, np.float64)) > 0.01 * (np.abs(values).sum(features) + np.abs(change))
+    if missing.any():
+        warnings.warn(
+            f"{missing.sum()} of these scores don't sum to the difference of the outputs, of which their delta is "
+            "missing: SHAP's plots end beside the output.",
+            stacklevel=3,
         )
