@@ -25,7 +25,7 @@ from jaxlift._arguments import (
     spread_alike,
     summed,
 )
-from jaxlift._batching.arrangement import is_better_in_turn, references_in_turn, without_waiting
+from jaxlift._batching.arrangement import arranged_on_tpus, arrangement_on_tpus, as_rows, without_waiting
 from jaxlift._batching.loops import map_over, mean_over, shape_of_one
 from jaxlift._batching.partial_evaluation import Stages, Traced, staged, traced
 from jaxlift._batching.spreading import with_examples_spread
@@ -274,11 +274,20 @@ class Explainer:
         all_at_once = partial(self._in_batches, kind, spread=spread)
         is_said = self.options.batch_size is not None or self.options.reference_batch_size is not None
         is_known = isinstance(n, int) and isinstance(r, int)  # not where a program is exported for any number
-        if is_said or not is_known or not is_better_in_turn(compare.jaxpr, n, r):
+        arrangement = None if is_said or not is_known else arrangement_on_tpus(compare.jaxpr, n, r)
+        if arrangement is None:
             return all_at_once(compare, first, reference)
-        in_turn = partial(self.with_options(reference_batch_size=1)._in_batches, kind, spread=spread)
+        on_tpus = partial(self.with_options(reference_batch_size=1)._in_batches, kind, spread=spread)
+        has_typed_axes = any(map(versions.is_spread_by_type, jax.tree.leaves((first, reference))))
+        if arrangement == "as rows" and not has_typed_axes:  # two such axes don't become one
+            on_tpus = partial(self._as_rows, spread)
         axes = (n,) if self.options.average else (n, r)
-        return references_in_turn(in_turn, all_at_once, compare, first, reference, axes)
+        return arranged_on_tpus(on_tpus, all_at_once, compare, first, reference, axes)
+
+    def _as_rows(self, spread: tuple[str, ...], pair: Traced, first: Any, reference: Any) -> _Scores:
+        """The scores of all examples with all references, each pair an example of its own."""
+        found = as_rows(pair, first, reference, spread)
+        return jax.tree.map(lambda leaf: leaf.mean(1), found) if self.options.average else found
 
     def _in_batches(self, kind: str, pair: Traced, first: Any, reference: Any, spread: tuple[str, ...]) -> _Scores:
         """The scores of all examples with their references, as many at once as is asked for.

@@ -136,6 +136,9 @@ def test_references_go_in_turn_on_tpus_alone(rule):
     assert convolutions(attr, 128, 3, "tpu") == ({1, 128}, 1)
     for few in ((127, 3), (128, 1)):
         assert convolutions(attr, *few, "tpu")[1] == 0
+    for platform in ("cpu", "cuda"):
+        assert convolutions(attr, 8, 3, platform) == ({3, 8, 24}, 0)
+    assert convolutions(attr, 8, 3, "tpu") == ({24}, 0)  # pairs are rows from the beginning
     at_once = jaxlift.attribute(model, rule=rule, reference_batch_size=3)
     assert 384 in convolutions(at_once, 128, 3, "tpu")[0]
 
@@ -154,18 +157,17 @@ def test_what_leaves_the_chip_goes_in_turn_too(monkeypatch):
         assert convolutions(attr, 2, 3, "tpu")[1] == count
 
 
-@pytest.fixture
-def as_on_tpus(monkeypatch):
-    """The library as it is on a TPU that takes every reference in turn."""
-    monkeypatch.setattr(arrangement, "is_better_in_turn", lambda *args: True)
+@pytest.fixture(params=["in turn", "as rows"])
+def as_on_tpus(monkeypatch, request):
+    """The library as it is on a TPU that takes every reference in turn, or every pair as a row."""
     monkeypatch.setattr(arrangement, "lax", SimpleNamespace(platform_dependent=lambda tpu, default: tpu()))
-    monkeypatch.setattr(_explainer, "is_better_in_turn", arrangement.is_better_in_turn)
+    monkeypatch.setattr(_explainer, "arrangement_on_tpus", lambda *args: request.param)
 
 
 OPTIONS = [{}, {"average": False}, {"full": True}, {"target": "all"}, {"rule": "revealcancel", "output": "multipliers"}]
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("options", OPTIONS)
 def test_what_is_traced_when_lowered_is_the_same(options, as_on_tpus):
     """With weights that are arguments of the program, as they are in most."""
@@ -205,7 +207,7 @@ def transformed(attr):
     }
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("name", list(transformed(None)))
 def test_what_is_traced_when_lowered_is_transformed(name, as_on_tpus):
     attr = jaxlift.attribute(model, pairing="shared")
