@@ -27,7 +27,7 @@ from test_scoring import compiled_once, environment, fasta, read, started
 
 import jaxlift
 from jaxlift.commands._main import COMMANDS, main
-from jaxlift.commands._parser import imported_model
+from jaxlift.commands._parser import imported_model, shown
 from jaxlift.scoring import _progress
 
 __all__ = ["compiled_once"]
@@ -60,6 +60,7 @@ def test_score_and_info(run):
     code, out, err = run("score scored:model x.npy --target 1 --batch-size 4")
     assert (code, err) == (0, "")
     assert "30 of 30 examples scored, 30 by this run" in out
+    assert "compared with the reference zeros\n" in out
     assert "largest convergence delta" in out
     np.testing.assert_allclose(read("scores.zarr")["contributions"], wanted(), atol=1e-6)
     code, out, err = run("score scored:model x.npy --target 1 --batch-size 4")
@@ -216,6 +217,7 @@ MESSAGES = [
     # The command and its options.
     ("score scored:model x.npy --refrence zeros", 2, "there is no --refrence zeros: did you mean --reference?"),
     ("score scored:model x.npy --xyz", 2, "there is no --xyz.\n`jaxlift score --help` has the options."),
+    ("export s --narow a --narow b", 2, "there is no --narow a --narow b: did you mean --narrowpeak?\n"),
     ("scoer", 2, "invalid choice: 'scoer' (choose from"),
     ("score scored:model x.npy --target 1.0", 2, "--target: expected an output's number, such as 1, several"),
     ("score scored:model x.npy --batch-size 0", 2, "--batch-size: expected a whole number, 1 or more, got '0'"),
@@ -256,7 +258,11 @@ MESSAGES = [
         "(..., missing_rule='derivative') in a",
     ),
     ("score odd:fails x.npy FILE=odd.py", 2, "the model failed. ValueError: rule='own' isn't pairing='paired'\nThe"),
-    ("score scored:heads x.npy", 2, "it returns 2. Choose with --head, or with --target package.module:function."),
+    (
+        "score scored:heads x.npy",
+        2,
+        "it returns a dict of 2 arrays. Choose with --head, or with --target package.module:function.",
+    ),
     ("score scored:heads x.npy --head nine", 2, "jaxlift: the model's outputs have no head 'nine': there are 'counts'"),
     ("score syntax:model x.npy FILE=syntax.py", 2, "syntax.py, line 1: invalid syntax."),
     ("score nowhere:model x.npy", 2, "nowhere:model: there is no module nowhere, neither in this folder nor installed"),
@@ -330,6 +336,13 @@ MESSAGES = [
         "--reference none must be one of",
         "--reference: zeros",
     ),
+    (
+        "score scored:model x.npy --target 1 --shuffles 3 --seed 1",
+        2,
+        "--shuffles and --seed are for references that are drawn: give --reference dinucleotide_shuffle or",
+    ),
+    ("score scored:model x.npy --target 1 --reference dinucleotide", 2, "Did you mean 'dinucleotide_shuffle'?"),
+    ("score scored:model x.npy --target 1 --shard auto", 2, "Write the shard, I/N, such as 0/8 for the first of eight"),
     ("score scored:model x.npy --target 1 --paired", 2, "--paired says how", "--reference zeros is none: leave one"),
     (
         "score scored:model x.npy --target 1 --shared --reference scored:reverse_complement",
@@ -549,6 +562,7 @@ def test_nothing_acts_on_the_terminal(run, finished):
     assert code == 0
     assert out.count("\\x1b[2J\\x9b31m") == 2
     assert out.replace("\n", "").isprintable()
+    assert shown("\x1b[1mfails\x1b[0m in \x1b[38;5;34mdense\x1b[0m") == "fails in dense"
 
 
 def test_changed_settings(run, finished):
@@ -578,8 +592,23 @@ def test_plots(run, tmp_path):
     assert run("plot image.zarr 0 --out a.svg")[1] == "a.svg\n"
     assert run("plot image.zarr 5")[2] == "jaxlift: there is no example 5: the store has 3, from 0.\n"
     assert "no picture for scores of shape (2, 3, 4, 5)" in run("plot video.zarr 0")[2]
+    assert run("plot image.zarr 1 --out a.pgn")[2].startswith(
+        "jaxlift: --out a.pgn: there are no pictures of the format"
+    )
+    assert run("plot image.zarr 1 --out no/a.png") == (2, "", "jaxlift: no/a.png: No such file or directory\n")
     assert "positions 30:50 are not within" in run("plot dna.zarr 0 --positions 30:50")[2]
     assert "need scores of shape (L, 4)" in run("plot table.zarr 0 --letters ACGT")[2]
+
+
+@pytest.mark.parametrize(("more", "title"), [("", "contributions"), (" --hypothetical", "hypothetical")])
+def test_the_title_says_what_is_drawn(run, more, title, monkeypatch):
+    run("score scored:model x.npy --target 1 --output hypothetical --quiet --batch-size 4")
+    drawn, tracks = [], jaxlift.plot.tracks
+    monkeypatch.setattr(
+        jaxlift.plot, "tracks", lambda *args, **options: drawn.append(options) or tracks(*args, **options)
+    )
+    assert run(f"plot scores.zarr 3{more}")[0] == 0
+    assert drawn[0]["title"] == f"example 3: {title}"
 
 
 def test_a_model_that_is_explained_already(run):
@@ -596,6 +625,7 @@ def test_help(run, arguments, capsys):
     out = capsys.readouterr().out
     assert "usage: jaxlift" in out
     if arguments:
+        assert re.search(r"\n\n[A-Z](.|\n)+\.\n\npositional arguments:", out)  # what it does
         assert "\nexit codes:\n    0  " in out
         assert max(map(len, out.splitlines())) < 130
 
@@ -665,10 +695,10 @@ class TestProgress:
         progress.begin(200)
         progress.update(50, 1e-6)  # too early for a line
         progress.update(70, 2e-6)
-        progress.update(80, 3e-6)
+        progress.update(80, 1e-7)
         first, second = capsys.readouterr().err.splitlines()
         assert first == "jaxlift: 320 of 1000 (32.0%) examples, 10/s, 0:01:08 left, delta 2.0e-06"
-        assert second.startswith("jaxlift: 400 of 1000 (40.0%) examples, 6.667/s, 0:01:30 left")
+        assert second == "jaxlift: 400 of 1000 (40.0%) examples, 6.667/s, 0:01:30 left, delta 2.0e-06"  # the largest
 
     def test_bar_and_quiet(self, capsys):
         bar = _progress.Progress("bar", 10)
@@ -697,10 +727,12 @@ def test_stopped_by_a_signal(tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 143
     status = zarr.open(tmp_path / "scores.zarr")["status"][:]
     assert 0 < status.sum() < 50000
+    kept = f"What is finished is valid, in {tmp_path / 'scores.zarr'}, {status.sum()} of 50000 examples; a chunk ("
+    assert err.startswith(f"jaxlift: stopped\n{kept}")
 
 
 def test_the_installed_command():

@@ -1,5 +1,6 @@
 """Exports: what other tools and other readers find in the files is what the store has, at the places it has it for."""
 
+import errno
 import gzip
 import os
 import shutil
@@ -16,13 +17,14 @@ import pyBigWig
 import pytest
 import scored
 import zarr
+from test_scoring import command
 
 import jaxlift
 from jaxlift.commands._main import main
 from jaxlift.genomics import Regions, Windows, _export, read_regions
 from jaxlift.genomics._export import _joined, _pieces, export
 from jaxlift.scoring import _score
-from jaxlift.scoring._store import Store
+from jaxlift.scoring._store import Store, StoreError, checksum_of
 
 WIDTH = 40
 LENGTHS = {"chr2": 300, "chr1": 600, "chr10": 50}  # in an order that is neither that of names nor that of numbers
@@ -263,7 +265,12 @@ def test_without_summits_their_centres(store, tmp_path):
 
 def test_places_must_be_those_of_the_scores(store, tmp_path):
     shutil.copytree(store, tmp_path / "s.zarr")
-    zarr.open_group(tmp_path / "s.zarr")["end"][1] += 1
+    group = zarr.open_group(tmp_path / "s.zarr")
+    group["end"][1] += 1
+    with pytest.raises(StoreError, match="the array end was changed or damaged"):
+        export(tmp_path / "s.zarr", narrowpeak=tmp_path / "s.narrowPeak")
+    meta = dict(group.attrs["jaxlift"])
+    group.attrs["jaxlift"] = meta | {"kept": meta["kept"] | {"end": checksum_of(group["end"][...])}}
     with pytest.raises(ValueError, match="has 40 scores of each example, but places such as chr1:110-151"):
         export(tmp_path / "s.zarr", narrowpeak=tmp_path / "s.narrowPeak")
 
@@ -411,6 +418,33 @@ def test_a_file_is_complete_or_what_it_was(store, tmp_path, monkeypatch):
     assert b"before" not in {path.read_bytes() for path in tmp_path.iterdir()}
 
 
+def test_where_nothing_can_be_written(store, tmp_path, monkeypatch, capsys):
+    """The name is the user's, and not the hidden one that a file has until it is complete."""
+
+    def refuses(path, **options):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Regions, "write", lambda self, path: refuses(path))
+    monkeypatch.setattr(type(tmp_path), "unlink", refuses)
+    assert main(["export", str(store), "--narrowpeak", str(tmp_path / "s.bed")]) == 74
+    assert capsys.readouterr().err.splitlines()[-1] == f"jaxlift: {tmp_path / 's.bed'}: Read-only file system"
+
+
+def test_a_bigwig_that_pybigwig_gives_up(store, tmp_path, monkeypatch):
+    def opened(path, mode):
+        file = pyBigWig.open(path, mode)
+        return types.SimpleNamespace(addHeader=file.addHeader, close=file.close, addEntries=gives_up)
+
+    def gives_up(*_, **options):
+        raise SystemError("returned NULL without setting an exception")
+
+    monkeypatch.setattr(_export, "extra", lambda name: types.SimpleNamespace(open=opened))
+    with pytest.raises(OSError, match="could not be written to its end: is the disk full") as raised:
+        export(store, bigwig=tmp_path / "s.bw", chrom_sizes=LENGTHS)
+    assert raised.value.filename == str(tmp_path / "s.bw")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_bigwig_that_is_cut_short(store, tmp_path, monkeypatch):
     """As pyBigWig leaves one on a full disk, without an error."""
 
@@ -429,9 +463,57 @@ def test_a_bigwig_that_is_cut_short(store, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("file", "suffix", "limit"),
+    [("h5", "", 4000), ("npz", ".hyp.npz", 1500), ("bedgraph", "", 3000), ("narrowpeak", "", 100)],
+)
+def test_a_full_disk(store, tmp_path, file, suffix, limit):
+    """What a full disk does, a limit on the size of files does. HDF5 ends the process where it can't write."""
+    limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))"
+    run = command("export", str(store), f"--{file}", "s", folder=tmp_path, first=limited)
+    assert (run.returncode, run.stderr.splitlines()[-1]) == (74, f"jaxlift: s{suffix}: File too large")
+    assert not {path.name for path in tmp_path.iterdir()} - {"s.ohe.npz"}
+
+
+def test_hdf5_reads_what_no_disk_has(tmp_path):
+    """What was written since the disk was full is read as if it were there."""
+    rng, wanted = np.random.default_rng(0), bytearray(1000)
+    file = _export._Patient(tmp_path / "x")
+    file.write(wanted)
+    file.error = OSError("full")
+    for _ in range(100):
+        at, data = int(rng.integers(900)), rng.bytes(int(rng.integers(1, 100)))
+        wanted[at : at + len(data)] = data
+        file.seek(at)
+        assert file.write(data) == len(data)
+        assert file.tell() == at + len(data)
+    file.seek(100)
+    assert file.read(700) == wanted[100:800]
+    file.close()
+    assert (tmp_path / "x").read_bytes() == bytes(1000)
+
+
+@pytest.mark.parametrize("how", ["a byte is another", "the numbers are others"])
+def test_damaged_chunks(store, tmp_path, how, capsys):
+    """They are found where they are read, and only there."""
+    path = shutil.copytree(store, tmp_path / "s.zarr")
+    if how == "a byte is another":
+        file = path / "hypothetical" / "c.1.0.0"
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    else:
+        zarr.open_group(path)["hypothetical"][6, 0] += 1
+    for arguments in (["export", str(path), "--npz", str(tmp_path / "s")], ["plot", str(path), "4"]):
+        assert main(arguments) == 74
+        err = capsys.readouterr().err
+        assert f"jaxlift: {path}: chunk 1 of hypothetical, of the examples 4 to 7, is damaged. The same `jaxl" in err
+    assert main(["plot", str(path), "3", "--out", str(tmp_path / "s.png")]) == 0
+    export(path, narrowpeak=tmp_path / "s.narrowPeak")
+
+
 def test_a_store_without_scores(fasta, tmp_path):
-    path = score(fasta, tmp_path / "s.zarr")
-    zarr.open_group(path)["status"][...] = 0
+    path = score(fasta, tmp_path / "s.zarr", lambda x: scored.model(x) * jnp.nan)
     with pytest.raises(ValueError, match="none of its 12 examples has scores"):
         export(path, h5=tmp_path / "s.h5")
 
@@ -447,6 +529,10 @@ def test_command(store, contributions, fasta, tmp_path, capsys):
     capsys.readouterr()
     assert main(["export", str(store), "--bigwig", bigwig]) == 2
     assert "give --chrom-sizes, such as" in capsys.readouterr().err
+    (tmp_path / "sizes").write_text("chr1\t599\nchr2\t300\nchr10\t50\n")
+    arguments = ["export", str(store), "--bigwig", bigwig, "--chrom-sizes", str(tmp_path / "sizes")]
+    assert main(arguments) == 2
+    assert f"chr1 has 599 bases in --chrom-sizes {tmp_path / 'sizes'}, and the store" in capsys.readouterr().err
     assert main(["export", str(contributions), "--npz", str(tmp_path / "s")]) == 2
     assert "--output hypothetical" in capsys.readouterr().err
 

@@ -233,6 +233,9 @@ class TestReferences:
         np.testing.assert_allclose(read(tmp_path / "s")["contributions"], wanted, rtol=1e-4, atol=1e-6)
 
 
+cheap = jaxlift.attribute(lambda x: x.sum((1, 2)))
+
+
 @functools.cache
 def without_names():
     return jax.jit(jaxlift.attribute(scored.named, target=1))
@@ -496,6 +499,19 @@ class TestBadExamples:
         assert score(iter(items), tmp_path / "s").bad == {10: Status.MALFORMED}
         close(tmp_path / "s", against_zeros, np.arange(53) != 10)
 
+    def test_records_of_a_genome(self, tmp_path, capsys):
+        """No length is that of most."""
+        (tmp_path / "genome.fa").write_text(">a\nACGTA\n>b\nACGT\n>c\nACG\n")
+        assert score(tmp_path / "genome.fa", tmp_path / "s", attr=cheap, progress="lines").scored == 1
+        message = "the record has 4 letters, expected 5 as the first has: no two records have the same length. For wind"
+        assert f"example 1: {message}ows of a genome give --regions BED --width L" in capsys.readouterr().err
+
+    def test_a_gzipped_fasta_file_of_any_name(self, tmp_path, against_zeros):
+        path = fasta(tmp_path / "x.fa", X)
+        path.write_bytes(gzip.compress(path.read_bytes()))
+        score(path, tmp_path / "s")
+        close(tmp_path / "s", against_zeros)
+
     def test_in_a_fasta_file(self, tmp_path, against_zeros, capsys):
         lines = fasta(tmp_path / "x.fa", X).read_text().split(">")
         lines[5] = lines[5].replace("A", "E", 1)
@@ -555,8 +571,9 @@ class TestFaults:
 
             with pytest.raises(KeyboardInterrupt) as raised:
                 score(Breaks(), tmp_path / "s")
-            assert "What is finished is valid" in raised.value.__notes__[0]
             status = read(tmp_path / "s")["status"]
+            kept = f", {(status == Status.SCORED).sum()} of 500 examples; a chunk (64 examples) that wasn't finished is"
+            assert raised.value.__notes__[0].startswith(f"What is finished is valid, in {tmp_path / 's'}{kept} done")
             assert 0 < (status == Status.SCORED).sum() <= broken_at
             np.testing.assert_array_equal(
                 read(tmp_path / "s")["contributions"][status == 1],
@@ -564,6 +581,12 @@ class TestFaults:
             )
         assert 0 < score(x, tmp_path / "s").computed < 250
         same(tmp_path / "s", tmp_path / "whole")
+
+    def test_little_is_done_again(self, tmp_path):
+        """Batches of any size: a run has eight chunks, if it has examples enough."""
+        for count, batch, size in ((512, 16, 64), (40, 8, 64), (53, 64, 64), (512, 128, 128)):
+            score(scored.sequences(count), tmp_path / f"{count}-{batch}", batch_size=batch, attr=cheap)
+            assert Store(tmp_path / f"{count}-{batch}", "r").chunk == size
 
     def test_a_stream_goes_on_too(self, tmp_path):
         x = scored.sequences(300)
@@ -586,6 +609,15 @@ class TestFaults:
             score(X, tmp_path / "s", attr=jaxlift.attribute(scored.raises))
         assert score(X, tmp_path / "s").scored == 53
 
+    def test_what_follows_from_a_change_is_not_told(self, tmp_path, finished):
+        """Checksums of programs and samples differ with whatever else does."""
+        finished(tmp_path / "s")
+        attr = jaxlift.attribute(lambda x: 2 * scored.model(x), target=2)
+        with pytest.raises(StoreError) as raised:
+            score(X[:50], tmp_path / "s", attr=attr)
+        names = [line.strip().partition(":")[0] for line in str(raised.value).splitlines()[1:-1]]
+        assert names == ["model.name", "attribution.target", "examples.count"]
+
     def test_changed_settings_are_refused(self, tmp_path, finished):
         finished(tmp_path / "s")
         for change, difference in (
@@ -595,7 +627,10 @@ class TestFaults:
                 {"attr": jaxlift.attribute(scored.model, target=1, rule="revealcancel")},
                 r'attribution.rule: the store has "Rescale\(\)", this run "RevealCancel\(\)"',
             ),
-            ({"attr": jaxlift.attribute(lambda x: 2 * scored.model(x), target=1)}, r"model.program: the store has"),
+            (
+                {"attr": jaxlift.attribute(lambda x: 2 * scored.model(x), target=1)},
+                r'model.name: the store has "scored:model"',
+            ),
             ({"examples": X[:50]}, r"examples.count: the store has 53, this run 50"),
             ({"examples": X[::-1]}, r"examples.sample.0: the store has"),
             ({"batch_size": 5}, r"batch_size: the store has 4, this run 5"),
@@ -691,7 +726,17 @@ CASES = {
     ),
     "reference of a function": ({"reference": lambda x: x[:3]}, ValueError, r"it returned an array of shape \(3, 4\)"),
     "reference is NaN": ({"reference": np.full((40, 4), np.nan)}, ValueError, r"can't be used: .*NaN"),
-    "no reference": ({"reference": None}, TypeError, r"compares the input with a reference"),
+    "no reference": (
+        {"reference": None},
+        TypeError,
+        r"Rescale\(\) compares the input with a reference: call jaxlift\.score\(\.\.\., reference=",
+    ),
+    "progress": ({"progress": "tqdm"}, ValueError, r"'tqdm' must be one of 'auto', 'bar', 'lines', 'none'"),
+    "part of a name": (
+        {"reference": "dinucleotide"},
+        ValueError,
+        r"'gc_matched' of windows of a genome, in Python MatchedRegions.* Did you mean 'dinucleotide_shuffle'\?",
+    ),
     "shuffled images": (
         {"examples": np.zeros((3, 8, 8)), "reference": "dinucleotide_shuffle"},
         ValueError,

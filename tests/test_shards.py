@@ -381,7 +381,7 @@ class TestDamage:
             zarr.open_group(copy).require_group(f"runs/{number}").attrs["jaxlift"] = record
         zarr.open_group(copy)["checksum"][3] = 0
         assert main(["info", str(copy)]) == 0
-        assert "1 of 16 chunks are not finished: 3" in capsys.readouterr().out
+        assert "1 of 16 chunks is not finished: 3" in capsys.readouterr().out
 
     @pytest.mark.parametrize(
         ("name", "how"),

@@ -52,10 +52,12 @@ def figures(name, n, r, program):
         ("activations", 8, 20, "rescale", 1.5),
         ("transformer", 8, 20, "rescale", 1.1),
         pytest.param("transformer", 160, 1, "rescale", 1.6, marks=pytest.mark.slow),
-        pytest.param("mnist_cnn", 160, 1, "rescale", 2.1, marks=pytest.mark.slow),
+        pytest.param("mnist_cnn", 160, 1, "rescale", 1.4, marks=pytest.mark.slow),
         ("mnist_cnn", 128, 4, "rescale", 1.6),
+        pytest.param("mnist_cnn", 8, 20, "rescale", 2.2, marks=pytest.mark.slow),
         ("activations", 160, 1, "revealcancel", 3.1),
         pytest.param("bpnet", 160, 1, "rescale", 1.2, marks=pytest.mark.slow),
+        pytest.param("bpnet", 8, 20, "rescale", 1.3, marks=pytest.mark.slow),
         pytest.param("bpnet", 128, 4, "rescale", 0.9, marks=pytest.mark.slow),
     ],
 )

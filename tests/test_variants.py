@@ -345,7 +345,7 @@ class TestErrors:
         """Whichever of them differ: all are in the checksum."""
         run(genome, written(tmp_path / "v.bcf"), tmp_path / "s")
         changed = [*VARIANTS[:3], (*VARIANTS[3][:3], VARIANTS[3][3] + "A", "insertion"), *VARIANTS[4:]]
-        with pytest.raises(StoreError, match=r"examples\.columns\.alt"):
+        with pytest.raises(StoreError, match="the values of alt differ"):
             run(genome, written(tmp_path / "w.bcf", changed), tmp_path / "s")
 
 

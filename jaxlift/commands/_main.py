@@ -18,7 +18,7 @@ import jax
 from jaxlift._core.table import MissingRuleError
 from jaxlift._version import __version__
 from jaxlift.commands import export, info, plot, score, variants, verify
-from jaxlift.commands._parser import FAILED, INPUT_OUTPUT, USAGE, Parser, shown, that_goes_on
+from jaxlift.commands._parser import FAILED, INPUT_OUTPUT, TERMINATED, USAGE, Parser, shown, that_goes_on
 from jaxlift.scoring._device import CALLED
 from jaxlift.scoring._score import KEPT
 from jaxlift.scoring._store import StoreError
@@ -79,6 +79,10 @@ def _done(given: Any) -> int:
         return _failed(MemoryError(f"{OUT_OF_MEMORY} ({str(error).splitlines()[0]})"), FAILED, given)
     except KeyboardInterrupt as error:
         return _failed(error, 128 + signal.SIGINT, given)
+    except SystemExit as error:
+        if error.code != TERMINATED or not _kept(error):
+            raise
+        return _failed(error, TERMINATED, given)
 
 
 @contextlib.contextmanager
@@ -98,7 +102,7 @@ def _warnings_in_words(given: Any) -> Iterator[None]:
 
 
 def _failed(error: BaseException, code: int, given: Any) -> int:
-    text = str(error) or "stopped"
+    text = "stopped" if isinstance(error, SystemExit) else str(error) or "stopped"
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     called = [note for note in getattr(error, "__notes__", ()) if note.startswith(CALLED)]

@@ -25,10 +25,12 @@ TERMINATED = 128 + signal.SIGTERM
 
 
 def shown(text: Any) -> str:
-    """Text from anywhere, without what would act on a terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in str(text))
+    """Text from anywhere, without its colours, nor what else would act on a terminal."""
+    text = re.sub(r"\x1b\[[\d;]*m", "", str(text))
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
+STORE = "what `jaxlift score` or `jaxlift variants` wrote: a folder such as scores.zarr, or a URL"
 DEFAULT = r" \[[^]]*\]$"  # at the end of an option's help
 # What the library says of Python, and how it is said to whoever is at a terminal.
 WORDS = {
@@ -63,7 +65,8 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             parser: Parser = getattr(given, "parser", self)
             like = [close for word in unknown for close in difflib.get_close_matches(word, parser.options(), 1)]
-            parser.error(f"there is no {' '.join(unknown)}" + (f": did you mean {', '.join(like)}?" if like else "."))
+            meant = ", ".join(dict.fromkeys(like))
+            parser.error(f"there is no {' '.join(unknown)}" + (f": did you mean {meant}?" if meant else "."))
         if "-" in map(str, vars(given).values()):
             given.parser.error("- is the standard input or output, which can't be taken here: name a file.")
         return given

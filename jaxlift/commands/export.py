@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from jaxlift.commands._parser import FINISHED, opened_store, shown, where
+from jaxlift.commands._parser import FINISHED, STORE, opened_store, shown, where
 from jaxlift.genomics._export import export
 
 
@@ -19,7 +19,7 @@ def add(commands: Any) -> None:
         "without scores are left out; rows of H5, npz and narrowPeak files are in the store's order. Files that are "
         "there are replaced, each once it is complete.",
     )
-    parser.add_argument("store", type=where)
+    parser.add_argument("store", type=where, help=STORE)
     files = parser.add_argument_group("what is written")
     files.add_argument(
         "--h5", type=where, metavar="FILE", help="one-hot, hypothetical and projected scores, as ChromBPNet's"

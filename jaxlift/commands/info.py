@@ -9,7 +9,7 @@ from collections import Counter
 from typing import Any
 
 from jaxlift._arguments import some_of
-from jaxlift.commands._parser import FINISHED, opened_store, shown, where
+from jaxlift.commands._parser import FINISHED, STORE, opened_store, shown, where
 from jaxlift.scoring._shards import Shard, read_shard
 from jaxlift.scoring._store import Store
 from jaxlift.scoring._summary import summarize
@@ -17,8 +17,13 @@ from jaxlift.scoring._summary import summarize
 
 def add(commands: Any) -> None:
     """Add the command to those of ``jaxlift``."""
-    parser = commands.add_parser("info", help="what is in a store, what it lacks, and how it was made")
-    parser.add_argument("store", type=where)
+    parser = commands.add_parser(
+        "info",
+        help="what is in a store, what it lacks, and how it was made",
+        description="Print what is in a store: how many examples are scored, which lack or are bad, its arrays, the "
+        "settings that the scores depend on, and the runs that made them. Nothing is changed.",
+    )
+    parser.add_argument("store", type=where, help=STORE)
     parser.add_argument("--bad", action="store_true", help="only list the examples without scores, and why")
     parser.add_argument("--json", action="store_true", help="for programs")
     parser.set_defaults(do=_info, parser=parser)
@@ -75,7 +80,8 @@ def said_of(store: Store, missing: list[int]) -> list[str]:
         return ["the examples came one after the other, and no run has come to their end"]
     if not missing:
         return [] if store.sealed else ["all chunks are finished, and `jaxlift finish` says so in the store"]
-    lines = [f"{len(missing)} of {len(store.chunks)} chunks are not finished: {some_of(missing, 20)}"]
+    verb = "is" if len(missing) == 1 else "are"
+    lines = [f"{len(missing)} of {len(store.chunks)} chunks {verb} not finished: {some_of(missing, 20)}"]
     shards = [str(run.get("shard")) for run in store.runs]
     last = Shard()
     with contextlib.suppress(ValueError):  # of a record that was edited

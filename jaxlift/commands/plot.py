@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxlift import plot
-from jaxlift.commands._parser import FINISHED, opened_store, shown, span, where
+from jaxlift.commands._parser import FINISHED, STORE, opened_store, shown, span, where
 from jaxlift.scoring._examples import Status
 from jaxlift.scoring._extra import extra
 from jaxlift.scoring._files import appearing
@@ -34,7 +34,7 @@ def add(commands: Any) -> None:
         "near. Positions count from 0 and spans leave out their end, in the genome too, as in BED files. A sequence of "
         "the strand - is drawn as the model reads it, so the genome's positions fall from left to right.",
     )
-    parser.add_argument("store", type=where)
+    parser.add_argument("store", type=where, help=STORE)
     parser.add_argument("example", help="its number, from 0, or its name")
     parser.add_argument("--out", type=where, help="the picture's path [STORE-EXAMPLE.png]")
     parser.add_argument("--target", metavar="NAME", help="which of several outputs that were explained [all]")
@@ -70,7 +70,9 @@ def _plot(given: argparse.Namespace) -> int:
         )
     rows = _rows(store, number, given.target)
     name = str(store.columns["name"][number]) if "name" in store.columns else ""
-    title = shown(f"example {number}{f' ({name})' if name else ''}: {store.output}")
+    is_observed = letters is not None and "sequence" in store.arrays and not given.hypothetical
+    drawn = "contributions" if is_observed and store.output == "hypothetical" else store.output
+    title = shown(f"example {number}{f' ({name})' if name else ''}: {drawn}")
     if letters is not None:
         rows = {key: np.moveaxis(row, store.letters_axis, -1) if row.ndim == 2 else row for key, row in rows.items()}
         figure = _tracks(store, number, rows, letters, given, title)
@@ -82,8 +84,11 @@ def _plot(given: argparse.Namespace) -> int:
     else:
         figure = _pictures(rows, title)
     out = given.out or Path(f"{given.store.stem}-{number}.png")
+    suffix, formats = out.suffix.removeprefix(".") or "png", figure.canvas.get_supported_filetypes()
+    if suffix.lower() not in formats:
+        raise ValueError(f"--out {out}: there are no pictures of the format {suffix}; there are {', '.join(formats)}.")
     with appearing(out) as draft:
-        figure.savefig(draft, dpi=150, format=out.suffix.removeprefix(".") or "png")
+        figure.savefig(draft, dpi=150, format=suffix)
     print(shown(out))
     return FINISHED
 
@@ -108,7 +113,7 @@ def _number(store: Store, text: str) -> int:
 
 def _rows(store: Store, number: int, target: str | None) -> dict[str, np.ndarray]:
     """An example's scores, of each output that is drawn."""
-    scores = np.asarray(store.arrays[store.output][number])
+    scores = store.rows(store.output, number, number + 1)[0]
     if target in store.targets:
         return {str(target): scores[store.targets.index(str(target))]}
     some = ", ".join(store.targets[:TRACKS])

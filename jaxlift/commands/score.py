@@ -21,12 +21,11 @@ from jaxlift.genomics._matched import MatchedRegions
 from jaxlift.genomics._windows import Windows
 from jaxlift.scoring._examples import Encoding, Examples, open_array, reading
 from jaxlift.scoring._letters import Ambiguous, Unknown
-from jaxlift.scoring._reference import NAMES
+from jaxlift.scoring._reference import NAMES, OF_A_GENOME, SHUFFLES
 from jaxlift.scoring._score import explained, is_explained, score
 from jaxlift.scoring._shards import join, read_shard, telling_others
 from jaxlift.scoring._summary import Summary
 
-MATCHED = "gc_matched"  # the reference that needs a genome
 SAID_BY_ATTRIBUTION = (
     *("paired", "shared", "target", "head", "strands", "rule", "output", "normalize_target", "channel_axis", "layout"),
     "precision",
@@ -81,16 +80,14 @@ def add(commands: Any) -> None:
         "--reference",
         default="zeros",
         metavar="REF",
-        help=f"{', '.join(NAMES)}, {MATCHED}, frequencies such as 0.3,0.2,0.2,0.3, a file, or package.module:function "
-        "of one example [%(default)s]",
+        help=f"{', '.join([*NAMES, OF_A_GENOME])}, frequencies such as 0.3,0.2,0.2,0.3, a file, or "
+        "package.module:function of one example [%(default)s]",
     )
     pairing = compared.add_mutually_exclusive_group()
     pairing.add_argument("--paired", action="store_true", help="the file has one reference for each example")
     pairing.add_argument("--shared", action="store_true", help="each example is compared with all in the file")
-    compared.add_argument(
-        "--shuffles", type=number(1), default=20, metavar="N", help="or matched regions of each example [%(default)s]"
-    )
-    compared.add_argument("--seed", type=number(), default=0, help="that they are drawn from [%(default)s]")
+    compared.add_argument("--shuffles", type=number(1), metavar="N", help="or matched regions of each example [20]")
+    compared.add_argument("--seed", type=number(), help="that they are drawn from [0]")
     add_run(parser)
     parser.set_defaults(do=_score, parser=parser)
 
@@ -264,16 +261,24 @@ def _score(given: argparse.Namespace) -> int:
 
 def _scored(given: argparse.Namespace) -> Summary:
     reference = given.reference if _is_file(given.reference) else imported(given.reference)
+    drawn = {name: getattr(given, name) for name in ("shuffles", "seed") if getattr(given, name) is not None}
+    if drawn and given.reference not in (*SHUFFLES, OF_A_GENOME):
+        be, it = ("is", "it") if len(drawn) == 1 else ("are", "them")
+        raise ValueError(
+            f"{' and '.join(f'--{name}' for name in drawn)} {be} for references that are drawn: give --reference "
+            f"{' or '.join([*SHUFFLES, OF_A_GENOME])}, or leave {it} out."
+        )
+    drawn = {"shuffles": 20, "seed": 0} | drawn
     pairing = {"pairing": "shared"} if given.shared else {"pairing": "paired"} if given.paired else {}
     attr = attribution_of(given, **pairing)
     axis = explained(attr).options.last_channel_axis
     with contextlib.ExitStack() as held:
         examples = held.enter_context(_examples(given, axis))
-        if reference == MATCHED:
+        if reference == OF_A_GENOME:
             if not isinstance(examples, Windows):
-                raise ValueError(f"--reference {MATCHED} takes windows of the genome: give --regions.")
+                raise ValueError(f"--reference {OF_A_GENOME} takes windows of the genome: give --regions.")
             regions = MatchedRegions(
-                given.examples, examples.width, per_region=given.shuffles, exclude=given.regions, seed=given.seed
+                given.examples, examples.width, per_region=drawn["shuffles"], exclude=given.regions, seed=drawn["seed"]
             )
             reference = held.enter_context(contextlib.closing(regions))
         return score(
@@ -281,8 +286,7 @@ def _scored(given: argparse.Namespace) -> Summary:
             examples,
             out=given.out,
             reference=reference,
-            shuffles=given.shuffles,
-            seed=given.seed,
+            **drawn,
             **run_options(given),
         )
 

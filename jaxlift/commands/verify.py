@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from jaxlift._arguments import some_of
-from jaxlift.commands._parser import FAILED, FINISHED, opened_store, shown, where
+from jaxlift.commands._parser import FAILED, FINISHED, STORE, opened_store, shown, where
 from jaxlift.commands.info import lacking, said_of
 from jaxlift.scoring._summary import seal, summarize
 
@@ -21,12 +21,23 @@ exit codes:
 
 def add(commands: Any) -> None:
     """Add the commands to those of ``jaxlift``."""
-    for name, do, what in (
-        ("verify", _verify, "read a whole store, and compare it with its checksums"),
-        ("finish", _finish, "say in a store that all shards are finished, if they are"),
+    for name, do, what, more in (
+        (
+            "verify",
+            _verify,
+            "read a whole store, and compare it with its checksums",
+            "Nothing is changed. Chunks that are damaged or lack are named; `jaxlift score` computes them.",
+        ),
+        (
+            "finish",
+            _finish,
+            "say in a store that all shards are finished, if they are",
+            "The last run says so by itself, unless several ended at the same moment. Else it says what lacks.",
+        ),
     ):
-        parser = commands.add_parser(name, help=what, epilog=EXIT_CODES)
-        parser.add_argument("store", type=where)
+        description = f"{what[0].upper()}{what[1:]}. {more}"
+        parser = commands.add_parser(name, help=what, description=description, epilog=EXIT_CODES)
+        parser.add_argument("store", type=where, help=STORE)
         parser.set_defaults(do=do, parser=parser)
 
 
@@ -36,10 +47,11 @@ def _verify(given: argparse.Namespace) -> int:
     finished, missing = sorted(store.finished()), lacking(store)
     damaged = [chunk for chunk in finished if store.valid(chunk) is None]
     if damaged:
-        print(f"{len(damaged)} of {len(finished)} finished chunks are damaged: {some_of(damaged, 20)}")
+        verb = "is" if len(damaged) == 1 else "are"
+        print(f"{len(damaged)} of {len(finished)} finished chunks {verb} damaged: {some_of(damaged, 20)}")
         print(f"a chunk has {store.chunk} examples. The same `jaxlift score` command scores them again.")
     else:
-        print(f"{len(finished)} chunks are as they were written")
+        print(f"{len(finished)} chunk{' is as it was' if len(finished) == 1 else 's are as they were'} written")
     for line in said_of(store, missing):
         print(shown(line))
     return FAILED if damaged or missing or not store.is_ended else FINISHED

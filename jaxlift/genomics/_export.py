@@ -8,6 +8,7 @@ these tools find a row's position in the genome by counting from the start of it
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import io
 import tempfile
@@ -24,7 +25,7 @@ from jaxlift.genomics._regions import Regions
 from jaxlift.genomics._windows import Genome
 from jaxlift.scoring._examples import Status
 from jaxlift.scoring._extra import extra
-from jaxlift.scoring._files import appearing, check_not_read
+from jaxlift.scoring._files import appearing, check_not_read, naming
 from jaxlift.scoring._places import is_url, place, resolved
 from jaxlift.scoring._store import Store
 
@@ -145,7 +146,10 @@ def export(
     with contextlib.ExitStack() as stack:
 
         def opened(path: str | Path, made: Callable[..., Any], *about: Any) -> Any:
-            return stack.enter_context(made(stack.enter_context(appearing(place(path))), *about))
+            draft = stack.enter_context(appearing(place(path)))
+            write = stack.enter_context(made(draft, *about))
+            # The disk is full for the file that is being written, of several that are open.
+            return naming(draft)(write)
 
         takers: list[Take] = []
         if has_track or narrowpeak is not None:
@@ -154,7 +158,8 @@ def export(
                 replace(regions, summit=regions.centre).write(stack.enter_context(appearing(place(narrowpeak))))
             if has_track:
                 lengths = {} if chrom_sizes is None else _lengths(chrom_sizes)
-                order = _order(regions, lengths)
+                named = f"chrom_sizes={chrom_sizes}" if isinstance(chrom_sizes, str | Path) else "chrom_sizes"
+                order = _order(regions, lengths, named)
                 writers: list[Write] = []
                 if bigwig is not None:
                     writers.append(opened(bigwig, _bigwig, lengths))
@@ -259,22 +264,26 @@ def _regions(store: Store, kept: np.ndarray) -> Regions:
     return regions
 
 
-def _order(regions: Regions, lengths: Mapping[str, int]) -> np.ndarray:
-    """The windows' order in a track: by contig, then by start, and by their numbers where both are the same."""
+def _order(regions: Regions, lengths: Mapping[str, int], named: str) -> np.ndarray:
+    """The windows' order in a track: by contig, then by start, and by their numbers where both are the same.
+
+    Args:
+        regions: of the windows.
+        lengths: of the contigs; of none if they aren't given.
+        named: what `lengths` are called in errors.
+    """
     present = regions.contig.tolist()
     contigs = [*lengths] or sorted({*present})
     ranks = {contig: rank for rank, contig in enumerate(contigs)}
     unknown = sorted({*present} - ranks.keys())
     if unknown:
-        raise ValueError(
-            f"chrom_sizes has no {some_of(unknown)}, where the store has windows; it has {some_of(contigs)}."
-        )
+        raise ValueError(f"{named} has no {some_of(unknown)}, where the store has windows; it has {some_of(contigs)}.")
     if lengths:
         outside = np.flatnonzero(regions.end > np.array([lengths[contig] for contig in present]))
         if len(outside):
             i = outside[0]
             raise ValueError(
-                f"{present[i]} has {lengths[present[i]]} bases in chrom_sizes, and the store a window there of "
+                f"{present[i]} has {lengths[present[i]]} bases in {named}, and the store a window there of "
                 f"{regions.start[i]}-{regions.end[i]} ({len(outside)} end too late): give the lengths of the genome "
                 "that was scored."
             )
@@ -328,24 +337,83 @@ def _batches(store: Store, kept: np.ndarray, target: str | None) -> Iterator[tup
         yield one_hot, scores, one_hot * scores
 
 
+class _Patient(io.RawIOBase):
+    """A file for HDF5, which ends the process where it can't write: what the disk has no room for waits in memory.
+
+    Attributes:
+        error: the first one of writing. Whoever writes has to look, and to stop soon.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.file, self.waiting = path.open("w+b", buffering=0), list[tuple[int, bytes]]()
+        self.error: OSError | None = None
+
+    def check(self) -> None:
+        """Raise the error, if there was one."""
+        if self.error is not None:
+            raise self.error
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self.file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return self.file.truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return self.tell() if size is None else size
+
+    def write(self, data: Any) -> int:
+        data, start, written = memoryview(data).cast("B"), self.tell(), 0
+        try:
+            while self.error is None and written < len(data):
+                written += self.file.write(data[written:])
+        except OSError as error:
+            self.error = error
+        if written < len(data):
+            self.waiting.append((start + written, bytes(data[written:])))
+            self.seek(start + len(data))
+        return len(data)
+
+    def readinto(self, buffer: Any) -> int:
+        view, start = memoryview(buffer).cast("B"), self.tell()
+        read = self.file.readinto(view)
+        for at, data in self.waiting:
+            begin, end = max(at, start), min(at + len(data), start + len(view))
+            if begin < end:
+                view[begin - start : end - start] = data[begin - at : end - at]
+                read = max(read, end - start)
+        return read
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+
 @contextlib.contextmanager
 def _h5(path: Path, shape: tuple[int, int, int], dtype: Dtype) -> Iterator[Take]:
-    with extra("h5py").File(path, "w") as file:
-        kinds, at = {"raw/seq": "int8", "shap/seq": dtype, "projected_shap/seq": dtype}, 0
-        # A chunk that is not full yet waits in HDF5's cache, which has 1 MiB: else it is compressed many times.
-        chunks = (min(shape[0], max(1, 2**17 // (shape[1] * shape[2]))), *shape[1:])
-        arrays = [
-            file.create_dataset(name, shape, kind, chunks=chunks, compression="gzip", shuffle=True)
-            for name, kind in kinds.items()
-        ]
+    with contextlib.closing(_Patient(path)) as disk:
+        with extra("h5py").File(disk, "w") as file:
+            kinds, at = {"raw/seq": "int8", "shap/seq": dtype, "projected_shap/seq": dtype}, 0
+            # A chunk that is not full yet waits in HDF5's cache, which has 1 MiB: else it is compressed many times.
+            chunks = (min(shape[0], max(1, 2**17 // (shape[1] * shape[2]))), *shape[1:])
+            arrays = [
+                file.create_dataset(name, shape, kind, chunks=chunks, compression="gzip", shuffle=True)
+                for name, kind in kinds.items()
+            ]
 
-        def take(*batch: np.ndarray) -> None:
-            nonlocal at
-            for array, values in zip(arrays, batch, strict=True):
-                array[at : at + len(values)] = values.astype(array.dtype)
-            at += len(batch[0])
+            def take(*batch: np.ndarray) -> None:
+                nonlocal at
+                for array, values in zip(arrays, batch, strict=True):
+                    array[at : at + len(values)] = values.astype(array.dtype)
+                    disk.check()
+                at += len(batch[0])
 
-        yield take
+            yield take
+        disk.check()
 
 
 @contextlib.contextmanager
@@ -366,9 +434,10 @@ def _track(regions: Regions, order: np.ndarray, writers: Sequence[Write], folder
 
     Windows come into a track in another order than they have in a store's chunks, so their sums wait in a file.
     """
+    named = naming(Path(folder or tempfile.gettempdir()))
     with tempfile.TemporaryFile(dir=folder) as sums:
-        yield lambda one_hot, scores, projected: sums.write(projected.sum(1).tobytes())
-        sums.flush()
+        yield named(lambda one_hot, scores, projected: sums.write(projected.sum(1).tobytes()))
+        named(sums.flush)()
         values = np.memmap(sums, np.float32, "r").reshape(len(regions), -1)
         for run in _joined(_pieces(regions, order, values)):
             for write in writers:
@@ -421,6 +490,8 @@ def _joined(pieces: Iterable[Run]) -> Iterator[Run]:
 
 @contextlib.contextmanager
 def _bigwig(path: Path, lengths: Mapping[str, int]) -> Iterator[Write]:
+    message = "the bigWig file could not be written to its end: is the disk full?"
+    cut_short = OSError(errno.ENOSPC, message, str(path))
     path.touch()  # pyBigWig doesn't say what is the matter where this fails
     file = extra("pyBigWig").open(str(path), "w")
     try:
@@ -430,14 +501,21 @@ def _bigwig(path: Path, lengths: Mapping[str, int]) -> Iterator[Write]:
                 f"a bigWig file has contigs of 1 to {2**32 - 1} bases, which {some_of(too_long)} don't have."
             )
         file.addHeader(list(lengths.items()))
-        yield lambda contig, start, values: file.addEntries(contig, start, values=values, span=1, step=1)
+
+        def write(contig: str, start: int, values: np.ndarray) -> None:
+            try:
+                file.addEntries(contig, start, values=values, span=1, step=1)
+            except SystemError as error:  # it failed, and doesn't say why
+                raise cut_short from error
+
+        yield write
     finally:
         file.close()
     with path.open("rb") as written:  # it ends as it begins, unless a disk was full, which pyBigWig passes over
         first = written.read(4)
         written.seek(-4, io.SEEK_END)
         if written.read() != first:
-            raise OSError(f"the bigWig file could not be written to its end: is the disk of {path.parent} full?")
+            raise cut_short
 
 
 @contextlib.contextmanager

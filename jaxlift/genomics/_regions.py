@@ -5,12 +5,13 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
-from jaxlift.scoring._examples import MalformedError, reading
+from jaxlift.scoring._examples import MalformedError, is_gzipped, reading
 from jaxlift.scoring._places import place
 
 NARROW_PEAK = 10  # columns, the last of which is the summit's offset from the start
@@ -119,7 +120,7 @@ def read_regions(path: str | Path) -> Regions:
     with (
         reading(path, "BED file"),
         path.open("rb") as raw,
-        gzip.open(raw) if path.suffix == ".gz" else raw as binary,
+        gzip.open(raw) if is_gzipped(raw) else raw as binary,
         io.TextIOWrapper(binary, encoding="utf-8-sig") as file,  # pyright: ignore[reportArgumentType]
     ):
         for number, line in enumerate(file, 1):
@@ -138,12 +139,15 @@ def _row(line: str, place: str) -> tuple[str, int, int, str, str, int]:
         contig, start, end = columns[0], int(columns[1]), int(columns[2])
         offset = int(columns[9]) if len(columns) == NARROW_PEAK else -1
     except (IndexError, ValueError):
+        is_header = len(columns) > 2 and not any(re.search(r"\d", column) for column in columns[1:3])
+        names = " If these are the columns' names, remove the line, or begin it with '#'." if is_header else ""
         raise MalformedError(
-            f"{place}: expected contig, start, end and, of a narrowPeak file, the summit's offset in column 10, got "
-            f"{line.strip()[:60]!r}."
+            f"{place}: expected contig, start and end, two whole numbers, with tabs between them (and of a narrowPeak "
+            f"file the summit's offset in column 10), got {line.strip()[:60]!r}.{names}"
         ) from None
-    if not 0 <= start < end < 2**63:
-        raise MalformedError(f"{place}: expected 0 <= start < end, of 63 bits, got {start} and {end}.")
+    if not 0 <= start < end or end >= 2**63:
+        too_large = f", less than 2^63 = {2**63}" if end >= 2**63 else ""
+        raise MalformedError(f"{place}: expected 0 <= start < end{too_large}, got {start} and {end}.")
     if offset >= end - start:
         raise MalformedError(f"{place}: the summit, {offset} from the start, lies outside of {start}-{end}.")
     name = columns[3] if len(columns) > 3 and columns[3] not in ("", ".") else f"{contig}:{start}-{end}"

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import functools
-from collections import Counter
+import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, overload
 
 import numpy as np
 
 from jaxlift._arguments import check_count, some_of
 from jaxlift.genomics._regions import Regions, read_regions
-from jaxlift.scoring._examples import Encoding, Examples, MalformedError, keys_of, reading
+from jaxlift.scoring._examples import Encoding, Examples, MalformedError, is_gzipped, keys_of, reading
 from jaxlift.scoring._extra import extra
 from jaxlift.scoring._files import appearing, beside, check_not_read
 from jaxlift.scoring._letters import BASES, Ambiguous, Unknown, reverse_complement
 from jaxlift.scoring._places import local
 
+ASSEMBLY = "Is the genome the right assembly, or is its file cut short?"
+IN_BED = {"contig": "column 1", "name": "column 4", "strand": "column 6"}
 HEADER = 4096  # bytes of a contig's description, at most, in which its name is looked for
 
 
@@ -38,12 +42,39 @@ class Genome:
             raise FileNotFoundError(f"there is no file {self.path}.")
         if self.path.suffix in (".gz", ".bgz"):
             extra("Bio")  # which pyfaidx reads bgzipped files with
+        else:
+            self._check_text()
+        self._check_folder()
         with reading(self.path, "FASTA file that can be indexed (compress it with bgzip, not with gzip)"):
             self.file: Any = pyfaidx.Fasta(str(self.path), as_raw=True, sequence_always_upper=True)
             self.lengths: Mapping[str, int] = {name: len(self.file[name]) for name in self.file.keys()}  # noqa: SIM118
         self.close = self.file.close
         if self.path.suffix not in (".gz", ".bgz"):
             self._check_index()
+
+    def _check_text(self) -> None:
+        """Raise the error for a compressed file whose name doesn't say so, by which pyfaidx goes."""
+        with self.path.open("rb") as file:
+            if is_gzipped(file):
+                raise MalformedError(
+                    f"{self.path} is gzipped, and its name doesn't say so: unpack it, or compress it with bgzip and "
+                    f"name it {self.path.name}.gz."
+                )
+
+    def _check_folder(self) -> None:
+        """Raise the error for an index that is to be made, in a folder where nothing can be written."""
+        index = self.path.with_name(f"{self.path.name}.fai")
+        is_there = index.exists()
+        if is_there and index.stat().st_mtime >= self.path.stat().st_mtime:
+            return
+        if not os.access(index if is_there else index.parent, os.W_OK):
+            what = (
+                "is older than the file, and can't be written anew" if is_there else "is missing, and can't be written"
+            )
+            raise PermissionError(
+                f"the index {index} {what} there: run `samtools faidx {self.path}` as one who can write there, or copy "
+                f"or link {self.path.name} to a folder where you can write."
+            )
 
     def _check_index(self) -> None:
         """Raise the error for an index of another file, which pyfaidx takes for this one's if it is not older."""
@@ -85,7 +116,8 @@ class Windows(Examples):
 
     A window has `width` positions, `width // 2` of them before the region's summit, or before its middle where it has
     none. One that would leave its contig, or whose contig the genome lacks, is left out: `left_out` has its region, and
-    `jaxlift.score` says so. It writes the others to ``STORE.kept.bed`` (narrowPeak).
+    `jaxlift.score` says so. It writes the others to ``STORE.kept.bed`` (narrowPeak). Of regions that end beyond their
+    contig, mostly of another assembly, a warning says how many there are. ``windows[:4]`` is the first four.
 
     Args:
         genome: the path of a FASTA file, which is indexed if it isn't yet.
@@ -132,12 +164,20 @@ class Windows(Examples):
         kept = (start >= 0) & (start + width <= length)
         self.regions, self.left_out, self.start = given[kept], given[~kept], start[kept]
         self.is_missing = length[~kept] < 0
+        is_beyond = (length >= 0) & (given.end > length)
+        self.is_beyond = is_beyond[~kept]
         self.turned = (self.regions.strand == "-") & stranded
         self.count = len(self.regions)
         origin = "" if isinstance(regions, Regions) else f" at {regions}"
         self.source = f"{genome}{origin}"
         if not self.count:
             raise ValueError(f"{self.source}: no region has a window within its contig. {self._why_left_out()}")
+        if is_beyond.any():
+            warnings.warn(
+                f"{is_beyond.sum()} of {_count(len(given), 'region')} end beyond their contig, such as "
+                f"{given.name[is_beyond.argmax()]}. {ASSEMBLY}",
+                stacklevel=2,
+            )
 
     @property
     def hint(self) -> str:
@@ -160,6 +200,11 @@ class Windows(Examples):
             "strand": strand.astype(np.dtypes.StringDType()),
             "summit": regions.centre,
         }
+
+    def column(self, name: str) -> str:
+        what = f"the {name}s" if name in IN_BED else "the windows' places"
+        bed = self.reads[1:]
+        return f"{what} in {IN_BED.get(name, 'columns 2, 3 and 10')} of {bed[0]}" if bed else f"{what} of the regions"
 
     def keys(self, start: int, stop: int) -> np.ndarray:
         """Of the windows' places, so that neither the order of the regions nor other regions matter."""
@@ -184,7 +229,19 @@ class Windows(Examples):
     def __len__(self) -> int:
         return self.count or 0
 
-    def __getitem__(self, number: int) -> np.ndarray:
+    @overload
+    def __getitem__(self, number: int) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, number: slice) -> Windows: ...
+    def __getitem__(self, number: int | slice) -> np.ndarray | Windows:
+        """A window as an array, or the windows of a slice."""
+        if isinstance(number, slice):
+            some = copy.copy(self)
+            some.__dict__.pop("columns", None)
+            some.regions, some.start, some.turned = self.regions[number], self.start[number], self.turned[number]
+            some.count, some.left_out = len(some.regions), self.left_out[:0]
+            some.is_missing, some.is_beyond = self.is_missing[:0], self.is_beyond[:0]
+            return some
         if not -len(self) <= number < len(self):
             raise IndexError(f"there is no window {number}: there are {len(self)}.")
         return self.row(number % len(self))
@@ -195,24 +252,24 @@ class Windows(Examples):
         check_not_read(path, self.reads)
         with appearing(path) as draft:
             self.regions.write(draft)
-        return [f"{self._why_left_out()} The {self.count} others are in {path}."] if len(self.left_out) else []
+        others = "The other one is" if self.count == 1 else f"The {self.count} others are"
+        return [f"{self._why_left_out()} {others} in {path}."] if len(self.left_out) else []
 
     def _why_left_out(self) -> str:
         """How many regions have no window, and why."""
-        said = []
-        outside = self.left_out.name[~self.is_missing]
-        if len(outside):
-            said.append(
-                f"{_count(len(outside), 'region')} left out, because a window of {self.width} leaves the contig: "
-                f"{some_of(outside)}."
-            )
-        missing = Counter(map(str, self.left_out.contig[self.is_missing]))
-        if missing:
-            said.append(
-                f"{_count(sum(missing.values()), 'region')} left out, because the genome has no contig "
-                f"{some_of([*missing])}; it has {some_of([*self.genome.lengths])}."
-            )
-        return " ".join(said)
+        total = _count((self.count or 0) + len(self.left_out), "region")
+        beyond = self.left_out.name[self.is_beyond]
+        outside = self.left_out.name[~self.is_beyond & ~self.is_missing]
+        missing = [*dict.fromkeys(map(str, self.left_out.contig[self.is_missing]))]
+        reasons = (
+            (len(beyond), f"they end beyond their contig: {some_of(beyond)}. {ASSEMBLY}"),
+            (len(outside), f"a window of {self.width} leaves the contig: {some_of(outside)}."),
+            (
+                int(self.is_missing.sum()),
+                f"the genome has no contig {some_of(missing)}; it has {some_of([*self.genome.lengths])}.",
+            ),
+        )
+        return " ".join(f"{count} of {total} left out, because {why}" for count, why in reasons if count)
 
 
 def _width(regions: Regions) -> int:

@@ -106,6 +106,10 @@ class Examples:
         """Where the examples come from: what a store keeps of each, `(N,)` of text or whole numbers, by name."""
         return {}
 
+    def column(self, name: str) -> str:
+        """What a column has, and where that stands, for people."""
+        return f"the values of {name}"
+
     def keys(self, start: int, stop: int) -> np.ndarray:
         """What random draws for each example depend on, `(n,)` uint32: its number, if it has no name or place."""
         return np.arange(start, stop, dtype=np.uint32)
@@ -388,7 +392,7 @@ class FastaExamples(Examples):
     def __init__(self, path: Path, encoding: Encoding = PLAIN) -> None:
         self.source, self.encoding = str(path), encoding
         self.file, self.close = _opened(path)  # for as long as the run
-        if path.suffix.lower() == ".gz":
+        if is_gzipped(self.file):
             self.file = gzip.GzipFile(mode="rb", fileobj=self.file)
         self.offsets = array("q")  # of the lines after each header
         self.names: list[str] = []
@@ -397,7 +401,13 @@ class FastaExamples(Examples):
                 lengths = self._index()
             self.count = len(self.offsets)
             # The length that most records have, so that a first one that is cut short doesn't spoil all others.
-            [(self.length, _)] = lengths.most_common(1)
+            [(self.length, times)] = lengths.most_common(1)
+            self.expected = f"expected {self.length} as most have"
+            if times == 1:
+                self.expected = (
+                    f"expected {self.length} as the first has: no two records have the same length. For windows of a "
+                    "genome give --regions BED --width L, in Python Windows(...)"
+                )
             self.shape, self.dtype = encoding.shape(self.length), np.dtype(np.float32)
             some = self.read(0, 16)
             if len(some.messages) == len(some.values):
@@ -460,8 +470,18 @@ class FastaExamples(Examples):
         sequence = np.frombuffer(self._sequence(number), np.uint8)
         encoded = self.encoding(sequence)
         if len(sequence) != self.length:
-            raise MalformedError(f"the record has {len(sequence)} letters, expected {self.length} as most have")
+            raise MalformedError(f"the record has {len(sequence)} letters, {self.expected}")
         return encoded
+
+
+def is_gzipped(file: Any) -> bool:
+    """Whether what a file has is gzipped, whatever its name says."""
+    if hasattr(file, "peek"):  # as a file of this machine has, which may be a pipe
+        magic = file.peek(2)[:2]
+    else:
+        magic = file.read(2)
+        file.seek(0)
+    return magic == b"\x1f\x8b"
 
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
@@ -11,10 +12,15 @@ from typing import Any
 
 from jaxlift.scoring._places import is_url, place, reaching, resolved
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk, a user's share of it, or what a file may have
+
 
 @contextlib.contextmanager
 def appearing(path: Path) -> Iterator[Path]:
-    """A name on this machine to write a file under, which gets its own name when it is complete, or goes to its URL."""
+    """A name on this machine to write a file under, which gets its own name when it is complete, or goes to its URL.
+
+    An error of writing it has the file's own name, and not that one.
+    """
     if is_url(path):
         with tempfile.TemporaryDirectory() as folder:
             draft = Path(folder, path.name)
@@ -25,10 +31,27 @@ def appearing(path: Path) -> Iterator[Path]:
             return
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # others may write the same file at the same time
     try:
-        yield draft
+        with naming(draft):
+            yield draft
         draft.replace(path)
+    except OSError as error:
+        if error.filename in (draft, str(draft)):
+            error.filename, error.filename2 = str(path), None
+        raise
     finally:
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where nothing can be written, nothing is there
+            draft.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name a file that is written in the error of a full disk, which has no name where a file is open already."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def beside(store: Path, ending: str) -> Path:

@@ -13,7 +13,7 @@ INTERVAL = 10.0  # seconds from line to line
 
 
 class Progress:
-    """Counts examples, and shows rate, time left and the largest convergence delta of the last batch."""
+    """Counts examples, and shows rate, time left and the largest convergence delta so far."""
 
     def __init__(self, display: Display, total: int | None, out: TextIO | None = None) -> None:
         self.out = out or sys.stderr
@@ -21,6 +21,7 @@ class Progress:
             display = "bar" if self.out.isatty() else "lines"
         self.display, self.total, self.done = display, total, 0
         self.bar: Any = None
+        self.largest = 0.0
 
     def begin(self, done: int) -> None:
         """Count from here on; so many examples are done already."""
@@ -34,8 +35,9 @@ class Progress:
     def update(self, count: int, delta: float) -> None:
         """So many more examples are scored."""
         self.done += count
+        self.largest = max(self.largest, delta)
         if self.bar is not None:
-            self.bar.set_postfix_str(f"delta {delta:.1e}", refresh=False)
+            self.bar.set_postfix_str(f"delta {self.largest:.1e}", refresh=False)
             self.bar.update(count)
         elif self.display == "lines" and time.monotonic() - self.shown >= INTERVAL:
             self.shown = time.monotonic()
@@ -44,7 +46,7 @@ class Progress:
             if self.total is not None:
                 of_total = f" of {self.total} ({self.done / self.total:.1%})"
                 left = f", {duration((self.total - self.done) / rate)} left" if rate else ""
-            self.say(f"{self.done}{of_total} examples, {rate:.4g}/s{left}, delta {delta:.1e}")
+            self.say(f"{self.done}{of_total} examples, {rate:.4g}/s{left}, delta {self.largest:.1e}")
 
     def say(self, line: str) -> None:
         """A line for people, unless they want quiet."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,9 @@ from jaxlift.scoring._examples import (
     open_array,
 )
 
-NAMES = ("zeros", "uniform", "mean", "frequencies", "dinucleotide_shuffle", "mononucleotide_shuffle")
+SHUFFLES = ("dinucleotide_shuffle", "mononucleotide_shuffle")
+NAMES = ("zeros", "uniform", "mean", "frequencies", *SHUFFLES)
+OF_A_GENOME = "gc_matched"  # the name of what is none without a genome, for the command
 
 
 @runtime_checkable
@@ -126,10 +129,12 @@ def read_reference(
     try:
         array = open_array(given, encoding)
     except FileNotFoundError:
-        names = ", ".join(map(repr, NAMES))
+        like = difflib.get_close_matches(str(given), [*NAMES, OF_A_GENOME], 1, 0.5)
+        meant = f" Did you mean {like[0]!r}?" if like and like[0] != given else ""
         raise ValueError(
-            f"reference={str(given)!r} must be one of {names}, the path of an array, an array, or a function; and "
-            "there is no such file."
+            f"reference={str(given)!r} must be one of {', '.join(map(repr, NAMES))}, {OF_A_GENOME!r} of windows of a "
+            "genome, in Python MatchedRegions(...), the path of an array, an array, or a function; and there is no "
+            f"such file.{meant}"
         ) from None
     with contextlib.ExitStack() as refused:
         refused.callback(array.close)

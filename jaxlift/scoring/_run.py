@@ -311,6 +311,16 @@ class Run:
         while self.writing:
             self.writing.popleft().result()
 
+    def kept(self) -> str:
+        """How many examples are stored, of how many, and what is to be done again, for people."""
+        try:
+            finished = {chunk for chunk in self.store.finished() if self.shard.owns(chunk)}
+        except Exception:  # what can't be read can't be counted
+            return ""
+        count, total = sum(map(self.size, finished)), self.progress.total
+        of_total = "" if total is None else f" of {total}"
+        return f", {count}{of_total} examples; a chunk ({self.store.chunk} examples) that wasn't finished is done again"
+
     def summary(self) -> Summary:
         """What this shard's chunks have."""
         return self.tally.summary(self.store.path, self.computed, self.seconds)

@@ -7,6 +7,7 @@ import datetime
 import errno
 import os
 import platform
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxlift._arguments import check_option
 from jaxlift._explainer import Explainer
 from jaxlift._memory import as_bytes
 from jaxlift.scoring import _identity
@@ -32,6 +34,7 @@ from jaxlift.scoring._summary import Summary, now, seal, summarize
 
 BATCHES = 16  # at most so many in a chunk
 CHUNKS_OF_SHARD = 4  # at least, if there are examples enough
+CHUNKS, FEW = 8, 64  # of a run that is no shard at least so many, if each has this many examples
 KEPT = "What is finished is valid,"
 
 
@@ -116,6 +119,7 @@ def score(
         ValueError, TypeError: if arguments don't fit each other. Nothing has been written then.
         Exception: what the model, the disk or an iterable raises. What was finished is kept, and is valid.
     """
+    check_option("progress", progress, Display)
     extra("zarr")  # before anything is written
     path = resolved(place(out))
     explainer = explained(attr)
@@ -125,6 +129,12 @@ def score(
     if shard is not None and overwrite:
         raise ValueError(
             "overwrite=True would remove what other shards have: remove the store before the first begins."
+        )
+    if reference is None and explainer.method.needs_reference:
+        name = getattr(explainer.options, "rule", explainer.method.name)
+        raise TypeError(
+            f"{name} compares the input with a reference: call jaxlift.score(..., reference=...), such as "
+            "reference='zeros'."
         )
     mine = team.shard if shard is None else read_shard(shard)
     encoding = Encoding(channel_axis=explainer.options.last_channel_axis)
@@ -182,7 +192,7 @@ def score(
             wanted = settings | of_batch | ({"batch_size": batch_size} if batch_size else {})
             if changed := differences(_comparable(store.settings, wanted), _comparable(wanted, store.settings)):
                 raise StoreError(
-                    "\n  ".join([f"{path} was made with other settings:", *changed])
+                    "\n  ".join([f"{path} was made with other settings:", *_told(changed, source)])
                     + "\nGo on with the same settings, choose another path, or begin anew with overwrite=True."
                 )
             program.use(**of_batch)
@@ -220,11 +230,12 @@ def score(
                         )
                     store.note(record | {"ended": now(), "computed": run.computed} | run.summary().numbers)
         except BaseException as error:
-            error.add_note(f"{KEPT} in {path}. The same call or command goes on from there.")
+            error.add_note(f"{KEPT} in {path}{run.kept()}. The same call or command goes on from there.")
             raise
         finally:
             run.progress.close()
-        summary = replace(run.summary(), notes=tuple(notes), is_finished=store.is_finished)
+        compared = _in_words(program.reference.description)
+        summary = replace(run.summary(), reference=compared, notes=tuple(notes), is_finished=store.is_finished)
         if mine.count > 1:
             summary = replace(summary, shard=str(mine))
         if summary.is_finished and not read_only and (run.computed or store.sealed is None):
@@ -251,6 +262,15 @@ def _settings(program: Program, explainer: Explainer, columns: Mapping[str, np.n
     }
 
 
+def _in_words(reference: Mapping[str, Any] | None) -> str | None:
+    """What examples are compared with, for people: without checksums, which are for programs."""
+    if reference is None:
+        return None
+    counted = [f"{reference[name]} {name}" for name in ("shuffles", "regions") if name in reference]
+    seed = [f"seed {reference['seed']}"] if "seed" in reference else []
+    return ", ".join([str(reference["name"]), *counted, *seed])
+
+
 def _stamps(source: Examples) -> list[tuple[int, int]]:
     """Sizes and times of the files of this machine that examples are read from."""
     files = [path for path in map(place, source.reads) if not is_url(path) and path.is_file()]
@@ -262,6 +282,21 @@ def _comparable(settings: dict[str, Any], others: dict[str, Any]) -> dict[str, A
     sample, other = settings["examples"]["sample"], others["examples"].get("sample", {})
     good = {number: of for number, of in sample.items() if None not in (of, other.get(number))}
     return settings | {"examples": settings["examples"] | {"sample": good}}
+
+
+def _told(changed: Sequence[str], source: Examples) -> list[str]:
+    """What differs, as people can read it, and that first. Checksums of what follows from it are left out."""
+    by_name = {line.partition(":")[0]: line for line in changed}
+    columns, sums, said = [], [], []
+    for name, line in by_name.items():
+        if name.startswith("examples.columns."):
+            columns.append(f"{source.column(name.rpartition('.')[2])} differ")
+        else:
+            (sums if re.match(r"\w+\.(program$|sample\.)", name) else said).append(line)
+    if "examples.shape" in by_name:  # on which the windows' places depend
+        columns = []
+    said = sorted(said, key=lambda line: "checksum" in line or line.startswith("model.parameters"))
+    return [*said, *dict.fromkeys(columns)] or sums
 
 
 def _record(source: Examples, shard: Shard, devices: Sequence[Any], command: Sequence[str]) -> dict[str, Any]:
@@ -321,7 +356,8 @@ def _new_store(
         dimensions |= {"sequence": ("position",)}
         if scores[0][len(of_targets) :] == tuple(examples.shape):  # not those of a layer, or of pairs
             dimensions |= {output: (*of_targets, *axes)}
-    batches = max(1, min(BATCHES, CHUNK // (program.batch * program.row_bytes), -(-limit // program.batch)))
+    few = limit if examples.count is None else min(limit, max(FEW, examples.count // CHUNKS))
+    batches = max(1, min(BATCHES, CHUNK // (program.batch * program.row_bytes), -(-few // program.batch)))
     return Store.create(
         path,
         settings | {"batch_size": program.batch, "in_turn": program.in_turn},

@@ -127,7 +127,10 @@ def _of_array(environ: Mapping[str, str], count: int | None) -> Shard:
             )
         return Shard((task - first) // step, tasks)
     names = ", ".join(f"{array.index} ({array.scheduler})" for array in ARRAYS)
-    raise ValueError(f"shard 'auto': no scheduler says which task of an array this is. Looked for {names}.")
+    raise ValueError(
+        f"shard 'auto': no scheduler says which task of an array this is. Write the shard, I/N, such as 0/8 for the "
+        f"first of eight. Looked for {names}."
+    )
 
 
 _locked: set[tuple[Path, Shard]] = set()

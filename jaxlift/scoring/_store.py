@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlift.scoring._examples import Status, opened_zarr, reading_zarr
+from jaxlift.scoring._examples import DamagedError, Status, opened_zarr, reading_zarr
 from jaxlift.scoring._extra import extra
 from jaxlift.scoring._letters import one_hot_of
 from jaxlift.scoring._places import UnreachableError, create, is_url, reaching, replace, sync
@@ -113,8 +113,7 @@ class Store:
     @functools.cached_property
     def columns(self) -> dict[str, np.ndarray]:
         """Where the examples come from: names, places in a genome and whatever else their source says of each."""
-        with reading_zarr(self.path):
-            return {name: self._array(name)[...] for name in self.meta["columns"]}
+        return {name: self._kept(name) for name in self.meta["columns"]}
 
     @functools.cached_property
     def reference(self) -> np.ndarray | None:
@@ -339,13 +338,42 @@ class Store:
         array, finished = self.arrays[name], self.finished()
         stop = min(stop, self.count)
         chunks = range(start // self.chunk, -(-stop // self.chunk))
+        first, last = chunks.start * self.chunk, min(chunks.stop * self.chunk, self.count)  # whole chunks
         if finished.issuperset(chunks):
-            return array[start:stop]
-        values = np.full((max(stop - start, 0), *array.shape[1:]), array.fill_value, array.dtype)
+            try:
+                values = array[first:last]
+            except UnreachableError:
+                raise
+            except Exception:  # a chunk can't be read, and the one that it is says so
+                values = np.concatenate([self._read(name, chunk) for chunk in chunks])
+        else:
+            values = np.full((max(last - first, 0), *array.shape[1:]), array.fill_value, array.dtype)
+            for chunk in finished.intersection(chunks):
+                rows = self._read(name, chunk)
+                values[chunk * self.chunk - first :][: len(rows)] = rows
+        at = [*self.arrays].index(name)
         for chunk in finished.intersection(chunks):
-            begin, end = max(start, chunk * self.chunk), min(stop, (chunk + 1) * self.chunk)
-            values[begin - start : end - start] = array[begin:end]
-        return values
+            rows = values[chunk * self.chunk - first :][: self.chunk]
+            if self._sums[chunk, at] != _sum_of(rows):
+                raise self._damaged(name, chunk)
+        return values[start - first : stop - first]
+
+    def _read(self, name: str, chunk: int) -> np.ndarray:
+        """A chunk of an array, or the error that says that it can't be read."""
+        try:
+            return self.arrays[name][chunk * self.chunk : (chunk + 1) * self.chunk]
+        except UnreachableError:
+            raise
+        except Exception as error:  # whatever a codec or a file system finds
+            raise self._damaged(name, chunk) from error
+
+    def _damaged(self, name: str, chunk: int) -> DamagedError:
+        start = chunk * self.chunk
+        return DamagedError(
+            f"{self.path}: chunk {chunk} of {name}, of the examples {start} to "
+            f"{min(start + self.chunk, self.count) - 1}, is damaged. The same `jaxlift score` command scores it again; "
+            "`jaxlift verify` says whether others are."
+        )
 
     def finished(self) -> set[int]:
         """The numbers of the chunks that were written whole; to a reader, when it first asked."""
@@ -362,6 +390,7 @@ class Store:
             raise
         except Exception:  # one of them is damaged, or cut short
             rows = np.stack([self._checksum(chunk) for chunk in range(self.checksum.shape[0])])
+        self._sums = rows
         return {int(chunk) for chunk in np.flatnonzero(rows.any(1))}
 
     def _checksum(self, chunk: int) -> np.ndarray:
@@ -399,7 +428,7 @@ class Store:
         return {name: array[at] for name, array in self.arrays.items()}
 
     def _checksums(self, rows: Mapping[str, np.ndarray]) -> np.ndarray:
-        return np.array([max(checksum_of(rows[name]), 1) for name in self.arrays], np.uint32)  # 0: there is none
+        return np.array([_sum_of(rows[name]) for name in self.arrays], np.uint32)
 
     def write(self, chunk: int, rows: Mapping[str, np.ndarray]) -> None:
         """Write a chunk, a row for each of its examples. It is finished when this returns, and not there before.
@@ -546,6 +575,11 @@ def _is_specified(array: Any) -> bool:
 def _storable(values: np.ndarray) -> np.ndarray:
     """Values in a dtype that Zarr has: text of variable length."""
     return values.astype(np.dtypes.StringDType()) if values.dtype.kind in "UT" else values
+
+
+def _sum_of(rows: np.ndarray) -> int:
+    """The checksum of a chunk of an array; 0 stands for none."""
+    return max(checksum_of(rows), 1)
 
 
 def checksum_of(values: np.ndarray) -> int:

@@ -28,6 +28,7 @@ class Summary:
         seconds: how long that took, without compiling.
         largest_delta: the largest convergence delta, in size.
         largest_at: the example that has it; None if there is none.
+        reference: what they are compared with, in words; None if there was no run, or no reference.
         notes: what is to be said of where the examples come from, such as of regions that were left out.
         shard: which one, ``"I/N"``, if the run was one of several.
         is_finished: whether the whole store is.
@@ -41,6 +42,7 @@ class Summary:
     seconds: float
     largest_delta: float
     largest_at: int | None
+    reference: str | None = None
     notes: tuple[str, ...] = ()
     shard: str | None = None
     is_finished: bool = True
@@ -56,6 +58,8 @@ class Summary:
         by_run += f", {self.computed / self.seconds:.4g}/s" if self.computed and self.seconds else ""
         of_shard = "" if self.shard is None else f"shard {self.shard}: "
         lines = [f"{of_shard}{self.scored} of {self.examples} examples scored{by_run}"]
+        if self.reference is not None:
+            lines.append(f"compared with the reference {self.reference}")
         if self.largest_at is not None:
             lines.append(f"largest convergence delta {self.largest_delta:.2g}, of example {self.largest_at}")
         for status in dict.fromkeys(self.bad.values()):
