@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
+import numpy as np
+
 from jaxlift._arguments import check_count, check_model, check_option
 from jaxlift._core.precision import Precision
 from jaxlift._layers import Names, check_names
@@ -85,11 +87,8 @@ class Options:
                 check_count(name, size)
         if self.layer is not None:
             check_names("layer", self.layer)
-        argnums = self.argnums
-        object.__setattr__(
-            self, "argnums", _places("argnums", argnums) if isinstance(argnums, tuple | list) else argnums
-        )
-        _places("argnums", self.argnums)
+        places = _places("argnums", self.argnums)
+        object.__setattr__(self, "argnums", places if isinstance(self.argnums, tuple | list) else places[0])
         object.__setattr__(self, "batch_argnums", _places("batch_argnums", self.batch_argnums))
 
     @property
@@ -100,10 +99,10 @@ class Options:
 
 def _places(name: str, argnums: Any) -> tuple[int, ...]:
     """Places of arguments, of one or of several, or the error that says what they may be."""
-    places = tuple(argnums) if isinstance(argnums, tuple | list) else (argnums,)
-    if any(isinstance(place, bool) or not isinstance(place, int) for place in places):
+    places = argnums if isinstance(argnums, tuple | list) else (argnums,)
+    if any(isinstance(place, bool) or not isinstance(place, int | np.integer) for place in places):
         raise TypeError(f"{name}={argnums!r} must be an int or a tuple of ints, places of arguments counted from 0.")
-    return places
+    return tuple(map(int, places))
 
 
 P = ParamSpec("P")
