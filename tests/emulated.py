@@ -65,8 +65,15 @@ def emulated(fun: Callable[..., Any], device: str) -> Callable[..., Any]:
         carry, ys = lax.scan(body, list(operands[n : n + m]), list(operands[n + m :]), **lengths)
         return [*carry, *ys]
 
+    def branch(eqn: Any, operands: Any) -> Any:
+        """Among them what is for one platform and what is for others."""
+        index, *rest = operands
+        closed = eqn.params["branches"]
+        return lax.switch(index, [lambda *each, b=b: run(b.jaxpr, b.consts, each) for b in closed], *rest)
+
     instead = dict.fromkeys(versions.primitives("dot_general", "conv_general_dilated"), product)
     instead |= dict.fromkeys(versions.primitives("scan"), loop)
+    instead |= dict.fromkeys(versions.primitives("cond"), branch)
 
     def run(jaxpr: Any, consts: Any, args: Any) -> list[Any]:
         return evaluate_inlined(jaxpr, consts, args, lambda eqn: eqn.primitive in versions.JIT, instead)

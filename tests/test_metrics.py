@@ -133,7 +133,9 @@ class TestCurves:
         close(jax.jit(lambda x: curve(x, target))(X), expected)
         close(jax.jit(curve)(X, jnp.array([2, 0, 1, 1])), expected)
         close(jax.jit(curve)(X, jnp.array([1.0, 0, 2])), curve(X, [1.0, 0, 2]))
-        with pytest.raises(ValueError, match="between 0 and 2, but they are between 0 and 3"):
+        with pytest.raises(
+            ValueError, match="between 0 and 2, or -3 and -1 from the end, but they are between 0 and 3"
+        ):
             jax.jit(lambda x: curve(x, beyond))(X)
         # An index that only shows when the program runs can't raise.
         traced = jax.jit(curve)(X, jnp.array([2, 0, 1, 3]))
@@ -421,7 +423,11 @@ CASES = {
     "steps": (lambda: deletion(steps=7), ValueError, r"steps=7 must be between 1 and .* 6"),
     "target": (lambda: deletion(target=None), ValueError, r"outputs of shape \(3,\).*target="),
     "target range": (lambda: deletion(target=3), ValueError, r"target 3 is out of range"),
-    "targets range": (lambda: deletion(target=[0, 1, 2, 3]), ValueError, r"between 0 and 2, but .* 0 and 3"),
+    "targets range": (
+        lambda: deletion(target=[0, 1, 2, 3]),
+        ValueError,
+        r"between 0 and 2, .* but they are between 0 and 3",
+    ),
     "all targets": (lambda: deletion(target="all"), ValueError, r"'all' must be None, an int"),
     "reference shape": (lambda: deletion(reference=R[:2]), ValueError, r"\(2,\) doesn't fit .* \(4, 6\)"),
     "several references": (lambda: deletion(reference=X[:2]), ValueError, r"one for all .* \(N, \.\.\.\)"),

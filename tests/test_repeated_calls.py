@@ -208,6 +208,7 @@ PAIRS = [
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.filterwarnings("ignore:the scope .* is that of nothing in this program")
 @pytest.mark.parametrize(("name", "rule"), PAIRS)
 @pytest.mark.sample(10)
 def test_as_if_it_stood_in_each_place(name, rule, monkeypatch):

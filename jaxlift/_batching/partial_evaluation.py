@@ -34,8 +34,14 @@ class Traced:
     structure: Any
 
     def __call__(self, first: Any, second: Any) -> Any:
-        leaves = jax.core.eval_jaxpr(*versions.opened(self.jaxpr), *jax.tree.leaves((first, second)))
-        return jax.tree.unflatten(self.structure, leaves)
+        jaxpr, consts = versions.opened(self.jaxpr)
+        given = jax.tree.leaves((first, second))
+        # Arrays of float64 may come where JAX computes in float32, and so it was traced.
+        leaves = [
+            leaf if leaf.dtype == versions.dtype(var) else leaf.astype(versions.dtype(var))
+            for leaf, var in zip(given, jaxpr.invars, strict=True)
+        ]
+        return jax.tree.unflatten(self.structure, jax.core.eval_jaxpr(jaxpr, consts, *leaves))
 
 
 def traced(fun: Callable[[Any, Any], Any], first: Any, second: Any) -> Traced:
