@@ -53,7 +53,7 @@ def picture(digit: np.ndarray, scores: dict[str, np.ndarray], label: int, change
     panels = {titled(name, values.sum()): values for name, values in scores.items()}
     figure = plot.side_by_side(panels, x=1 - digit, shared=False, percentile=99.8, columns=4, label="score")
     figure.suptitle(
-        f"Why a {label}: its logit, less the mean of all, is {change:.2f} more than for an empty image. "
+        f"Why the network says {label}: its logit, less the mean of all, is {change:.2f} more than for an empty image. "
         f"Scores that sum to {change:.2f} explain all of that."
     )
     return figure

@@ -26,7 +26,7 @@ from shapley_networks import FETCHED, GAMES, Game
 
 import jaxlift
 
-MOMENTS, MOMENTS_MORE = "moments, 3 nodes, 1 probe", "moments, 5 nodes, 8 probes"
+MOMENTS, MOMENTS_MORE = "shapley_moments, 3 nodes, 1 probe", "shapley_moments, 5 nodes, 8 probes"
 INTEGRATED = "integrated gradients, 10 steps"
 RULES = {
     "gradient x difference": "gradient",
@@ -34,7 +34,7 @@ RULES = {
     "DeepLIFT RevealCancel": "revealcancel",
     "local Shapley rule": "local_shapley",
 }
-BLOCKS = "Rescale in two halves"
+BLOCKS = "shapley_blocks, two halves"
 ORDERS_OF_BLOCKS, KEYS = (1, 2, 4, 8, 16), 8  # a distance is the mean over so many keys
 ORDERS, KERNEL = "permutation sampling", "Kernel SHAP"
 # Colours that are told apart with any kind of colour vision (Okabe and Ito), and markers.
@@ -249,7 +249,8 @@ def picture(numbers: dict[str, Any]) -> Figure:
     for axis, (name, of) in zip(axes.flat, numbers.items(), strict=False):
         if of["standard error"]:
             axis.axhspan(1e-3, of["standard error"], color="0.88", lw=0, label="standard error of the truth")
-        axis.axhline(target(of), color="0.4", lw=0.8, ls=":", label="half of the nearest rule or integrated gradients")
+        half = "half as far as the nearest rule or integrated gradients"
+        axis.axhline(target(of), color="0.4", lw=0.8, ls=":", label=half)
         for method, points in of["methods"].items():
             cost, far = np.transpose(points)
             axis.plot(cost, far, label=method, **{"ls": "none", "lw": 1.2, "ms": 6.5, **STYLES[method]})
