@@ -167,7 +167,7 @@ def as_on_tpus(monkeypatch, request):
 OPTIONS = [{}, {"average": False}, {"full": True}, {"target": "all"}, {"rule": "revealcancel", "output": "multipliers"}]
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("options", OPTIONS)
 def test_what_is_traced_when_lowered_is_the_same(options, as_on_tpus):
     """With weights that are arguments of the program, as they are in most."""
@@ -207,7 +207,7 @@ def transformed(attr):
     }
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("name", list(transformed(None)))
 def test_what_is_traced_when_lowered_is_transformed(name, as_on_tpus):
     attr = jaxlift.attribute(model, pairing="shared")
