@@ -265,59 +265,28 @@ class Explainer:
         compare = traced(pair, shape_of_one(first), _shape_of_one_reference(reference, kind))
         jaxpr, spread = with_examples_spread(compare.jaxpr)
         compare = replace(compare, jaxpr=jaxpr)
+        options = self.options
+        sizes = {"batch": options.batch_size, "reference_batch": options.reference_batch_size}
+        # Functions of no more than they need: what is traced later must hold no tracers, as the model may.
+        arranged = partial(_in_batches, kind, average=options.average, spread=spread)
+        all_at_once = partial(arranged, **sizes)
         if kind == "none" or not self.method.makes_multipliers:
-            return self._in_batches(kind, compare, first, reference, spread)
+            return all_at_once(compare, first, reference)
         n, r = (jax.tree.leaves(each)[0].shape[0] if kind == "shared" else 1 for each in (first, reference))
         if 1 in (n, r):
             compare = replace(compare, jaxpr=without_waiting(compare.jaxpr))
-            return self._in_batches(kind, compare, first, reference, spread)
-        all_at_once = partial(self._in_batches, kind, spread=spread)
-        is_said = self.options.batch_size is not None or self.options.reference_batch_size is not None
+            return all_at_once(compare, first, reference)
+        is_said = any(size is not None for size in sizes.values())
         is_known = isinstance(n, int) and isinstance(r, int)  # not where a program is exported for any number
         arrangement = None if is_said or not is_known else arrangement_on_tpus(compare.jaxpr, n, r)
         if arrangement is None:
             return all_at_once(compare, first, reference)
-        on_tpus = partial(self.with_options(reference_batch_size=1)._in_batches, kind, spread=spread)
+        on_tpus = partial(arranged, reference_batch=1)
         has_typed_axes = any(map(versions.is_spread_by_type, jax.tree.leaves((first, reference))))
         if arrangement == "as rows" and not has_typed_axes:  # two such axes don't become one
-            on_tpus = partial(self._as_rows, spread)
-        axes = (n,) if self.options.average else (n, r)
+            on_tpus = partial(as_rows, average=options.average, spread=spread)
+        axes = (n,) if options.average else (n, r)
         return arranged_on_tpus(on_tpus, all_at_once, compare, first, reference, axes)
-
-    def _as_rows(self, spread: tuple[str, ...], pair: Traced, first: Any, reference: Any) -> _Scores:
-        """The scores of all examples with all references, each pair an example of its own."""
-        found = as_rows(pair, first, reference, spread)
-        return jax.tree.map(lambda leaf: leaf.mean(1), found) if self.options.average else found
-
-    def _in_batches(self, kind: str, pair: Traced, first: Any, reference: Any, spread: tuple[str, ...]) -> _Scores:
-        """The scores of all examples with their references, as many at once as is asked for.
-
-        In batches, what needs an example alone, or a reference alone, is still computed once: before the loop that goes
-        over the others. The model spreads examples over these axes of a mesh.
-        """
-        batch, reference_batch = self.options.batch_size, self.options.reference_batch_size
-        stages = Stages(lambda first: first, lambda second: second, pair)
-        if kind not in ("none", "paired") and (batch or reference_batch):
-            one = shape_of_one(first), _shape_of_one_reference(reference, kind)
-            stages = staged(pair, *one)
-        if kind == "one":
-            reference = stages.on_second(reference)
-        before = kind == "shared" and reference_batch is None
-        if before:
-            reference = jax.vmap(stages.on_second)(reference)
-
-        def example(first: Any, reference: Any) -> _Scores:
-            known = stages.on_first(first)
-            if kind in ("none", "one", "paired"):
-                return stages.joint(known, reference)
-            over = mean_over if self.options.average else map_over
-            return over(
-                lambda each: stages.joint(known, each if before else stages.on_second(each)), reference, reference_batch
-            )
-
-        if kind in ("paired", "each"):
-            return map_over(lambda both: example(*both), (first, reference), batch, spread)
-        return map_over(lambda first: example(first, reference), first, batch, spread)
 
     def _pair(
         self, fun: Callable[[Any], Array], x: Any, reference: Any, weigh: Callable[[Array], Array], *number: Array
@@ -368,6 +337,46 @@ class Explainer:
     def _hypothetical(self, multipliers: Array, reference: Array) -> Array:
         axis = checked_axis("channel_axis", self.options.last_channel_axis, multipliers.ndim)
         return multipliers - (multipliers * reference).sum(axis, keepdims=True)
+
+
+def _in_batches(
+    kind: str,
+    pair: Traced,
+    first: Any,
+    reference: Any,
+    *,
+    average: bool,
+    spread: tuple[str, ...],
+    batch: int | None = None,
+    reference_batch: int | None = None,
+) -> _Scores:
+    """The scores of all examples with their references, as many at once as is asked for.
+
+    In batches, what needs an example alone, or a reference alone, is still computed once: before the loop that goes
+    over the others. The model spreads examples over these axes of a mesh.
+    """
+    stages = Stages(lambda first: first, lambda second: second, pair)
+    if kind not in ("none", "paired") and (batch or reference_batch):
+        one = shape_of_one(first), _shape_of_one_reference(reference, kind)
+        stages = staged(pair, *one)
+    if kind == "one":
+        reference = stages.on_second(reference)
+    before = kind == "shared" and reference_batch is None
+    if before:
+        reference = jax.vmap(stages.on_second)(reference)
+
+    def example(first: Any, reference: Any) -> _Scores:
+        known = stages.on_first(first)
+        if kind in ("none", "one", "paired"):
+            return stages.joint(known, reference)
+        over = mean_over if average else map_over
+        return over(
+            lambda each: stages.joint(known, each if before else stages.on_second(each)), reference, reference_batch
+        )
+
+    if kind in ("paired", "each"):
+        return map_over(lambda both: example(*both), (first, reference), batch, spread)
+    return map_over(lambda first: example(first, reference), first, batch, spread)
 
 
 def _in_short(value: Any) -> str:

@@ -58,8 +58,10 @@ def arrangement_on_tpus(jaxpr: Any, n: int, r: int) -> Literal["in turn", "as ro
 LANES, ON_CHIP = 128, 2**27
 
 
-def as_rows(compare: Traced, first: Any, reference: Any, spread: tuple[str, ...] = ()) -> Any:
-    """Comparisons `(N, R, ...)` of all examples with all references, each pair a row of one batch."""
+def as_rows(compare: Traced, first: Any, reference: Any, *, average: bool, spread: tuple[str, ...]) -> Any:
+    """Comparisons `(N, R, ...)` of all examples with all references, or their means `(N, ...)` over these, each pair a
+    row of one batch.
+    """
     n, r = (len(jax.tree.leaves(each)[0]) for each in (first, reference))
     compare = replace(compare, jaxpr=without_waiting(compare.jaxpr))
     pairs = (
@@ -67,7 +69,8 @@ def as_rows(compare: Traced, first: Any, reference: Any, spread: tuple[str, ...]
         jax.tree.map(lambda leaf: jnp.tile(leaf, (n, *(1,) * (leaf.ndim - 1))), reference),
     )
     found = map_over(lambda pair: compare(*pair), pairs, None, spread)
-    return jax.tree.map(lambda leaf: leaf.reshape(n, r, *leaf.shape[1:]), found)
+    found = jax.tree.map(lambda leaf: leaf.reshape(n, r, *leaf.shape[1:]), found)
+    return jax.tree.map(lambda leaf: leaf.mean(1), found) if average else found
 
 
 def arranged_on_tpus(
@@ -89,12 +92,13 @@ def arranged_on_tpus(
         axes: the lengths of those axes of its results that a result of one comparison doesn't have.
     """
     inner, consts = versions.opened(compare.jaxpr)
+    bare = replace(compare, jaxpr=compare.jaxpr.replace(consts=[None] * len(consts)))  # they may be tracers
     leaves, structure = jax.tree.flatten((list(consts), first, reference))
     types = [var.aval.update(shape=(*axes, *versions.shape(var))) for var in inner.outvars]
 
     def made(*leaves: Any) -> list[Any]:
         consts, first, reference = jax.tree.unflatten(structure, leaves)
-        return jax.tree.leaves(on_tpus(replace(compare, jaxpr=compare.jaxpr.replace(consts=consts)), first, reference))
+        return jax.tree.leaves(on_tpus(replace(bare, jaxpr=bare.jaxpr.replace(consts=consts)), first, reference))
 
     def lowered() -> T:
         # The types above say nothing of effects, and of shardings only that there are none.
