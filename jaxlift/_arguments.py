@@ -137,7 +137,9 @@ def check_structure(x: Any, reference: Any) -> None:
         is_list = isinstance(reference, list | tuple)
         hint = f": write jnp.{'asarray' if numbers else 'stack'}(reference)" if is_list else ""
         raise ValueError(f"the input is one array, so the reference must be one too: got {described(reference)}{hint}.")
-    hint = " A list of arrays is a pytree of as many inputs: for one batch write jnp.stack(x)." * isinstance(x, list)
+    hint = ""
+    if isinstance(x, list):
+        hint = " A list of arrays is a pytree of as many inputs: for one batch write jnp.stack(x)."
     raise ValueError(f"the reference must have the structure of the input: expected {structure}, got {other}.{hint}")
 
 
@@ -314,6 +316,7 @@ _OF_LINEN = {
     "ModifyScopeVariableError": "it changes its own state, as batch statistics in training mode do, so put it into "
     "evaluation mode, with train=False or use_running_average=True",
 }
+# Where JAX, NumPy and this package lie.
 PACKAGES = tuple(f"{Path(file).parent}{os.sep}" for file in (jax.__file__, np.__file__, __file__))
 
 

@@ -128,10 +128,10 @@ class Explainer:
             )
 
     def __repr__(self) -> str:
-        name = getattr(self.fun, "__name__", type(self.fun).__name__)
+        model = getattr(self.fun, "__name__", type(self.fun).__name__)
         options = [(f.name, getattr(self.options, f.name), f.default) for f in fields(self.options)]
         given = [f"{name}={_in_short(value)}" for name, value, default in options if value is not default]
-        return f"<{self.method.name} of {', '.join([name, *given])}>"
+        return f"<{self.method.name} of {', '.join([model, *given])}>"
 
     if not TYPE_CHECKING:
 
@@ -471,14 +471,13 @@ def _warn_of_relevances(reference: Any) -> None:
 
 def _warn_of_scores(x: Any, reference: Any, scores: Any) -> None:
     """Warn of scores that aren't finite though all that they are made of is."""
-    if all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves((x, reference))):
-        wrong = sum(int((~jnp.isfinite(leaf)).sum()) for leaf in jax.tree.leaves(scores))
-        if wrong:
-            warnings.warn(
-                f"{wrong} scores are NaN or infinite, though input and reference are finite: the model's values are, "
-                "or a derivative on the way. jaxlift.check says in which line.",
-                stacklevel=4,
-            )
+    wrong = sum(int((~jnp.isfinite(leaf)).sum()) for leaf in jax.tree.leaves(scores))
+    if wrong and all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves((x, reference))):
+        warnings.warn(
+            f"{wrong} scores are NaN or infinite, though input and reference are finite: the model's values are, "
+            "or a derivative on the way. jaxlift.check says in which line.",
+            stacklevel=4,
+        )
 
 
 def _warn_of_pairs(n: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax
 from jax import Array
 
 from jaxlift import primitives as primitives  # importing them fills the table
-from jaxlift._arguments import check_model, check_option, checked_pair
+from jaxlift._arguments import check_model, check_option, checked_pair, some_of
 from jaxlift._core.interpreter import Interpreter, MissingRule
 from jaxlift._core.precision import Precision, products_at
 from jaxlift._core.values import Varying, both_sides
@@ -73,13 +74,24 @@ def evaluate_jointly(interpreter: Interpreter, fun: Callable[[Any], Any], x: Any
             return fun(x), fun(reference)  # the derivative is JAX's
         if not interpreter.is_joint:
             alone = evaluate_values(interpreter, fun, jax.tree.map(Varying.alone, x))
-            interpreter.rule.check_scopes(interpreter.scopes)
+            _warn_of_scopes(interpreter)
             return jax.tree.map(value_of, alone), fun(reference)
         results = evaluate_values(interpreter, fun, jax.tree.map(Varying, x, reference))
-        interpreter.rule.check_scopes(interpreter.scopes)
+        _warn_of_scopes(interpreter)
     structure = jax.tree.structure(results)
     values, references = both_sides(jax.tree.leaves(results))
     return jax.tree.unflatten(structure, values), jax.tree.unflatten(structure, references)
+
+
+def _warn_of_scopes(interpreter: Interpreter) -> None:
+    """Warn of name scopes for which the rule chooses, and which the program doesn't have."""
+    named = sorted(filter(None, interpreter.scopes))
+    for pattern in interpreter.rule.unmatched(interpreter.scopes):
+        there_are = some_of(named, 9) or "none (of a Flax NNX module jaxlift.scoped makes a copy that has some)"
+        warnings.warn(
+            f"the scope {pattern!r} of PerLayer is that of nothing in this program, whose scopes are: {there_are}.",
+            stacklevel=2,
+        )
 
 
 def evaluate_values(interpreter: Interpreter, fun: Callable[[Any], Any], inputs: Any) -> Any:

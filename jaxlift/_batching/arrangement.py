@@ -92,21 +92,22 @@ def arranged_on_tpus(
         axes: the lengths of those axes of its results that a result of one comparison doesn't have.
     """
     inner, consts = versions.opened(compare.jaxpr)
-    bare = replace(compare, jaxpr=compare.jaxpr.replace(consts=[None] * len(consts)))  # they may be tracers
+    bare = replace(compare, jaxpr=compare.jaxpr.replace(consts=[None] * len(consts)))
     leaves, structure = jax.tree.flatten((list(consts), first, reference))
     types = [var.aval.update(shape=(*axes, *versions.shape(var))) for var in inner.outvars]
 
+    # Traced later, and so given all arrays, tracers among them: it must hold none.
     def made(*leaves: Any) -> list[Any]:
         consts, first, reference = jax.tree.unflatten(structure, leaves)
         return jax.tree.leaves(on_tpus(replace(bare, jaxpr=bare.jaxpr.replace(consts=consts)), first, reference))
 
-    def lowered() -> T:
+    def for_tpus() -> T:
         # The types above say nothing of effects, and of shardings only that there are none.
         is_plain = not inner.effects and all(jax.typeof(leaf).sharding.mesh.empty for leaf in leaves)
         found = when_lowered(made, types, *leaves) if is_plain else made(*leaves)
         return jax.tree.unflatten(compare.structure, found)
 
-    return lax.platform_dependent(tpu=lowered, default=lambda: all_at_once(compare, first, reference))
+    return lax.platform_dependent(tpu=for_tpus, default=lambda: all_at_once(compare, first, reference))
 
 
 def _waiting_bytes(jaxpr: Any) -> int:

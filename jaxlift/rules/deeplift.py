@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -191,16 +190,10 @@ class PerLayer(Rule):
         """Those of the rules to choose from; and linear maps, which leave their kind for those that they feed."""
         return frozenset({"linear"}).union(*(rule.families for rule in self.choices))
 
-    def check_scopes(self, scopes: Collection[str]) -> None:
-        for pattern, _ in self.scopes:
-            if not any(fnmatch.fnmatchcase(scope, pattern) for scope in scopes):
-                named = sorted(filter(None, scopes))
-                there_are = ", ".join(named[:9]) + ", ..." * (len(named) > 9)
-                warnings.warn(
-                    f"the scope {pattern!r} of PerLayer is that of nothing in this program, whose scopes are: "
-                    f"{there_are or 'none (of a Flax NNX module jaxlift.scoped makes a copy that has some)'}.",
-                    stacklevel=2,
-                )
+    def unmatched(self, scopes: Collection[str]) -> list[str]:
+        return [
+            pattern for pattern, _ in self.scopes if not any(fnmatch.fnmatchcase(scope, pattern) for scope in scopes)
+        ]
 
     def at(self, place: Place) -> Rule:
         chosen = [rule for predicate, rule in self.where if predicate(place)]

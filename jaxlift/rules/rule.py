@@ -74,13 +74,10 @@ class Rule:
         del place
         return self
 
-    def check_scopes(self, scopes: Collection[str]) -> None:
-        """Warn of what the rule says of name scopes that a program doesn't have.
-
-        Args:
-            scopes: those that it has where a rule was asked for.
-        """
+    def unmatched(self, scopes: Collection[str]) -> list[str]:
+        """The patterns of name scopes that the rule chooses by, and that match none of these of a program."""
         del scopes
+        return []
 
     @property
     def is_everywhere(self) -> bool:
