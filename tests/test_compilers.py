@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 import jaxlift
 from jaxlift import _explainer
 from jaxlift._batching import arrangement, loops
+from jaxlift._batching.partial_evaluation import traced
 
 KERNEL = np.random.default_rng(0).normal(size=(3, 4, 4)).astype(np.float32)
 
@@ -184,6 +185,16 @@ def test_what_is_traced_when_lowered_is_the_same(options, as_on_tpus):
     assert "traced_when_lowered" in str(explained.trace(w, x, refs).jaxpr)
     for call in (explained, explained.__wrapped__):
         jax.tree.map(close, call(w, x, refs), expected(w, x, reference=refs))
+
+
+@pytest.mark.parametrize("average", [True, False])
+def test_pairs_as_rows(average):
+    """Of which each is a comparison of its own, or the mean over references is taken."""
+    x, refs = (jax.random.normal(jax.random.key(k), (k, 2)) for k in (4, 3))
+    compare = traced(lambda x, r: x * jnp.array([1.0, 2.0]) - r**2, x[0], refs[0])
+    found = arrangement.as_rows(compare, x, refs, average=average, spread=())
+    expected = np.asarray(x)[:, None] * np.array([1.0, 2.0]) - np.asarray(refs)[None] ** 2
+    close(found, expected.mean(1) if average else expected)
 
 
 def close(one, other):

@@ -196,6 +196,8 @@ def test_a_root_of_a_relu_has_a_derivative_to_its_left(rng, root, rule):
         needs = {"reference": r} if rule == "local_shapley" else {}
         found = jaxlift.attribute(model, rule=rule, full=True)(x, **needs)
     assert np.isfinite(found.scores).all()
+    if rule == "guided_backprop":  # of one layer it is the gradient
+        np.testing.assert_allclose(found.scores, x * jax.grad(lambda x: model(x).sum())(x), rtol=1e-5, atol=1e-6)
     if rule in ("local_shapley", "moments"):
         assert np.abs(found.delta).max() < 1e-5 * np.abs(found.scores).sum(1).max()
 
