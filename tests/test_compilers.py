@@ -268,3 +268,21 @@ def test_either_arrangement_is_the_same(options):
         both = [each._replace(delta=None) for each in both]  # which is rounding
     for one, other in zip(*map(jax.tree.leaves, both), strict=True):
         np.testing.assert_allclose(one, other, atol=5e-6 * float(jnp.abs(other).max()))
+
+
+@pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
+def test_nothing_cuts_the_fusions_of_gpus(rule):
+    """Their compiler makes one kernel of a layer norm's sums, and of what is computed of them, unless something in
+    between can't be in such a kernel, as `is_finite` can't.
+    """
+
+    def model(x):
+        centred = x - x.mean(-1, keepdims=True)
+        x = centred * lax.rsqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
+        x = jax.nn.softmax(jax.nn.gelu(x, approximate=False) @ jnp.ones((4, 4)))
+        return jax.nn.elu(x).sum(1)
+
+    attr = jaxlift.attribute(model, rule=rule)
+    program = str(jax.make_jaxpr(lambda x, r: attr(x, reference=r))(jnp.ones((3, 4)), jnp.ones((2, 4))))
+    assert "reduce_sum" in program
+    assert "is_finite" not in program

@@ -19,6 +19,15 @@ def where(condition: Any, x: Any, y: Any) -> Array:
     return lax.select(*jnp.broadcast_arrays(condition, jnp.asarray(x, dtype), jnp.asarray(y, dtype)))
 
 
+def is_finite(x: Array) -> Array:
+    """`jnp.isfinite` as a comparison.
+
+    For XLA's GPU compiler, whose fusions with sums can't hold `is_finite`: it cut each layer norm into seven kernels
+    where one will do. (tests/test_compilers.py; tests/test_traffic.py, which counts them.)
+    """
+    return jnp.isfinite(x) if jnp.iscomplexobj(x) else jnp.abs(x) < jnp.inf
+
+
 def large(dtype: Any) -> float:
     """The number that stands for infinity where the data masks: its exponential is infinite, and that of its negative
     is 0; beside it no logit counts, but the inverse of its square is a number, too. It is 2^48, in float16 2^10.
@@ -72,4 +81,5 @@ def winners_share(rise: Array, d: Array) -> Array:
 
 
 def midpoint(x: Array, r: Array) -> Array:
-    return r + (x - r) / 2
+    """`(x + r) / 2`, which is finite where both are. Halves are of each side, and one operation is of pairs."""
+    return x / 2 + r / 2

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxlift._core import versions
-from jaxlift._core.differences import midpoint, where
+from jaxlift._core.differences import is_finite, midpoint, where
 from jaxlift._core.versions import JaxprEqn
 from jaxlift._pointwise.secants import THEOREMS, Ends, Factor, Identity, Sample, fraction_by_theorem, identity_of, mean
 
@@ -203,7 +203,7 @@ def by_steps(steps: Sequence[tuple[JaxprEqn, Sequence[int]]], ends: Ends, times:
     rise = mean(x.value - r.value for x, r in ends) * times
     far = jnp.abs(run) >= 1  # the scale of activations
     for part in (part for secant in secants for part in secant if part is not None):
-        far |= ~jnp.isfinite(part)  # and where steps overflow
+        far |= ~is_finite(part)  # and where steps overflow
     run = where(run == 0, 1, run)
     if len(secants) == 1:  # two have different divisors: to make them one takes more than to divide by each
         [(above, below)] = secants

@@ -15,7 +15,7 @@ from jax.extend.core import jaxprs_in_params
 
 from jaxlift._core import versions
 from jaxlift._core.compilers import once
-from jaxlift._core.differences import large, where
+from jaxlift._core.differences import is_finite, large, where
 from jaxlift._core.values import Node, is_hashable, key_of, key_of_params, number_of, postorder
 from jaxlift._core.versions import JaxprEqn, primitives
 from jaxlift._pointwise.chain import by_steps, pull_of
@@ -366,7 +366,7 @@ def _or_zero(of: Array) -> Array:
     """A derivative or an error where it is a number, and 0 where it is none, as of roots at 0, at infinite arguments,
     and where a step on the way overflows: there the quotient holds.
     """
-    return where(jnp.isfinite(of), of, 0)
+    return where(is_finite(of), of, 0)
 
 
 def _with_nested(eqns: Iterable[JaxprEqn]) -> tuple[JaxprEqn, ...]:

@@ -23,6 +23,11 @@ class Moved:
 
 
 @dataclass(frozen=True, eq=False)
+class Repeated(Moved):
+    """Another value, repeated along axes."""
+
+
+@dataclass(frozen=True, eq=False)
 class Shifted(Moved):
     """A value less another that is the same along some axes, as its maximum over them is."""
 

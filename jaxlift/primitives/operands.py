@@ -30,7 +30,7 @@ from jaxlift._core.values import (
 from jaxlift._core.versions import JaxprEqn, primitives
 from jaxlift.primitives.bilinear import product_of
 from jaxlift.primitives.linear import carrying
-from jaxlift.primitives.normalisation import statistic_among
+from jaxlift.primitives.normalisation import Repeated, statistic_among
 from jaxlift.rules.families import Elementwise, Place
 
 
@@ -55,23 +55,30 @@ def operandwise(
     Args:
         known: the output at the input and at the reference, where the program computes it in another way.
     """
+    is_quotient = eqn.primitive is DIVISION
     operands = [interpreter.settle(value) for value in values]
+    if is_quotient:
+        operands[1] = _before_repeated(operands[1])
     which = tuple(i for i, operand in enumerate(operands) if isinstance(operand, Varying))
     varying = [operand for operand in operands if isinstance(operand, Varying)]
     constants = tuple(operand for operand in operands if not isinstance(operand, Varying))
     rule = interpreter.rule.at(Place("elementwise", feeds(varying), interpreter.scope_of(eqn)))
     if not interpreter.is_joint and "elementwise" not in rule.families:
         return interpreter.differentiated(eqn, operands)
-    is_quotient = eqn.primitive is DIVISION
     g = Elementwise(eqn.primitive.name, eqn, which, tuple(operand.low for operand in varying))
 
     def filled(varied: Sequence[Array], constants: Sequence[Array]) -> list[Array]:
-        constant, replaced = iter(constants), dict(zip(which, varied, strict=True))
+        constant = iter(constants)
+        replaced = {i: _at_shape_of(eqn, each) for i, each in zip(which, varied, strict=True)}
         return [replaced[i] if i in replaced else next(constant) for i in range(len(operands))]
 
     def each(held: Any) -> list[Array]:
         values, references, constants, outputs = held
-        here = replace(g, outputs=outputs) if is_quotient else g
+        here = g
+        if is_quotient:
+            varies = which[-1] == 1
+            divisors = (values[-1], references[-1]) if varies else (constants[0], constants[0])
+            here = replace(g, outputs=outputs, divisors=divisors)
         return rule.elementwise(here, filled(values, constants), filled(references, constants))
 
     def forward(explained: Any, held: Any) -> Array:
@@ -82,7 +89,7 @@ def operandwise(
 
     def pull(cotangent: Array, explained: Any, held: Any) -> tuple[Array, ...]:
         del explained
-        return tuple(m * cotangent for m in each(held))
+        return tuple(_summed_to(x.shape, m * cotangent) for m, x in zip(each(held), held[0], strict=True))
 
     def weigh(parts: Any, held: Any) -> Array:
         return sum((jnp.abs(m) * a for m, a in zip(each(held), parts, strict=True)), start=jnp.zeros(()))
@@ -116,6 +123,30 @@ def operandwise(
             None if is_quotient else variation,
         )
     ]
+
+
+def _before_repeated(divisor: Any) -> Any:
+    """A divisor as it was before it was repeated along axes, as a norm's is. What belongs to it alone is computed for
+    no more elements than there are.
+    """
+    while isinstance(divisor, Varying) and isinstance(divisor.origin, Repeated):
+        before = divisor.origin.of
+        if len(before.shape) != len(divisor.shape):
+            break
+        divisor = before
+    return divisor
+
+
+def _at_shape_of(eqn: JaxprEqn, operand: Array) -> Array:
+    """An operand at the shape of an elementwise equation's output."""
+    [out] = eqn.outvars
+    return operand if operand.shape == versions.shape(out) else versions.broadcast_to(operand, out)
+
+
+def _summed_to(shape: tuple[int, ...], cotangent: Array) -> Array:
+    """The cotangent of what was repeated."""
+    axes = tuple(axis for axis, n in enumerate(shape) if n != cotangent.shape[axis])
+    return cotangent.sum(axes, keepdims=True) if axes else cotangent
 
 
 def multiplication(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:

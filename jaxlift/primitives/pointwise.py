@@ -35,7 +35,7 @@ from jaxlift._core.versions import JaxprEqn, primitives
 from jaxlift._pointwise.facts import rounds_away
 from jaxlift._pointwise.function import CONVERSIONS, Form, PointwiseFunction, affine_ends
 from jaxlift.primitives.linear import Weighted, carrying, step
-from jaxlift.primitives.normalisation import Moved, inherited
+from jaxlift.primitives.normalisation import Repeated, inherited
 from jaxlift.primitives.operands import several
 from jaxlift.primitives.reciprocals import fraction_of, moved
 from jaxlift.rules.families import Place
@@ -105,7 +105,7 @@ def _broadcast(operand: Varying, output: versions.Var) -> Varying:
     """An operand at a larger shape, which remembers what it was."""
     return replace(
         broadcast(operand, output),
-        origin=Moved(operand),
+        origin=Repeated(operand),
         is_alone=operand.is_alone,
         make_fraction=moved(
             operand, lambda divisor: _broadcast(divisor, output), lambda scale: versions.broadcast_to(scale, output)

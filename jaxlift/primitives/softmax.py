@@ -41,7 +41,7 @@ from jaxlift._core.values import Node, Pending, Value, Varying, is_varying, on_e
 from jaxlift._core.versions import JaxprEqn, primitives
 from jaxlift._pointwise.function import PointwiseFunction, affine_ends
 from jaxlift.primitives.linear import Weighted, carrying
-from jaxlift.primitives.normalisation import Moved, Shifted, statistic_of_sum
+from jaxlift.primitives.normalisation import Moved, Repeated, Shifted, statistic_of_sum
 from jaxlift.primitives.pointwise import FAMILIES as POINTWISE
 from jaxlift.primitives.pointwise import pointwise
 from jaxlift.primitives.reciprocals import moved as moved_fraction
@@ -287,8 +287,12 @@ def summation(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]
     return [out]
 
 
-def moving(along: Callable[[JaxprEqn, Sequence[int | None]], Sequence[int | None] | None]) -> Evaluation:
-    """The evaluation of a primitive that puts the axes of a sum elsewhere."""
+def moving(
+    along: Callable[[JaxprEqn, Sequence[int | None]], Sequence[int | None] | None], remember: type[Moved] = Moved
+) -> Evaluation:
+    """The evaluation of a primitive that puts the axes of a sum elsewhere; `remember` is what its result is of its
+    operand.
+    """
 
     move = carrying()
 
@@ -303,10 +307,15 @@ def moving(along: Callable[[JaxprEqn, Sequence[int | None]], Sequence[int | None
         elif isinstance(operand.origin, Weighted):
             out.origin = operand.origin.moved(operand, lambda y: versions.bind(eqn, [y])[0])
         else:
-            out.origin = Moved(operand)
-        out.make_fraction = moved_fraction(
-            operand, lambda divisor: move(interpreter, eqn, [divisor])[0], lambda scale: versions.bind(eqn, [scale])[0]
-        )
+            out.origin = remember(operand)
+
+        def of_divisor(divisor: Varying) -> Value:
+            [moved] = move(interpreter, eqn, [divisor])
+            assert isinstance(moved, Varying)
+            moved.origin = remember(divisor)
+            return moved
+
+        out.make_fraction = moved_fraction(operand, of_divisor, lambda scale: versions.bind(eqn, [scale])[0])
         out.find_low = operand.find_low
         return [out]
 
@@ -341,7 +350,7 @@ family(logarithm, primitives("log"), POINTWISE)
 family(quotient, primitives("div"), POINTWISE)
 family(subtraction, primitives("sub"), POINTWISE)
 family(summation, primitives("reduce_sum"), FAMILIES)
-family(moving(after_broadcast), primitives("broadcast_in_dim"), FAMILIES)
+family(moving(after_broadcast, Repeated), primitives("broadcast_in_dim"), FAMILIES)
 family(moving(after_squeeze), primitives("squeeze"), FAMILIES)
 family(moving(after_transpose), primitives("transpose"), FAMILIES)
 family(moving(after_reshape), primitives("reshape"), FAMILIES)

@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from jaxlift._core.differences import difference, where
+from jaxlift._core.differences import difference, is_finite, where
 from jaxlift._pointwise.function import PointwiseFunction
 from jaxlift.rules.families import Maximum, Place
 from jaxlift.rules.rule import NAMED, Rule, as_rule
@@ -90,7 +90,7 @@ class RevealCancel(Rule):
             all_up, all_down = jnp.abs(minus) <= rounding, jnp.abs(plus) <= rounding
             up = where(all_up, x, where(all_down, r, up))
             down = where(all_down, x, where(all_up, r, down))
-        return up, down, True if f.is_total else jnp.isfinite(f(up)) & jnp.isfinite(f(down))
+        return up, down, True if f.is_total else is_finite(f(up)) & is_finite(f(down))
 
 
 @dataclass(frozen=True, init=False)

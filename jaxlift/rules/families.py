@@ -115,6 +115,7 @@ class Elementwise:
         varying: the positions of the operands that depend on the explained input.
         lows: what each of these is known not to lie below, on either side.
         outputs: of a quotient, its values at the input and at the reference.
+        divisors: of a quotient, the divisor's, before they were repeated along axes: they broadcast to the output.
     """
 
     name: str
@@ -122,6 +123,7 @@ class Elementwise:
     varying: tuple[int, ...]
     lows: tuple[float, ...]
     outputs: tuple[Array, ...] = field(default=(), repr=False)
+    divisors: tuple[Array, ...] = field(default=(), repr=False)
 
     def __call__(self, *operands: Any) -> Array:
         return versions.bind(self.equation, operands)[0]

@@ -273,18 +273,19 @@ def quotient(g: Elementwise, values: Sequence[Any], references: Sequence[Any]) -
     """
     if not is_inexact(g.equation.outvars[0]):  # quotients of integers are cut off
         return shapley_values(g, values, references)
-    (x, z), (r, s) = values, references
+    (x, r), (z, s) = (values[0], references[0]), g.divisors
     q = midpoint(*g.outputs)
     if g.lows[1] >= 0:
-        middle = midpoint(z, s)
-        return [1 / middle, -q / middle]
+        scale = 1 / midpoint(z, s)
+        return [scale, q * -scale]
     same_sign = jnp.real(jnp.sign(z) * jnp.conj(jnp.sign(s))) > 0
     # In the derivatives of the scores, what is not chosen must be finite, too.
     apart, apart_ref = where(same_sign, 1, z), where(same_sign, 1, s)
     middle = where(same_sign, midpoint(z, s), 1)
+    scale = 1 / middle
     return [
-        where(same_sign, 1 / middle, (1 / apart + 1 / apart_ref) / 2),
-        where(same_sign, -q / middle, -midpoint(x, r) / apart / apart_ref),
+        where(same_sign, scale, (1 / apart + 1 / apart_ref) / 2),
+        where(same_sign, q * -scale, -midpoint(x, r) / apart / apart_ref),
     ]
 
 
