@@ -395,3 +395,40 @@ def test_what_a_maximum_makes_of_a_cotangent_is_computed_once(monkeypatch):
     kept = bytes_accessed()
     monkeypatch.setattr(reductions, "once", lambda x: x)
     assert kept < (0.98 if jax.__version_info__ < (0, 12) else 1.001) * bytes_accessed()
+
+
+def layer_norm(x):
+    centred = x - x.mean(-1, keepdims=True)
+    return centred * lax.rsqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
+
+
+@pytest.mark.usefixtures("optimized")
+def test_a_stream_of_residuals_is_summed_once():
+    """Blocks that normalise the stream and add to it: what they move grows with their number, not with its square."""
+
+    def bytes_accessed(blocks):
+        def model(x):
+            for _ in range(blocks):
+                x = x + jax.nn.relu(layer_norm(x) @ jnp.ones((32, 32)))
+            return x.sum((1, 2))
+
+        attr = jaxlift.attribute(model)
+        program = compiled(lambda x, r: attr(x, reference=r), jnp.ones((2, 4, 32)), jnp.zeros((3, 4, 32)))
+        return program.cost_analysis()["bytes accessed"]
+
+    few, more, most = map(bytes_accessed, (4, 8, 16))
+    assert most - more == pytest.approx(2 * (more - few), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("norm", "divides"), [(layer_norm, 0), (lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True), 1)]
+)
+def test_what_a_norm_divides_by_is_inverted_once_a_row(norm, divides):
+    """Not once for each element. Besides there are the divisions of the norm itself, of both sides."""
+    program = jax.make_jaxpr(lambda x, r, m: jaxlift.vjp(norm, x, r)[1](m))(*jnp.ones((3, 5, 32)))
+    by_values = [
+        eqn.outvars[0].aval.size
+        for eqn in program.eqns
+        if eqn.primitive is lax.div_p and not isinstance(eqn.invars[1], jax.extend.core.Literal)
+    ]
+    assert by_values == [*[5 * 32] * (2 * divides), 5]
