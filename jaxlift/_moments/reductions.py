@@ -30,10 +30,7 @@ def defined_as(definition: Callable[..., Any]) -> Formula:
 def window_maximum(x: Array, **params: Any) -> Array:
     """The maximum over the elements of each window, pair by pair."""
     windows = Windows.of(params, x.shape)
-    if windows.are_apart:
-        axes = tuple(axis + 1 + i for i, axis in enumerate(windows.pooled))
-        return fold(jnp.maximum, -jnp.inf)(windows.apart(x, -jnp.inf), axes=axes)
-    return fold(jnp.maximum, -jnp.inf)(windows.overlapping(x, -jnp.inf), axes=(x.ndim,))
+    return fold(jnp.maximum, -jnp.inf)(windows.apart(x, -jnp.inf), axes=windows.inner)
 
 
 def negated(definition: Callable[..., Array]) -> Callable[..., Array]:

@@ -118,39 +118,44 @@ class Windows:
         ]
         return lax.pad(x, jnp.asarray(filling, x.dtype), amounts)
 
-    def apart(self, x: Array, filling: Any) -> Array:
-        """Windows side by side: every pooled axis becomes two, windows and the elements in them."""
-        pairs = zip(self.outputs, self.sizes, strict=True)
-        return self.padded(x, filling).reshape([k for n, size in pairs for k in ((n, size) if size > 1 else (n,))])
+    @property
+    def inner(self) -> tuple[int, ...]:
+        """The axes of `apart` along which the elements of a window lie."""
+        if self.are_apart:
+            return tuple(axis + 1 + i for i, axis in enumerate(self.pooled))
+        return (max(self.pooled, default=0) + 1,)
 
-    def overlapping(self, x: Array, filling: Any) -> Array:
-        """Windows that may share elements: these are gathered on a new last axis."""
+    def apart(self, x: Array, filling: Any) -> Array:
+        """Windows side by side: every pooled axis becomes two, windows and the elements in them.
+
+        Elements of windows that share some are gathered on one axis, after all that are pooled. Channels that come last
+        stay so: XLA's CPU compiler takes 0.8 of the time for RevealCancel then, whose cotangents it reads twice.
+        """
         x = self.padded(x, filling)
+        if self.are_apart:
+            pairs = zip(self.outputs, self.sizes, strict=True)
+            return x.reshape([k for n, size in pairs for k in ((n, size) if size > 1 else (n,))])
         starts = product(*(range(0, size * hole, hole) for size, hole in zip(self.sizes, self.holes, strict=True)))
         spans = [(n - 1) * stride + 1 for n, stride in zip(self.outputs, self.strides, strict=True)]
-        return jnp.stack(
-            [lax.slice(x, start, [i + n for i, n in zip(start, spans, strict=True)], self.strides) for start in starts],
-            -1,
-        )
+        slices = [
+            lax.slice(x, start, [i + n for i, n in zip(start, spans, strict=True)], self.strides) for start in starts
+        ]
+        return jnp.stack(slices, *self.inner)
 
 
 def window_extremum(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value], sign: int) -> list[Value]:
     """The evaluation of max-pooling: a maximum over the elements of each window; those beyond the operand never win."""
     windows = Windows.of(eqn.params, versions.shape(eqn.invars[0]))
     never = -sign * jnp.inf
-    if windows.are_apart:
-        inner = tuple(axis + 1 + i for i, axis in enumerate(windows.pooled))
-        return extremum(interpreter, eqn, operands, lambda x: windows.apart(x, never), inner, sign)
-    last = (len(windows.sizes),)
-    return extremum(interpreter, eqn, operands, lambda x: windows.overlapping(x, never), last, sign)
+    return extremum(interpreter, eqn, operands, lambda x: windows.apart(x, never), windows.inner, sign)
 
 
 def window_reduction(*operands: Array, jaxpr: Any, consts: Any, **params: Any) -> list[Array]:
     """A reduction over windows by any function that doesn't mind the order."""
     xs, start = operands[: len(operands) // 2], operands[len(operands) // 2 :]
     windows = Windows.of(params, xs[0].shape)
-    gathered = [windows.overlapping(x, value) for x, value in zip(xs, start, strict=True)]
-    return folded(gathered, (gathered[0].ndim - 1,), elementwise(jaxpr, consts))
+    gathered = [windows.apart(x, value) for x, value in zip(xs, start, strict=True)]
+    return folded(gathered, windows.inner, elementwise(jaxpr, consts))
 
 
 def cumulative_extremum(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value], sign: int) -> list[Value]:
