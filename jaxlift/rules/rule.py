@@ -277,7 +277,7 @@ def quotient(g: Elementwise, values: Sequence[Any], references: Sequence[Any]) -
     q = midpoint(*g.outputs)
     if g.lows[1] >= 0:
         scale = 1 / midpoint(z, s)
-        return [scale, q * -scale]
+        return [scale, -q * scale]
     same_sign = jnp.real(jnp.sign(z) * jnp.conj(jnp.sign(s))) > 0
     # In the derivatives of the scores, what is not chosen must be finite, too.
     apart, apart_ref = where(same_sign, 1, z), where(same_sign, 1, s)
@@ -285,7 +285,7 @@ def quotient(g: Elementwise, values: Sequence[Any], references: Sequence[Any]) -
     scale = 1 / middle
     return [
         where(same_sign, scale, (1 / apart + 1 / apart_ref) / 2),
-        where(same_sign, q * -scale, -midpoint(x, r) / apart / apart_ref),
+        where(same_sign, -q * scale, -midpoint(x, r) / apart / apart_ref),
     ]
 
 
