@@ -55,16 +55,16 @@ def operandwise(
     Args:
         known: the output at the input and at the reference, where the program computes it in another way.
     """
-    is_quotient = eqn.primitive is DIVISION
     operands = [interpreter.settle(value) for value in values]
+    rule = interpreter.rule.at(Place("elementwise", feeds(operands), interpreter.scope_of(eqn)))
+    if not interpreter.is_joint and "elementwise" not in rule.families:
+        return interpreter.differentiated(eqn, operands)
+    is_quotient = eqn.primitive is DIVISION
     if is_quotient:
         operands[1] = _before_repeated(operands[1])
     which = tuple(i for i, operand in enumerate(operands) if isinstance(operand, Varying))
     varying = [operand for operand in operands if isinstance(operand, Varying)]
     constants = tuple(operand for operand in operands if not isinstance(operand, Varying))
-    rule = interpreter.rule.at(Place("elementwise", feeds(varying), interpreter.scope_of(eqn)))
-    if not interpreter.is_joint and "elementwise" not in rule.families:
-        return interpreter.differentiated(eqn, operands)
     g = Elementwise(eqn.primitive.name, eqn, which, tuple(operand.low for operand in varying))
 
     def filled(varied: Sequence[Array], constants: Sequence[Array]) -> list[Array]:
@@ -74,11 +74,7 @@ def operandwise(
 
     def each(held: Any) -> list[Array]:
         values, references, constants, outputs = held
-        here = g
-        if is_quotient:
-            varies = which[-1] == 1
-            divisors = (values[-1], references[-1]) if varies else (constants[0], constants[0])
-            here = replace(g, outputs=outputs, divisors=divisors)
+        here = replace(g, outputs=outputs, divisors=(values[1], references[1])) if is_quotient else g
         return rule.elementwise(here, filled(values, constants), filled(references, constants))
 
     def forward(explained: Any, held: Any) -> Array:

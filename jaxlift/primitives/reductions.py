@@ -140,7 +140,8 @@ class Windows:
         slices = [
             lax.slice(x, start, [i + n for i, n in zip(start, spans, strict=True)], self.strides) for start in starts
         ]
-        return jnp.stack(slices, *self.inner)
+        [axis] = self.inner
+        return jnp.stack(slices, axis)
 
 
 def window_extremum(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value], sign: int) -> list[Value]:
