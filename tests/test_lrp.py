@@ -378,6 +378,19 @@ def test_a_statistic_of_something_else_is_a_product():
     np.testing.assert_allclose(found, direct + (whole - direct) / 2, rtol=1e-9)
 
 
+@pytest.mark.parametrize("rule", [jaxlift.EpsilonLRP(1e-9), jaxlift.AttnLRP(0)])
+def test_a_quotient_of_something_else_has_its_derivative(rule):
+    """By the largest entry, which is no statistic that a rule of LRP holds."""
+    kernel = np.array([1.0, -2.0, 3.0], np.float32)
+    x = jnp.array([[1.0, 3.0, 2.0], [0.5, -1.0, 4.0]])
+
+    def model(x):
+        return (x / (2 + jnp.max(x, -1, keepdims=True))) @ kernel
+
+    found = jaxlift.attribute(model, rule=rule)(x)
+    np.testing.assert_allclose(found, x * jax.grad(lambda x: model(x).sum())(x), rtol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("softmax", [jax.nn.softmax, lambda u: jnp.exp(u) / jnp.exp(u).sum(-1, keepdims=True)])
 def test_softmax_has_its_derivative(softmax):
