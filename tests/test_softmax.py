@@ -308,3 +308,13 @@ def test_masks_of_the_data_in_attribute():
     for row, scores in zip(rows, found, strict=True):
         expected = np.mean([one(row, r)[1] for r in references], 0)
         np.testing.assert_allclose(scores, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_logarithmic_means_have_all_digits_however_near_the_reference(dtype):
+    """Of two logits, one of which is `d` higher than at the reference: `tanh(d / 2) / (2 d)`."""
+    d = np.geomspace(1e-7, 3, 400).astype(dtype)
+    x = jnp.stack([d, np.zeros_like(d)], 1)
+    _, pull = jaxlift.vjp(lambda x: jax.nn.softmax(x)[:, 0], x, jnp.zeros_like(x))
+    exact = np.tanh(d.astype(np.longdouble) / 2) / (2 * d.astype(np.longdouble))
+    np.testing.assert_allclose(pull(jnp.ones_like(x[:, 0]))[:, 0], exact, rtol=8 * np.finfo(dtype).eps)
