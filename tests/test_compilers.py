@@ -50,6 +50,21 @@ def test_what_is_for_cpus_is_for_cpus_alone(rule):
     assert on_cpu[1] > 0
 
 
+@pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
+def test_cotangents_of_a_stream_are_kept_on_cpus_alone(rule):
+    def stream(x):
+        for _ in range(3):
+            x = x + jnp.tanh(x @ jnp.ones((4, 4)))  # of which nothing else is computed once
+        return x.sum(1)
+
+    attr = jaxlift.attribute(stream, rule=rule)
+    shapes = [jax.ShapeDtypeStruct((n, 4), jnp.float32) for n in (2, 3)]
+    traced = jax.jit(lambda x, r: attr(x, reference=r)).trace(*shapes)
+    on_cpu, *others = (counts(traced.lower(lowering_platforms=(p,)).as_text())[0] for p in ("cpu", "tpu", "cuda"))
+    assert on_cpu > 0
+    assert others == [0, 0]
+
+
 def test_probes_are_summed_by_products_on_cpus_alone():
     attr = jaxlift.shapley_moments(lambda x: jax.nn.relu(jnp.tanh(x) * x[:, ::-1]).sum(1), probes=2)
     traced = jax.jit(lambda x, r: attr(x, reference=r)).trace(

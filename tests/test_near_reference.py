@@ -148,6 +148,13 @@ def test_roots_and_powers(f, secant):
     np.testing.assert_allclose(compiled(f, at, at, "rescale"), jax.vmap(jax.grad(f))(at), rtol=1e-5)
 
 
+@pytest.mark.parametrize("f", [jnp.sqrt, jnp.cbrt, jax.lax.rsqrt, lambda x: x**-1, lambda x: x**-2])
+def test_where_equal_ends_have_no_finite_secant_it_counts_as_0(f):
+    zeros = jnp.zeros(2)
+    _, pull = jaxlift.vjp(f, zeros, zeros)
+    np.testing.assert_array_equal(pull(jnp.array([1.0, -2.0])), 0)
+
+
 def test_roots_of_zero():
     """Where there is no derivative, what doesn't differ has a multiplier of 0."""
     zero, one = np.zeros(1, np.float32), np.ones(1, np.float32)

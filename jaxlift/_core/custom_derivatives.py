@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import SymbolicZero, custom_vjp_primal_tree_values
 
-from jaxlift._core.compilers import once, waiting_for
+from jaxlift._core.compilers import waiting_for
 
 Arrays = tuple[Any, ...]
 
@@ -63,23 +63,6 @@ def operation(
 
     apply.defvjp(save, restore, symbolic_zeros=True)
     return apply
-
-
-@jax.custom_vjp
-def with_cotangent_once(x: Array) -> Array:
-    """`x`, whose cotangent is computed once, as that of a sum is which is one of the terms of another."""
-    return x
-
-
-def _save_nothing(x: Any) -> tuple[Array, None]:
-    return x.value, None
-
-
-def _restore_once(_: None, cotangent: Any) -> tuple[Any]:
-    return (None if _is_zero(cotangent) else once(cotangent),)
-
-
-with_cotangent_once.defvjp(_save_nothing, _restore_once, symbolic_zeros=True)
 
 
 def _is_zero(cotangent: Any) -> bool:

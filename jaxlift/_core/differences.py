@@ -20,10 +20,10 @@ def where(condition: Any, x: Any, y: Any) -> Array:
 
 
 def is_finite(x: Array) -> Array:
-    """`jnp.isfinite` as a comparison.
+    """`jnp.isfinite` as a comparison, the same to all compilers but XLA's for GPUs.
 
-    For XLA's GPU compiler, whose fusions with sums can't hold `is_finite`: it cut each layer norm into seven kernels
-    where one will do. (tests/test_compilers.py; tests/test_traffic.py, which counts them.)
+    The kernels in which that one fuses sums with what is computed of them can't hold `is_finite`: each layer norm took
+    seven kernels more. (tests/test_compilers.py; tests/test_traffic.py, which counts them.)
     """
     return jnp.isfinite(x) if jnp.iscomplexobj(x) else jnp.abs(x) < jnp.inf
 

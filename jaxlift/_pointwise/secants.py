@@ -96,10 +96,8 @@ LARGEST_POWER = 8
 
 def _of_power(n: int, x: Array, r: Array) -> Array:
     """`(x^n - r^n) / (x - r) = x^(n - 1) + x^(n - 2) r + ... + r^(n - 1)`."""
-    if n == 1:
-        return jnp.ones_like(x)
-    total, power = x + r, r * r if n > 2 else r
-    for k in range(2, n):
+    total, power = jnp.ones_like(x), r
+    for k in range(1, n):
         total, power = total * x + power, (power * r if k < n - 1 else power)
     return total
 
@@ -139,8 +137,11 @@ def identity_of(name: str, params: Mapping[str, Any]) -> Identity | None:
 
 def by_identity(identity: Identity, ends: Ends, times: Factor) -> Array:
     """Secants that an identity gives. Where ends are equal and it is not finite, as of inverse powers at 0, it counts
-    as 0. Polynomials are finite wherever their ends are, and `1 / (y + y_ref)` of roots is where that isn't 0; a choice
-    less is much to XLA's GPU compiler, which tries how to tile all that a layer norm's sums can be fused with.
+    as 0.
+
+    That is asked only where it can be. Secants that aren't made of values are polynomials, finite wherever their ends
+    are; and those of roots have the number 1 above a divisor that isn't 0. Each operation less of these shortens the
+    time that XLA's GPU compiler takes for a layer norm, since it tries how to tile all that is fused with its sums.
     """
 
     def secant(x: Sample, r: Sample) -> Array:

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxlift._core import versions
-from jaxlift._core.custom_derivatives import with_cotangent_once, with_multipliers
+from jaxlift._core.compilers import with_cotangent_once
+from jaxlift._core.custom_derivatives import with_multipliers
 from jaxlift._core.interpreter import Interpreter
 from jaxlift._core.table import Evaluation
 from jaxlift._core.values import (
@@ -145,17 +146,15 @@ def _summed_to(shape: tuple[int, ...], cotangent: Array) -> Array:
     return cotangent.sum(axes, keepdims=True) if axes else cotangent
 
 
-add = carrying()
+carried = carrying()
 
 
 def addition(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
     """`x + z`, both of which vary, as the stream of a network with residuals and what a block adds to it.
 
-    XLA's CPU compiler takes a sum of cotangents to be so cheap that each block of a transformer computes its own anew,
-    from the terms that all blocks after it have added: 32 blocks move 1.7 times the bytes, and take 1.25 times as long.
-    (tests/test_cost.py.) Between convolutions it makes each sum once, and one operation more would be another array.
+    Between convolutions XLA computes the stream's cotangents once by itself, and to say so would be one array more.
     """
-    [out] = add(interpreter, eqn, operands)
+    [out] = carried(interpreter, eqn, operands)
     if isinstance(out, Varying) and out.fed_by == {"dense"} and not (out.is_alone or out.is_discrete):
         out = replace(out, value=with_cotangent_once(out.value))
     return [out]
