@@ -140,7 +140,8 @@ def test_what_a_rule_does_not_override_has_the_derivative_of_jax(name, rule):
     h = X @ W.astype(X.dtype)
     cotangent = np.maximum(jax.jit(jax.grad(fun))(np.maximum(h, 0)), 0) * (1 if rule == "deconvnet" else h > 0)
     _, found = pulled(lambda x: fun(jax.nn.relu(x @ W.astype(x.dtype))), rule=rule)
-    np.testing.assert_allclose(found, cotangent @ W.T.astype(X.dtype), rtol=2e-5, atol=1e-5)
+    expected = np.einsum("ij,j->i", W.astype(X.dtype), cotangent)  # BLAS has warned of invalid values, of finite ones
+    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("wrap", [jax.jit, jax.checkpoint, lambda f: lambda x: lax.map(f, x[None])[0]])
