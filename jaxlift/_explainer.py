@@ -25,7 +25,7 @@ from jaxlift._arguments import (
     spread_alike,
     summed,
 )
-from jaxlift._batching.arrangement import arranged_on_tpus, arrangement_on_tpus, as_rows, without_waiting
+from jaxlift._batching.arrangement import arranged, arrangements, as_rows, pulled_as_rows, without_waiting
 from jaxlift._batching.loops import map_over, mean_over, shape_of_one
 from jaxlift._batching.partial_evaluation import Stages, Traced, staged, traced
 from jaxlift._batching.spreading import with_examples_spread
@@ -268,8 +268,8 @@ class Explainer:
         options = self.options
         sizes = {"batch": options.batch_size, "reference_batch": options.reference_batch_size}
         # Functions of no more than they need: what is traced later must hold no tracers, as the model may.
-        arranged = partial(_in_batches, kind, average=options.average, spread=spread)
-        all_at_once = partial(arranged, **sizes)
+        in_batches = partial(_in_batches, kind, average=options.average, spread=spread)
+        all_at_once = partial(in_batches, **sizes)
         if kind == "none" or not self.method.makes_multipliers:
             return all_at_once(compare, first, reference)
         n, r = (jax.tree.leaves(each)[0].shape[0] if kind == "shared" else 1 for each in (first, reference))
@@ -278,15 +278,21 @@ class Explainer:
             return all_at_once(compare, first, reference)
         is_said = any(size is not None for size in sizes.values())
         is_known = isinstance(n, int) and isinstance(r, int)  # not where a program is exported for any number
-        arrangement = None if is_said or not is_known else arrangement_on_tpus(compare.jaxpr, n, r)
-        if arrangement is None:
+        if is_said or not is_known:
             return all_at_once(compare, first, reference)
-        on_tpus = partial(arranged, reference_batch=1)
-        has_typed_axes = any(map(versions.is_spread_by_type, jax.tree.leaves((first, reference))))
-        if arrangement == "as rows" and not has_typed_axes:  # two such axes don't become one
-            on_tpus = partial(as_rows, average=options.average, spread=spread)
-        axes = (n,) if options.average else (n, r)
-        return arranged_on_tpus(on_tpus, all_at_once, compare, first, reference, axes)
+        of_rows = {"average": options.average, "spread": spread}
+        ways = {
+            "in turn": partial(in_batches, reference_batch=1),
+            "as rows": partial(as_rows, **of_rows),
+            "pulled as rows": partial(pulled_as_rows, **of_rows),
+        }
+        if any(map(versions.is_spread_by_type, jax.tree.leaves((first, reference)))):  # two such axes don't become one
+            ways |= {"as rows": ways["in turn"], "pulled as rows": all_at_once}
+        found = arrangements(compare.jaxpr, len(jax.tree.leaves(first)), n, r)
+        own = {platform: ways[how] for platform, how in found.items() if ways[how] is not all_at_once}
+        if not own:
+            return all_at_once(compare, first, reference)
+        return arranged(own, all_at_once, compare, first, reference, (n,) if options.average else (n, r))
 
     def _pair(
         self, fun: Callable[[Any], Array], x: Any, reference: Any, weigh: Callable[[Array], Array], *number: Array

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxlift
@@ -173,11 +173,66 @@ def test_what_leaves_the_chip_goes_in_turn_too(monkeypatch):
         assert convolutions(attr, 2, 3, "tpu")[1] == count
 
 
-@pytest.fixture(params=["in turn", "as rows"])
-def as_on_tpus(monkeypatch, request):
-    """The library as it is on a TPU that takes every reference in turn, or every pair as a row."""
-    monkeypatch.setattr(arrangement, "lax", SimpleNamespace(platform_dependent=lambda tpu, default: tpu()))
-    monkeypatch.setattr(_explainer, "arrangement_on_tpus", lambda *args: request.param)
+def normed(x):
+    """A layer norm, whose backward pass has sums."""
+    x = x @ jnp.arange(12.0).reshape(4, 3) / 9
+    x = x - x.mean(-1, keepdims=True)
+    return jnp.tanh(x * lax.rsqrt((x**2).mean(-1, keepdims=True) + 1e-3)).sum((1, 2))
+
+
+def loops_over_norms(x):
+    return normed(lax.scan(lambda h, _: (jnp.tanh(h), None), x, None, 2)[0])
+
+
+def shapes_for(attr, platform, **options):
+    """The shapes of what is multiplied in a program for 5 examples and 8 references."""
+    shapes = [jax.ShapeDtypeStruct((n, 9, 4), jnp.float32) for n in (5, 8)]
+    traced = jax.jit(lambda x, r: attr(x, reference=r), **options).trace(*shapes)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    found = re.findall(r"stablehlo.multiply .*tensor<((?:\d+x)+)f32>", text)
+    return {tuple(map(int, lengths.split("x")[:-1])) for lengths in found}
+
+
+@pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
+def test_backward_passes_are_of_rows_on_gpus_alone(rule):
+    """Where there are sums in them. Forward passes are of examples and of references."""
+    attr = jaxlift.attribute(normed, rule=rule)
+    for platform, is_one_axis in (("cpu", False), ("tpu", False), ("cuda", True)):
+        found = shapes_for(attr, platform)
+        assert ((40, 1, 9, 3) in found, (5, 8, 1, 9, 3) in found) == (is_one_axis, not is_one_axis)
+        assert {(5, 1, 9, 3), (8, 1, 9, 3)} < found
+
+
+@pytest.mark.parametrize(
+    "attr",
+    [
+        jaxlift.attribute(loops_over_norms),
+        jaxlift.attribute(lambda x: jnp.tanh(x).sum((1, 2))),
+        jaxlift.attribute(normed, reference_batch_size=8),
+    ],
+    ids=["loops", "no sums", "said"],
+)
+def test_other_backward_passes_are_of_two_axes_on_gpus(attr):
+    assert not any(40 in shape for shape in shapes_for(attr, "cuda"))
+
+
+def test_over_several_gpus_pairs_keep_both_axes():
+    """Which may be spread like examples, and like references."""
+    mesh = jax.make_mesh((2, 2), ("examples", "references"), axis_types=(AxisType.Auto,) * 2)
+    split = [NamedSharding(mesh, P(axis)) for axis in (None, "references")]
+    found = shapes_for(jaxlift.attribute(normed), "cuda", in_shardings=split)
+    assert (5, 8, 1, 9, 3) in found
+    assert not any(40 in shape for shape in found)
+
+
+@pytest.fixture(params=["in turn", "as rows", "pulled as rows"])
+def as_elsewhere(monkeypatch, request):
+    """The library as it is on a TPU that takes every reference in turn, or every pair as a row; or on a GPU."""
+    monkeypatch.setattr(
+        arrangement, "lax", SimpleNamespace(platform_dependent=lambda default, **own: next(iter(own.values()))())
+    )
+    platform = "cuda" if request.param == "pulled as rows" else "tpu"
+    monkeypatch.setattr(_explainer, "arrangements", lambda *args: {platform: request.param})
 
 
 OPTIONS = [{}, {"average": False}, {"full": True}, {"target": "all"}, {"rule": "revealcancel", "output": "multipliers"}]
@@ -185,7 +240,7 @@ OPTIONS = [{}, {"average": False}, {"full": True}, {"target": "all"}, {"rule": "
 
 @pytest.mark.sample(4)
 @pytest.mark.parametrize("options", OPTIONS)
-def test_what_is_traced_when_lowered_is_the_same(options, as_on_tpus):
+def test_what_is_traced_when_lowered_is_the_same(options, as_elsewhere):
     """With weights that are arguments of the program, as they are in most."""
 
     def weighted(w, x):
@@ -235,14 +290,14 @@ def transformed(attr):
 
 @pytest.mark.sample(5)
 @pytest.mark.parametrize("name", list(transformed(None)))
-def test_what_is_traced_when_lowered_is_transformed(name, as_on_tpus):
+def test_what_is_traced_when_lowered_is_transformed(name, as_elsewhere):
     attr = jaxlift.attribute(model, pairing="shared")
     x, refs = (jax.random.normal(jax.random.key(k), (k, 9, 4)) for k in (4, 3))
     found = transformed(attr)[name](x, refs)
     jax.tree.map(close, found, transformed(attr.with_options(reference_batch_size=1))[name](x, refs))
 
 
-def test_effects_and_shardings_are_traced_at_once(as_on_tpus):
+def test_effects_and_shardings_are_traced_at_once(as_elsewhere):
     """Without what is traced later, whose types say nothing of them."""
 
     def printing(x):

@@ -65,16 +65,8 @@ def staged(fun: Traced, first: Any, second: Any) -> Stages:
         closed = jax.make_jaxpr(lambda leaves: evaluate_inlined(closed.jaxpr, closed.consts, leaves, _is_opened))(
             leaves
         )
-    jaxpr, count = closed.jaxpr, len(jax.tree.leaves(first))
-    needs: dict[Var, int] = dict.fromkeys(jaxpr.constvars, NEITHER)
-    needs |= {var: FIRST if i < count else SECOND for i, var in enumerate(jaxpr.invars)}
-    eqns: dict[int, list[JaxprEqn]] = {stage: [] for stage in range(4)}
-    for eqn in jaxpr.eqns:
-        stage = BOTH if eqn.effects else NEITHER
-        for var in versions.variables(eqn.invars):
-            stage |= needs[var]
-        eqns[stage].append(eqn)
-        needs |= dict.fromkeys(eqn.outvars, stage)
+    jaxpr = closed.jaxpr
+    eqns, needs = eqns_by_need(jaxpr, len(jax.tree.leaves(first)))
 
     def run(stage: int, inputs: Sequence[Var], outputs: Sequence[Any], consts: Sequence[Any]) -> Callable[..., Any]:
         part = jaxpr.replace(eqns=eqns[stage], constvars=constants, invars=list(inputs), outvars=list(outputs))
@@ -96,6 +88,24 @@ def staged(fun: Traced, first: Any, second: Any) -> Stages:
         lambda second: on_second(jax.tree.leaves(second)),
         lambda first, second: jax.tree.unflatten(fun.structure, joint([*first, *second])),
     )
+
+
+def eqns_by_need(jaxpr: Jaxpr, count: int) -> tuple[dict[int, list[JaxprEqn]], dict[Var, int]]:
+    """A jaxpr's equations by which arguments they need, and for each variable which it needs.
+
+    Args:
+        count: how many of the jaxpr's inputs are of the first argument.
+    """
+    needs: dict[Var, int] = dict.fromkeys(jaxpr.constvars, NEITHER)
+    needs |= {var: FIRST if i < count else SECOND for i, var in enumerate(jaxpr.invars)}
+    eqns: dict[int, list[JaxprEqn]] = {stage: [] for stage in range(4)}
+    for eqn in jaxpr.eqns:
+        stage = BOTH if eqn.effects else NEITHER
+        for var in versions.variables(eqn.invars):
+            stage |= needs[var]
+        eqns[stage].append(eqn)
+        needs |= dict.fromkeys(eqn.outvars, stage)
+    return eqns, needs
 
 
 def _is_opened(eqn: JaxprEqn) -> bool:

@@ -74,7 +74,12 @@ def is_waiting(eqn: JaxprEqn) -> bool:
     return eqn.primitive is WAITING
 
 
-def when_lowered(fun: Callable[..., Sequence[Array]], like: Sequence[Any], *args: Any) -> list[Array]:
+def when_lowered(
+    fun: Callable[..., Sequence[Array]],
+    like: Sequence[Any],
+    *args: Any,
+    on_several: Callable[..., Sequence[Array]] | None = None,
+) -> list[Array]:
     """The arrays that `fun` makes of arrays, traced when a program is lowered that has it, and not before.
 
     `lax.platform_dependent` traces what is for one platform in the programs of all. Where that is a whole attribution,
@@ -83,12 +88,15 @@ def when_lowered(fun: Callable[..., Sequence[Array]], like: Sequence[Any], *args
     Args:
         fun: has no effects, and closes over no array of the program: all that it needs are arguments.
         like: the types of its outputs.
+        on_several: what is traced in its place in programs for more than one device, and where it isn't known for how
+            many: where derivatives are taken, or `jax.vmap`.
     """
-    return LATER.bind(*args, fun=fun, like=tuple(like))
+    return LATER.bind(*args, fun=fun, like=tuple(like), on_several=on_several or fun)
 
 
-def _later(*operands: Any, fun: Callable[..., Sequence[Array]], like: Sequence[Any]) -> Sequence[Array]:
-    return fun(*operands)
+def _later(*operands: Any, on_several: Callable[..., Sequence[Array]], **params: Any) -> Sequence[Array]:
+    del params
+    return on_several(*operands)
 
 
 def _jvp_of_later(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> tuple[Any, Any]:
@@ -102,10 +110,18 @@ def _batched_later(operands: Sequence[Any], axes: Sequence[Any], **params: Any) 
 LATER = Primitive("traced_when_lowered")
 LATER.multiple_results = True
 LATER.def_impl(_later)
-LATER.def_abstract_eval(lambda *avals, fun, like: like)
+LATER.def_abstract_eval(lambda *avals, like, **params: like)
 ad.primitive_jvps[LATER] = _jvp_of_later
 batching.primitive_batchers[LATER] = _batched_later
-mlir.register_lowering(LATER, mlir.lower_fun(_later, multiple_results=True))
+
+
+def _lowered_later(context: Any, *operands: Any, fun: Callable[..., Sequence[Array]], **params: Any) -> Any:
+    if versions.is_for_one_device(context):
+        params["on_several"] = fun
+    return mlir.lower_fun(_later, multiple_results=True)(context, *operands, **params)
+
+
+mlir.register_lowering(LATER, _lowered_later)
 
 
 def after(cotangent: Array, x: Array) -> Array:

@@ -18,7 +18,7 @@ Instead = Mapping[versions.Primitive, Callable[[JaxprEqn, Sequence[Any]], Sequen
 
 def is_layer(eqn: JaxprEqn) -> bool:
     """Whether an equation is a call of something that multiplies matrices or convolves."""
-    return eqn.primitive in versions.JIT and versions.has_product(eqn.params["jaxpr"])
+    return eqn.primitive in versions.JIT and versions.has_any(eqn.params["jaxpr"], versions.PRODUCTS)
 
 
 def evaluate_inlined(

@@ -34,7 +34,7 @@ def with_calls(jaxpr: Jaxpr, eqns: Sequence[JaxprEqn], *, by_scope: bool) -> lis
         eqns: those of the jaxpr's equations that are needed.
         by_scope: whether blocks in different name scopes differ.
     """
-    products = [i for i, eqn in enumerate(eqns) if versions.is_product(eqn)]
+    products = [i for i, eqn in enumerate(eqns) if versions.is_any(eqn, versions.PRODUCTS)]
     if len(products) < FEWEST:
         return list(eqns)
     kinds = _kinds(eqns, by_scope)

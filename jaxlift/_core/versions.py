@@ -29,12 +29,13 @@ __all__ = [
     "dtype",
     "expansion",
     "for_numbers",
+    "has_any",
     "has_derivative_of_jax",
-    "has_product",
     "implementation",
     "inner_jaxpr",
+    "is_any",
+    "is_for_one_device",
     "is_of_jax",
-    "is_product",
     "is_spread_by_type",
     "jaxprs_of",
     "location",
@@ -68,14 +69,19 @@ JIT = frozenset(primitives("jit"))
 PRODUCTS = frozenset(primitives("dot_general", "conv_general_dilated"))
 
 
-def has_product(jaxpr: Any, kinds: Collection[Primitive] = PRODUCTS) -> bool:
-    """Whether a jaxpr multiplies matrices or convolves, itself or in what it calls."""
-    return any(is_product(eqn, kinds) for eqn in opened(jaxpr)[0].eqns)
+def has_any(jaxpr: Any, of: Collection[Primitive]) -> bool:
+    """Whether a jaxpr has one of some primitives, itself or in what it calls."""
+    return any(is_any(eqn, of) for eqn in opened(jaxpr)[0].eqns)
 
 
-def is_product(eqn: JaxprEqn, kinds: Collection[Primitive] = PRODUCTS) -> bool:
-    """Whether an equation multiplies matrices or convolves, itself or in what it calls."""
-    return eqn.primitive in kinds or any(has_product(jaxpr, kinds) for jaxpr in jaxprs_of(eqn))
+def is_any(eqn: JaxprEqn, of: Collection[Primitive]) -> bool:
+    """Whether an equation is one of some primitives, itself or in what it calls."""
+    return eqn.primitive in of or any(has_any(jaxpr, of) for jaxpr in jaxprs_of(eqn))
+
+
+def is_for_one_device(context: Any) -> bool:
+    """Whether what is being lowered is a program for one device, in the context that JAX hands to a lowering rule."""
+    return getattr(context.module_context.axis_context, "num_devices", None) == 1
 
 
 def inner_jaxpr(eqn: JaxprEqn) -> tuple[Jaxpr, Sequence[Any]]:

@@ -27,7 +27,7 @@ from jaxlift.primitives.softmax import Total
 def inlined(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
     """The evaluation of a call: what is called is evaluated in its place."""
     # JAX's own small functions are jitted too: between those, boundaries cost more than they spare.
-    if interpreter.is_repeated(eqn) and versions.has_product(eqn.params["jaxpr"]):
+    if interpreter.is_repeated(eqn) and versions.has_any(eqn.params["jaxpr"], versions.PRODUCTS):
         outputs = _called(interpreter, eqn, operands)
         if outputs is not None:
             return outputs
