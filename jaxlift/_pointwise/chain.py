@@ -54,9 +54,6 @@ class Ratio(NamedTuple):
             return Ratio(self.above + other.above, self.below)
         return Ratio(_times(self.above, other.below) + _times(other.above, self.below), _times(self.below, other.below))
 
-    def divided(self) -> Any:
-        return self.above if self.below is None else self.above / self.below
-
 
 def _times(a: Any, b: Any) -> Any:
     """A product, where None is 1."""
@@ -198,17 +195,17 @@ def by_steps(steps: Sequence[tuple[JaxprEqn, Sequence[int]]], ends: Ends, times:
     """The mean of secants over equal differences, of samples with all registers: the argument, what doesn't vary, and
     the steps' results.
     """
-    secants = [_secant(steps, x, r, times) for x, r in ends]
     run = mean(x.at - r.at for x, r in ends)
-    rise = mean(x.value - r.value for x, r in ends) * times
-    far = jnp.abs(run) >= 1  # the scale of activations
-    for part in (part for secant in secants for part in secant if part is not None):
-        far |= ~is_finite(part)  # and where steps overflow
-    run = where(run == 0, 1, run)
-    if len(secants) == 1:  # two have different divisors: to make them one takes more than to divide by each
-        [(above, below)] = secants
-        return where(far, rise, above) / where(far, run, 1 if below is None else below)
-    return where(far, rise / run, mean(secant.divided() for secant in secants))
+
+    def secant(x: Sample, r: Sample) -> Array:
+        above, below = _secant(steps, x, r, times)
+        far = jnp.abs(run) >= 1  # the scale of activations
+        for part in (above, below):
+            far |= False if part is None else ~is_finite(part)  # and where steps overflow
+        rise = (x.value - r.value) * times
+        return where(far, rise, above) / where(far, where(run == 0, 1, run), 1 if below is None else below)
+
+    return mean(secant(x, r) for x, r in ends)  # two have different divisors: to make them one takes more
 
 
 def _secant(steps: Sequence[tuple[JaxprEqn, Sequence[int]]], x: Sample, r: Sample, times: Factor) -> Ratio:
