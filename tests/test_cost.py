@@ -170,6 +170,28 @@ def test_no_polynomial_is_worked_out_for_pairs():
     assert sum(revealcancel.values()) < 2 * sum(rescale.values())
 
 
+@pytest.mark.usefixtures("optimized")
+@pytest.mark.parametrize(
+    ("activation", "most"), [(functools.partial(jax.nn.gelu, approximate=False), 6.5), (jax.nn.silu, 5.5)]
+)
+def test_secants_of_both_parts_are_read_and_not_made_anew(activation, most):
+    """The cotangents of a value and of its variation are the sum and the difference of those of its parts. RevealCancel
+    moves so many times what Rescale does.
+    """
+
+    def moved(rule):
+        def model(x):
+            for _ in range(3):
+                x = activation(x @ jnp.ones((64, 64)))
+            return x.sum(1)
+
+        attr = jaxlift.attribute(model, rule=rule)
+        program = compiled(lambda x, r: attr(x, reference=r), jnp.ones((N, 64)), jnp.zeros((R, 64)))
+        return program.cost_analysis()["bytes accessed"]
+
+    assert moved("revealcancel") < most * moved("rescale")
+
+
 @pytest.mark.parametrize(("rule", "count"), [("rescale", 1), ("revealcancel", 2)])
 def test_the_parts_of_a_split_are_put_together_once(rule, count):
     """In the backward pass: for the value, and for its variation under RevealCancel. The gates of an LSTM are such."""

@@ -360,7 +360,9 @@ def test_what_repeats_is_found():
     assert repeats.with_calls(beside, beside.eqns, by_scope=False) == beside.eqns
     jaxpr = jax.make_jaxpr(model)(jnp.ones(4)).jaxpr
     eqns = repeats.with_calls(jaxpr, jaxpr.eqns, by_scope=False)
-    calls = [eqn for eqn in eqns if eqn.primitive.name == "jit" and repeats.versions.is_any(eqn, repeats.versions.PRODUCTS)]
+    calls = [
+        eqn for eqn in eqns if eqn.primitive.name == "jit" and repeats.versions.is_any(eqn, repeats.versions.PRODUCTS)
+    ]
     bodies = {id(eqn.params["jaxpr"]): eqn.params["jaxpr"] for eqn in calls}
     assert [sum(eqn.params["jaxpr"] is body for eqn in calls) for body in bodies.values()] == [6, 4, 5]
     assert [len(eqn.outvars) for eqn in calls] == [1] * 15  # what goes from block to block
