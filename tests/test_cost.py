@@ -172,7 +172,8 @@ def test_no_polynomial_is_worked_out_for_pairs():
 
 @pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize(
-    ("activation", "most"), [(functools.partial(jax.nn.gelu, approximate=False), 6.5), (jax.nn.silu, 5.5)]
+    ("activation", "most"),
+    [(functools.partial(jax.nn.gelu, approximate=False), 6.5), (jax.nn.silu, 5.5), (jax.nn.elu, 6.5)],
 )
 def test_secants_of_both_parts_are_read_and_not_made_anew(activation, most):
     """The cotangents of a value and of its variation are the sum and the difference of those of its parts. RevealCancel

@@ -26,7 +26,6 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxlift._core import versions
-from jaxlift._core.compilers import once
 from jaxlift._core.differences import is_finite, midpoint, where
 from jaxlift._core.versions import JaxprEqn
 from jaxlift._pointwise.secants import THEOREMS, Ends, Factor, Identity, Sample, fraction_by_theorem, identity_of, mean
@@ -206,10 +205,7 @@ def by_steps(steps: Sequence[tuple[JaxprEqn, Sequence[int]]], ends: Ends, times:
         rise = (x.value - r.value) * times
         return where(far, rise, above) / where(far, where(run == 0, 1, run), 1 if below is None else below)
 
-    secants = [secant(x, r) for x, r in ends]
-    # Two have different divisors, and to make these one takes more than to divide by each. The mean is what both parts'
-    # sums and differences are made of, and no division, so XLA would make it anew for each.
-    return once(mean(secants)) if len(secants) > 1 else secants[0]
+    return mean(secant(x, r) for x, r in ends)  # two have different divisors: to make them one takes more
 
 
 def _secant(steps: Sequence[tuple[JaxprEqn, Sequence[int]]], x: Sample, r: Sample, times: Factor) -> Ratio:

@@ -194,15 +194,17 @@ class PointwiseFunction:
             return by_theorem(self.theorem, ends, times)
         if self.identity:
             return by_identity(self.identity, ends, times)
-        if self.has_secants_of_steps:
-            return by_steps(self.steps, ends, times)
         if self.is_two_rays:
             return of_two_rays(ends, times)
         if self.is_ramp:
             return of_ramp([bound for bound in (self.facts.low, self.facts.high) if abs(bound) < inf], ends, times)
         if self.is_parabola:
             return of_parabola(ends, times)
-        return by_quotient_or_derivatives(ends, times)
+        found = (
+            by_steps(self.steps, ends, times) if self.has_secants_of_steps else by_quotient_or_derivatives(ends, times)
+        )
+        # Sums and differences of two means are the cotangents under RevealCancel, and this is no division.
+        return once(found) if len(ends) > 1 else found
 
     @cached_property
     def equations(self) -> tuple[JaxprEqn, ...]:
