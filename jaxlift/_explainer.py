@@ -25,7 +25,7 @@ from jaxlift._arguments import (
     spread_alike,
     summed,
 )
-from jaxlift._batching.arrangement import arranged, arrangements, as_rows, pulled_as_rows, without_waiting
+from jaxlift._batching.arrangement import arranged, without_waiting
 from jaxlift._batching.loops import map_over, mean_over, shape_of_one
 from jaxlift._batching.partial_evaluation import Stages, Traced, staged, traced
 from jaxlift._batching.spreading import with_examples_spread
@@ -280,19 +280,8 @@ class Explainer:
         is_known = isinstance(n, int) and isinstance(r, int)  # not where a program is exported for any number
         if is_said or not is_known:
             return all_at_once(compare, first, reference)
-        of_rows = {"average": options.average, "spread": spread}
-        ways = {
-            "in turn": partial(in_batches, reference_batch=1),
-            "as rows": partial(as_rows, **of_rows),
-            "pulled as rows": partial(pulled_as_rows, **of_rows),
-        }
-        if any(map(versions.is_spread_by_type, jax.tree.leaves((first, reference)))):  # two such axes don't become one
-            ways |= {"as rows": ways["in turn"], "pulled as rows": all_at_once}
-        found = arrangements(compare.jaxpr, len(jax.tree.leaves(first)), n, r)
-        own = {platform: ways[how] for platform, how in found.items() if ways[how] is not all_at_once}
-        if not own:
-            return all_at_once(compare, first, reference)
-        return arranged(own, all_at_once, compare, first, reference, (n,) if options.average else (n, r))
+        in_turn = partial(in_batches, reference_batch=1)
+        return arranged(compare, first, reference, all_at_once, in_turn, average=options.average, spread=spread)
 
     def _pair(
         self, fun: Callable[[Any], Array], x: Any, reference: Any, weigh: Callable[[Array], Array], *number: Array

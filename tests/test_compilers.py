@@ -13,7 +13,6 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxlift
-from jaxlift import _explainer
 from jaxlift._batching import arrangement, loops
 from jaxlift._batching.partial_evaluation import traced
 
@@ -232,7 +231,7 @@ def as_elsewhere(monkeypatch, request):
         arrangement, "lax", SimpleNamespace(platform_dependent=lambda default, **own: next(iter(own.values()))())
     )
     platform = "cuda" if request.param == "pulled as rows" else "tpu"
-    monkeypatch.setattr(_explainer, "arrangements", lambda *args: {platform: request.param})
+    monkeypatch.setattr(arrangement, "arrangements", lambda *args: {platform: request.param})
 
 
 OPTIONS = [{}, {"average": False}, {"full": True}, {"target": "all"}, {"rule": "revealcancel", "output": "multipliers"}]

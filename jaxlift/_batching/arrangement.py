@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from math import prod
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,8 @@ from jaxlift._core.interpreter import needed
 from jaxlift._core.rewriting import with_each_equation
 from jaxlift._core.versions import JaxprEqn
 
-T = TypeVar("T")
+Way = Callable[[Traced, Any, Any], Any]
+"""Takes a comparison, all examples and all references."""
 
 
 def without_waiting(jaxpr: Any) -> Any:
@@ -134,14 +135,16 @@ def _over_rows(fun: Callable[[Any, Any], Any], first: Any, second: Any, average:
 
 
 def arranged(
-    ways: Mapping[str, Callable[[Traced, Any, Any], T]],
-    all_at_once: Callable[[Traced, Any, Any], T],
     compare: Traced,
     first: Any,
     reference: Any,
-    axes: tuple[int, ...],
-) -> T:
-    """Pairs on some platforms in ways of their own, and elsewhere all at once.
+    all_at_once: Way,
+    in_turn: Way,
+    *,
+    average: bool,
+    spread: tuple[str, ...],
+) -> Any:
+    """Comparisons of all examples with all references, arranged as each platform has them best.
 
     On TPUs, traffic of jax.grad's: BPNet with 128 examples, 0.6 for each further reference in place of 2; 8 examples
     with 20 references, 1.2 in place of 1.9; the paper's MNIST network, 128 examples with two references, 1.5 in place
@@ -149,17 +152,37 @@ def arranged(
     compiled in 6 seconds in place of 26, and moves 5% more. (tests/test_traffic.py.)
 
     Args:
-        ways: by platform, what arranges a comparison of all examples with all references.
-        all_at_once: the same for other platforms; and for several GPUs, over which examples may be spread, and
-            references over others: no axis of pairs can be spread like both.
-        axes: the lengths of those axes of its results that a result of one comparison doesn't have.
+        all_at_once: the way of other platforms; and for several GPUs, over which examples may be spread, and references
+            over others: no axis of pairs can be spread like both.
+        in_turn: the way that takes one reference after the other.
+        average: whether means over references are wanted, `(N, ...)`, in place of `(N, R, ...)`.
+        spread: the axes of a mesh over which the model spreads examples.
     """
+    n, r = (len(jax.tree.leaves(each)[0]) for each in (first, reference))
+    ways = {
+        "in turn": in_turn,
+        "as rows": partial(as_rows, average=average, spread=spread),
+        "pulled as rows": partial(pulled_as_rows, average=average, spread=spread),
+    }
+    if any(map(versions.is_spread_by_type, jax.tree.leaves((first, reference)))):  # two such axes don't become one
+        ways |= {"as rows": in_turn, "pulled as rows": all_at_once}
+    found = arrangements(compare.jaxpr, len(jax.tree.leaves(first)), n, r)
+    own = {platform: ways[how] for platform, how in found.items() if ways[how] is not all_at_once}
+    if not own:
+        return all_at_once(compare, first, reference)
+    return _by_platform(own, all_at_once, compare, first, reference, (n,) if average else (n, r))
+
+
+def _by_platform(
+    ways: Mapping[str, Way], all_at_once: Way, compare: Traced, first: Any, reference: Any, axes: tuple[int, ...]
+) -> Any:
+    """Comparisons in the ways of some platforms, and all at once elsewhere; their results have those axes besides."""
     inner, consts = versions.opened(compare.jaxpr)
     bare = replace(compare, jaxpr=compare.jaxpr.replace(consts=[None] * len(consts)))
     leaves, structure = jax.tree.flatten((list(consts), first, reference))
     types = [var.aval.update(shape=(*axes, *versions.shape(var))) for var in inner.outvars]
 
-    def by(way: Callable[[Traced, Any, Any], T]) -> Callable[..., list[Any]]:
+    def by(way: Way) -> Callable[..., list[Any]]:
         # Traced later, and so given all arrays, tracers among them: it must hold none.
         def made(*leaves: Any) -> list[Any]:
             consts, first, reference = jax.tree.unflatten(structure, leaves)
@@ -170,7 +193,7 @@ def arranged(
     # The types above say nothing of effects, and of shardings only that there are none.
     is_plain = not inner.effects and all(jax.typeof(leaf).sharding.mesh.empty for leaf in leaves)
 
-    def later(platform: str) -> T:
+    def later(platform: str) -> Any:
         made, on_several = by(ways[platform]), by(all_at_once) if platform == "cuda" else None
         found = when_lowered(made, types, *leaves, on_several=on_several) if is_plain else made(*leaves)
         return jax.tree.unflatten(compare.structure, found)
