@@ -426,11 +426,15 @@ def layer_norm(x):
 
 
 @pytest.mark.usefixtures("optimized")
-def test_a_stream_of_residuals_is_summed_once():
-    """Blocks that normalise the stream and add to it: what they move grows with their number, not with its square."""
+@pytest.mark.parametrize("begins_with", ["embeddings", "patches"])
+def test_a_stream_of_residuals_is_summed_once(begins_with):
+    """Blocks that normalise the stream and add to it: what they move grows with their number, not with its square. The
+    stream of a vision transformer begins with a convolution.
+    """
 
     def bytes_accessed(blocks):
         def model(x):
+            x = conv(x, jnp.ones((1, 32, 32))) if begins_with == "patches" else x
             for _ in range(blocks):
                 x = x + jax.nn.relu(layer_norm(x) @ jnp.ones((32, 32)))
             return x.sum((1, 2))

@@ -152,10 +152,11 @@ carried = carrying()
 def addition(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value]) -> Sequence[Value]:
     """`x + z`, both of which vary, as the stream of a network with residuals and what a block adds to it.
 
-    Between convolutions XLA computes the stream's cotangents once by itself, and to say so would be one array more.
+    Between convolutions alone XLA computes the stream's cotangents once by itself, and to say so would be one array
+    more. (The stream of a vision transformer begins with one.)
     """
     [out] = carried(interpreter, eqn, operands)
-    if isinstance(out, Varying) and out.fed_by == {"dense"} and not (out.is_alone or out.is_discrete):
+    if isinstance(out, Varying) and "dense" in out.fed_by and not (out.is_alone or out.is_discrete):
         out = replace(out, value=with_cotangent_once(out.value))
     return [out]
 
