@@ -62,7 +62,7 @@ def test_floors_are_attributions(name, own):
         assert 0.99 * products[floor] <= products[own] <= products[floor]
 
 
-@pytest.mark.parametrize("name", ["20 equations", "block called 1 times"])
+@pytest.mark.parametrize("name", ["20 equations", "block called 1 times", "1 blocks of a transformer"])
 def test_what_is_compiled_is_the_same(name):
     functions, args = cases(4, [])[name]
     args = jax.tree.map(np.float32, args)

@@ -59,10 +59,29 @@ def repeated(w: Any, x: Array) -> Array:
     return x.sum(1)
 
 
-def floor(rule: by_hand.Rule, times: int, w: Any, x: Array, r: Array) -> Array:
+def floor(times: int, rule: by_hand.Rule, w: Any, x: Array, r: Array) -> Array:
     """Either by hand. (What repeats is written out: there is nothing in it that JAX could find again.)"""
     blocks = [by_hand.residual(rule.activated(by_hand.dense(layer), "tanh")) for layer in w for _ in range(times)]
     return by_hand.contributions([*blocks, by_hand.SUM], x, r)
+
+
+def normalised(w: Any, x: Array) -> Array:
+    """Blocks of a transformer's kind: each adds to the stream what two products and a GELU make of it, normalised."""
+    for up, down in w:
+        x = x + in_jax.dense(in_jax.ACTIVATIONS["gelu"](in_jax.dense(in_jax.layer_norm(x), up)), down)
+    return x.mean((1, 2))
+
+
+def normalised_by_hand(rule: by_hand.Rule, w: Any, x: Array, r: Array) -> Array:
+    blocks = [
+        by_hand.residual(
+            by_hand.chain(
+                [by_hand.layer_norm, rule.activated(by_hand.dense(up), "gelu"), by_hand.dense(down).layer],
+            )
+        )
+        for up, down in w
+    ]
+    return by_hand.contributions([*blocks, by_hand.linear(lambda h: h.mean((1, 2))[:, None])], x, r)
 
 
 def cases(depth: int, names: list[str]) -> dict[str, tuple[dict[str, Attribution], tuple[Any, ...]]]:
@@ -71,21 +90,28 @@ def cases(depth: int, names: list[str]) -> dict[str, tuple[dict[str, Attribution
         name: ({kind: COMPETITORS[kind](name) for kind in KINDS}, (weights_of(name), *data(name, N, R)))
         for name in names
     }
-    rows = np.random.default_rng(0).normal(size=(N + R, WIDTH)).astype(np.float32)
-    for name, fun, count, times in (
-        (f"{5 * depth} equations", long, depth, 1),
-        (f"block called {depth // IN_BLOCK} times", repeated, depth // IN_BLOCK, IN_BLOCK),
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(N + R, WIDTH))
+    for name, fun, own, count in (
+        (f"{5 * depth} equations", long, partial(floor, 1), depth),
+        (f"block called {depth // IN_BLOCK} times", repeated, partial(floor, IN_BLOCK), depth // IN_BLOCK),
     ):
-        found[name] = ({kind: made(kind, fun, times) for kind in KINDS}, (layers(count), rows[:N], rows[N:]))
-    return found
+        found[name] = ({kind: made(kind, fun, own) for kind in KINDS}, (layers(count), rows[:N], rows[N:]))
+    blocks, rows = max(1, depth // 16), rng.normal(size=(N + R, 16, 32))
+    w = [
+        [(rng.normal(size=(a, b)) / a**0.5, rng.normal(size=b) / 10) for a, b in ((32, 64), (64, 32))]
+        for _ in range(blocks)
+    ]
+    functions = {kind: made(kind, normalised, normalised_by_hand) for kind in KINDS}
+    return found | {f"{blocks} blocks of a transformer": (functions, (w, rows[:N], rows[N:]))}
 
 
-def made(kind: str, fun: Callable[[Any, Array], Array], times: int) -> Attribution:
-    """An attribution of a function whose layers each come so many times."""
+def made(kind: str, fun: Callable[[Any, Array], Array], own: Callable[..., Array]) -> Attribution:
+    """An attribution of a function, of which there are those by hand too, given a rule."""
     if kind == "gradient":
         return lambda w, x, r: jax.grad(lambda rows: fun(w, rows).sum())(jnp.repeat(x, len(r), 0))
     if kind in by_hand.FLOORS:
-        return partial(floor, by_hand.FLOORS[kind], times)
+        return partial(own, by_hand.FLOORS[kind])
     attr = jaxlift.attribute(fun, argnums=1, rule=kind, pairing="shared")
     return lambda w, x, r: attr(w, x, reference=r)
 
