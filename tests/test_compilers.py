@@ -237,7 +237,7 @@ def as_elsewhere(monkeypatch, request):
 OPTIONS = [{}, {"average": False}, {"full": True}, {"target": "all"}, {"rule": "revealcancel", "output": "multipliers"}]
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("options", OPTIONS)
 def test_what_is_traced_when_lowered_is_the_same(options, as_elsewhere):
     """With weights that are arguments of the program, as they are in most."""
@@ -287,7 +287,7 @@ def transformed(attr):
     }
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("name", list(transformed(None)))
 def test_what_is_traced_when_lowered_is_transformed(name, as_elsewhere):
     attr = jaxlift.attribute(model, pairing="shared")

@@ -47,6 +47,7 @@ def dilated_network(depth=2):
     return model, jax.tree.map(np.float32, params)
 
 
+EXACT_GELU = functools.partial(jax.nn.gelu, approximate=False)
 LAYERS = 3  # convolutions of a network as deep as it comes
 
 
@@ -122,6 +123,18 @@ def test_revealcancel_keeps_a_variation_for_each_layer(activation):
     assert memory(8) - memory(4) <= 4 * 1.5 * of_pairs
 
 
+def of_layers(activation, rule, layers=3, width=16):
+    """The compiled attribution of layers, each a product with ones and an activation."""
+
+    def model(x):
+        for _ in range(layers):
+            x = activation(x @ jnp.ones((width, width)))
+        return x.sum(1)
+
+    attr = jaxlift.attribute(model, rule=rule)
+    return compiled(lambda x, r: attr(x, reference=r), jnp.ones((N, width)), jnp.zeros((R, width)))
+
+
 @pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
 @pytest.mark.parametrize("activation", [jnp.tanh, jax.nn.gelu])
@@ -129,15 +142,7 @@ def test_no_secant_evaluates_tanh_for_pairs(activation, rule):
     """Rescale does nowhere, RevealCancel at each of its two points. (That of GELU is of a third power, which is finite
     as a product is.)
     """
-
-    def model(x):
-        for _ in range(3):
-            x = activation(x @ jnp.ones((16, 16)))
-        return x.sum(1)
-
-    attr = jaxlift.attribute(model, rule=rule)
-    program = compiled(lambda x, r: attr(x, reference=r), jnp.ones((N, 16)), jnp.zeros((R, 16)))
-    shapes = re.findall(r"= f32\[([\d,]+)\]\S* tanh\(", program.as_text())
+    shapes = re.findall(r"= f32\[([\d,]+)\]\S* tanh\(", of_layers(activation, rule).as_text())
     sizes = [math.prod(map(int, shape.split(","))) // 16 for shape in shapes]
     assert sizes.count(N) == sizes.count(R) >= 3
     if activation is jnp.tanh:  # whose secants are made of its values
@@ -151,17 +156,9 @@ def test_no_polynomial_is_worked_out_for_pairs():
     for pairs, it is not there again; RevealCancel needs as many more, of its two points.
     """
 
-    def model(x):
-        for _ in range(2):
-            x = jax.nn.gelu(x @ jnp.ones((16, 16)), approximate=False)
-        return x.sum(1)
-
     def computations(rule):
-        attr = jaxlift.attribute(model, rule=rule)
-        program = compiled(lambda x, r: attr(x, reference=r), jnp.ones((N, 16)), jnp.zeros((R, 16)))
-        return {
-            text: len(re.findall(r"%erfc\S* = .* (?:multiply|add)\(", text)) for text in program.as_text().split("\n\n")
-        }
+        texts = of_layers(EXACT_GELU, rule, layers=2).as_text().split("\n\n")
+        return {text: len(re.findall(r"%erfc\S* = .* (?:multiply|add)\(", text)) for text in texts}
 
     rescale, revealcancel = map(computations, ("rescale", "revealcancel"))
     of_pairs = [count for text, count in rescale.items() if f"f32[{N},{R}," in text]
@@ -173,24 +170,15 @@ def test_no_polynomial_is_worked_out_for_pairs():
 @pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize(
     ("activation", "most"),
-    [(functools.partial(jax.nn.gelu, approximate=False), 6.5), (jax.nn.silu, 5.5), (jax.nn.elu, 6.5)],
+    [(EXACT_GELU, 6.5), (jax.nn.silu, 5.5), (jax.nn.elu, 6.5)],
 )
 def test_secants_of_both_parts_are_read_and_not_made_anew(activation, most):
     """The cotangents of a value and of its variation are the sum and the difference of those of its parts. RevealCancel
     moves so many times what Rescale does.
     """
-
-    def moved(rule):
-        def model(x):
-            for _ in range(3):
-                x = activation(x @ jnp.ones((64, 64)))
-            return x.sum(1)
-
-        attr = jaxlift.attribute(model, rule=rule)
-        program = compiled(lambda x, r: attr(x, reference=r), jnp.ones((N, 64)), jnp.zeros((R, 64)))
-        return program.cost_analysis()["bytes accessed"]
-
-    assert moved("revealcancel") < most * moved("rescale")
+    programs = (of_layers(activation, rule, width=64) for rule in ("rescale", "revealcancel"))
+    rescale, revealcancel = (program.cost_analysis()["bytes accessed"] for program in programs)
+    assert revealcancel < most * rescale
 
 
 @pytest.mark.parametrize(("rule", "count"), [("rescale", 1), ("revealcancel", 2)])

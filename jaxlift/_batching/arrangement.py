@@ -6,7 +6,7 @@ tests/test_compilers.py shows that the programs of other platforms are free of i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from math import prod
@@ -78,14 +78,15 @@ def arrangement_on_gpus(jaxpr: Any, count: int) -> Arrangement | None:
 
     Its compiler tries how to cut what is computed with a sum, such as a norm's, into tiles: each length along each axis
     with each of every other. So one axis of pairs is compiled in a fraction of the time that two of examples and of
-    references take. What both forward passes keep is then repeated, for each pair, as it is read; but for what a loop
-    reads, or a window, which would be there for each pair.
+    references take. What the forward passes keep of an example, or of a reference, is repeated for all of its pairs by
+    the kernel that reads it, and so never lies in memory; but what a loop or a window reads would. These programs keep
+    both axes.
     """
     if versions.has_any(jaxpr, LOOPS_AND_WINDOWS):
         return None
     jaxpr = versions.opened(jaxpr)[0]
     of_pairs = eqns_by_need(jaxpr.replace(eqns=needed(jaxpr, jaxpr.outvars)), count)[0][BOTH]
-    return "pulled as rows" if _has_sums(of_pairs) else None
+    return "pulled as rows" if any(map(_is_sum, versions.nested(of_pairs))) else None
 
 
 LOOPS_AND_WINDOWS = frozenset(
@@ -94,13 +95,9 @@ LOOPS_AND_WINDOWS = frozenset(
 SUMS = frozenset(versions.primitives("reduce_sum"))
 
 
-def _has_sums(eqns: Sequence[JaxprEqn]) -> bool:
-    """Whether equations, or what they call, have sums of more than one element."""
-    return any(
-        (eqn.primitive in SUMS and prod(versions.shape(eqn.invars[0])) > prod(versions.shape(eqn.outvars[0])))
-        or any(_has_sums(versions.opened(jaxpr)[0].eqns) for jaxpr in versions.jaxprs_of(eqn))
-        for eqn in eqns
-    )
+def _is_sum(eqn: JaxprEqn) -> bool:
+    """Whether an equation sums more than one element. (What adds an axis of length 1 is transposed to a sum of one.)"""
+    return eqn.primitive in SUMS and prod(versions.shape(eqn.invars[0])) > prod(versions.shape(eqn.outvars[0]))
 
 
 # Of a tile of a TPU, and what a v5e keeps on the chip.
@@ -194,7 +191,8 @@ def _by_platform(
     is_plain = not inner.effects and all(jax.typeof(leaf).sharding.mesh.empty for leaf in leaves)
 
     def later(platform: str) -> Any:
-        made, on_several = by(ways[platform]), by(all_at_once) if platform == "cuda" else None
+        made = by(ways[platform])
+        on_several = by(all_at_once) if platform == "cuda" else None  # TPUs go their way on slices, too
         found = when_lowered(made, types, *leaves, on_several=on_several) if is_plain else made(*leaves)
         return jax.tree.unflatten(compare.structure, found)
 

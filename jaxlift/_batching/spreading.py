@@ -33,11 +33,9 @@ def with_examples_spread(jaxpr: Any) -> tuple[Any, tuple[str, ...]]:
 
 def _constraints(jaxpr: Any) -> Iterator[JaxprEqn]:
     """Those by named axes of a mesh, in a jaxpr and in what it calls."""
-    for eqn in versions.opened(jaxpr)[0].eqns:
+    for eqn in versions.nested(versions.opened(jaxpr)[0].eqns):
         if eqn.primitive in SHARDING_CONSTRAINTS and isinstance(eqn.params["sharding"], NamedSharding):
             yield eqn
-        for inner in versions.jaxprs_of(eqn):
-            yield from _constraints(inner)
 
 
 def _spread(eqn: JaxprEqn) -> Iterator[tuple[int, tuple[str, ...]]]:

@@ -95,6 +95,7 @@ def when_lowered(
 
 
 def _later(*operands: Any, on_several: Callable[..., Sequence[Array]], **params: Any) -> Sequence[Array]:
+    """What is taken where it isn't known for how many devices the program is."""
     del params
     return on_several(*operands)
 
@@ -115,10 +116,15 @@ ad.primitive_jvps[LATER] = _jvp_of_later
 batching.primitive_batchers[LATER] = _batched_later
 
 
-def _lowered_later(context: Any, *operands: Any, fun: Callable[..., Sequence[Array]], **params: Any) -> Any:
-    if versions.is_for_one_device(context):
-        params["on_several"] = fun
-    return mlir.lower_fun(_later, multiple_results=True)(context, *operands, **params)
+def _lowered_later(
+    context: Any,
+    *operands: Any,
+    fun: Callable[..., Sequence[Array]],
+    on_several: Callable[..., Sequence[Array]],
+    like: Sequence[Any],
+) -> Any:
+    chosen = fun if versions.is_for_one_device(context) else on_several
+    return mlir.lower_fun(chosen, multiple_results=True)(context, *operands)
 
 
 mlir.register_lowering(LATER, _lowered_later)

@@ -1,6 +1,6 @@
 """Every difference between the supported JAX versions, and the public names that the rest is built on."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ __all__ = [
     "location",
     "name_of_function",
     "name_of_traced",
+    "nested",
     "one_output",
     "opened",
     "primitives",
@@ -71,12 +72,20 @@ PRODUCTS = frozenset(primitives("dot_general", "conv_general_dilated"))
 
 def has_any(jaxpr: Any, of: Collection[Primitive]) -> bool:
     """Whether a jaxpr has one of some primitives, itself or in what it calls."""
-    return any(is_any(eqn, of) for eqn in opened(jaxpr)[0].eqns)
+    return any(eqn.primitive in of for eqn in nested(opened(jaxpr)[0].eqns))
 
 
 def is_any(eqn: JaxprEqn, of: Collection[Primitive]) -> bool:
     """Whether an equation is one of some primitives, itself or in what it calls."""
-    return eqn.primitive in of or any(has_any(jaxpr, of) for jaxpr in jaxprs_of(eqn))
+    return any(each.primitive in of for each in nested([eqn]))
+
+
+def nested(eqns: Iterable[JaxprEqn]) -> Iterator[JaxprEqn]:
+    """Equations, each followed by those of what it calls."""
+    for eqn in eqns:
+        yield eqn
+        for jaxpr in jaxprs_of(eqn):
+            yield from nested(opened(jaxpr)[0].eqns)
 
 
 def is_for_one_device(context: Any) -> bool:

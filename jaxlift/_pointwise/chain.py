@@ -196,16 +196,19 @@ def by_steps(steps: Sequence[tuple[JaxprEqn, Sequence[int]]], ends: Ends, times:
     the steps' results.
     """
     run = mean(x.at - r.at for x, r in ends)
+    is_long = jnp.abs(run) >= 1  # the scale of activations
+    run = where(run == 0, 1, run)
 
     def secant(x: Sample, r: Sample) -> Array:
         above, below = _secant(steps, x, r, times)
-        far = jnp.abs(run) >= 1  # the scale of activations
+        far = is_long
         for part in (above, below):
             far |= False if part is None else ~is_finite(part)  # and where steps overflow
         rise = (x.value - r.value) * times
-        return where(far, rise, above) / where(far, where(run == 0, 1, run), 1 if below is None else below)
+        return where(far, rise, above) / where(far, run, 1 if below is None else below)
 
-    return mean(secant(x, r) for x, r in ends)  # two have different divisors: to make them one takes more
+    # Two secants have different divisors. To bring them to one takes more operations than to divide by each.
+    return mean(secant(x, r) for x, r in ends)
 
 
 def _secant(steps: Sequence[tuple[JaxprEqn, Sequence[int]]], x: Sample, r: Sample, times: Factor) -> Ratio:

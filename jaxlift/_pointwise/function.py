@@ -203,7 +203,8 @@ class PointwiseFunction:
         found = (
             by_steps(self.steps, ends, times) if self.has_secants_of_steps else by_quotient_or_derivatives(ends, times)
         )
-        # Sums and differences of two means are the cotangents under RevealCancel, and this is no division.
+        # RevealCancel takes the sum and the difference of two such means. XLA's CPU compiler keeps results of divisions
+        # for both; these don't end in one, and would be computed for each.
         return once(found) if len(ends) > 1 else found
 
     @cached_property

@@ -59,7 +59,7 @@ def repeated(w: Any, x: Array) -> Array:
     return x.sum(1)
 
 
-def floor(times: int, rule: by_hand.Rule, w: Any, x: Array, r: Array) -> Array:
+def repeated_by_hand(times: int, rule: by_hand.Rule, w: Any, x: Array, r: Array) -> Array:
     """Either by hand. (What repeats is written out: there is nothing in it that JAX could find again.)"""
     blocks = [by_hand.residual(rule.activated(by_hand.dense(layer), "tanh")) for layer in w for _ in range(times)]
     return by_hand.contributions([*blocks, by_hand.SUM], x, r)
@@ -73,15 +73,14 @@ def normalised(w: Any, x: Array) -> Array:
 
 
 def normalised_by_hand(rule: by_hand.Rule, w: Any, x: Array, r: Array) -> Array:
-    blocks = [
-        by_hand.residual(
-            by_hand.chain(
-                [by_hand.layer_norm, rule.activated(by_hand.dense(up), "gelu"), by_hand.dense(down).layer],
-            )
-        )
-        for up, down in w
-    ]
-    return by_hand.contributions([*blocks, by_hand.linear(lambda h: h.mean((1, 2))[:, None])], x, r)
+    """The same by hand."""
+
+    def block(up: Any, down: Any) -> by_hand.Layer:
+        activated = rule.activated(by_hand.dense(up), "gelu")
+        return by_hand.residual(by_hand.chain([by_hand.layer_norm, activated, by_hand.dense(down).layer]))
+
+    mean = by_hand.linear(lambda h: h.mean((1, 2))[:, None])
+    return by_hand.contributions([*(block(*layer) for layer in w), mean], x, r)
 
 
 def cases(depth: int, names: list[str]) -> dict[str, tuple[dict[str, Attribution], tuple[Any, ...]]]:
@@ -92,11 +91,11 @@ def cases(depth: int, names: list[str]) -> dict[str, tuple[dict[str, Attribution
     }
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(N + R, WIDTH))
-    for name, fun, own, count in (
-        (f"{5 * depth} equations", long, partial(floor, 1), depth),
-        (f"block called {depth // IN_BLOCK} times", repeated, partial(floor, IN_BLOCK), depth // IN_BLOCK),
+    for name, fun, floor, count in (
+        (f"{5 * depth} equations", long, partial(repeated_by_hand, 1), depth),
+        (f"block called {depth // IN_BLOCK} times", repeated, partial(repeated_by_hand, IN_BLOCK), depth // IN_BLOCK),
     ):
-        found[name] = ({kind: made(kind, fun, own) for kind in KINDS}, (layers(count), rows[:N], rows[N:]))
+        found[name] = ({kind: made(kind, fun, floor) for kind in KINDS}, (layers(count), rows[:N], rows[N:]))
     blocks, rows = max(1, depth // 16), rng.normal(size=(N + R, 16, 32))
     w = [
         [(rng.normal(size=(a, b)) / a**0.5, rng.normal(size=b) / 10) for a, b in ((32, 64), (64, 32))]
@@ -106,12 +105,12 @@ def cases(depth: int, names: list[str]) -> dict[str, tuple[dict[str, Attribution
     return found | {f"{blocks} blocks of a transformer": (functions, (w, rows[:N], rows[N:]))}
 
 
-def made(kind: str, fun: Callable[[Any, Array], Array], own: Callable[..., Array]) -> Attribution:
-    """An attribution of a function, of which there are those by hand too, given a rule."""
+def made(kind: str, fun: Callable[[Any, Array], Array], floor: Callable[..., Array]) -> Attribution:
+    """An attribution of a function. `floor` is the one by hand: it takes a rule, and then what the others do."""
     if kind == "gradient":
         return lambda w, x, r: jax.grad(lambda rows: fun(w, rows).sum())(jnp.repeat(x, len(r), 0))
     if kind in by_hand.FLOORS:
-        return partial(own, by_hand.FLOORS[kind])
+        return partial(floor, by_hand.FLOORS[kind])
     attr = jaxlift.attribute(fun, argnums=1, rule=kind, pairing="shared")
     return lambda w, x, r: attr(w, x, reference=r)
 
