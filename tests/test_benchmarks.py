@@ -113,7 +113,7 @@ def test_every_figure_is_there(results):
         assert by["bare"].keys() >= {"revealcancel_flops", "revealcancel_matrix_flops"}
         for name in ("captum", "shap", "tangermeme"):
             assert by[name] == {"state": "not installed: --no-peers", "seconds": []}
-    measured = {"mlp", "max_pooling", "40 equations", "block called 2 times"}
+    measured = {"mlp", "max_pooling", "40 equations", "block called 2 times", "1 blocks of a transformer"}
     assert {row["network"] for row in results["compile"]} == measured
     assert all(target["met"] in (True, False, None) for target in results["targets"])
     assert {target["target"] for target in results["targets"]} >= {
