@@ -31,6 +31,7 @@ from jaxlift._batching.partial_evaluation import Stages, Traced, staged, traced
 from jaxlift._batching.spreading import with_examples_spread
 from jaxlift._check import warn_of_cancellation
 from jaxlift._core import versions
+from jaxlift._core.compilers import batch_of_one
 from jaxlift._core.precision import products_at
 from jaxlift._independence import check_independence
 from jaxlift._layers import Names, above, below
@@ -190,7 +191,7 @@ class Explainer:
 
         def on_one(x: Any, rows: dict[int, Any], held: Held | None) -> Any:
             """What is explained of the model's outputs on one example: an array, or the values of a held target."""
-            outputs = on_batch(*jax.tree.map(lambda leaf: leaf[None], (x, rows)))
+            outputs = on_batch(*jax.tree.map(batch_of_one, (x, rows)))
             if held is not None:
                 return jax.tree.map(_checked_output, held.values_of_one(outputs))
             return _checked_output(_chosen(options.target, outputs) if callable(options.target) else outputs)
@@ -431,7 +432,7 @@ def _layer(fun: Callable[[Any], Array], names: Names, x: Any) -> tuple[Callable[
         return checked_input(jax.tree.map(lambda leaf: leaf[0], values))
 
     def from_there(values: Any, at: Any = x) -> Array:
-        return rest(jax.tree.map(lambda leaf: leaf[None], values), at)
+        return rest(jax.tree.map(batch_of_one, values), at)
 
     return layer, from_there
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxlift._core import versions
+from jaxlift._core.compilers import ONCE, WAITING
 from jaxlift._core.versions import JaxprEqn, primitives
 from jaxlift._moments.interpreter import Interpreter, family
 from jaxlift._moments.values import Moments, Value, certain, is_varying
@@ -173,7 +174,8 @@ def _chosen(interpreter: Interpreter, eqn: JaxprEqn, index: Moments, cases: Sequ
     return out
 
 
-family(handed_on, primitives("stop_gradient", "optimization_barrier"))
+HANDED_ON = frozenset([*primitives("stop_gradient", "optimization_barrier"), WAITING, ONCE])
+family(handed_on, HANDED_ON)
 family(inlined, [*primitives("jit", "closed_call", "call"), "custom_vmap_call", "composite", *CUSTOM])
 family(checkpoint, primitives("remat"))
 family(scan, primitives("scan"))

@@ -17,6 +17,7 @@ from jax.core import Tracer
 
 from jaxlift._core import versions
 from jaxlift._core.versions import JaxprEqn, primitives
+from jaxlift._moments.calls import HANDED_ON
 from jaxlift._moments.interpreter import owned_by
 from jaxlift._moments.linear import CONV, DOT_GENERAL, MOVES, PLACES, SUMS, everywhere
 from jaxlift._moments.values import Owned, Value
@@ -25,7 +26,6 @@ from jaxlift.primitives.pointwise import ELEMENTWISE
 CHOICES = frozenset(primitives("reduce_max", "reduce_min", "argmax", "argmin", "reduce_and", "reduce_or"))
 ADDING = frozenset(SUMS) | frozenset(DOT_GENERAL) | frozenset(CONV)
 GATHER = frozenset(primitives("gather"))
-HANDED_ON = frozenset(primitives("stop_gradient", "optimization_barrier"))
 
 
 def owned(eqn: JaxprEqn, inputs: Sequence[Value]) -> list[Owned] | None:

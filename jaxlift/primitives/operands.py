@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxlift._core import versions
-from jaxlift._core.compilers import with_cotangent_once
+from jaxlift._core.compilers import once, stream
 from jaxlift._core.custom_derivatives import with_multipliers
 from jaxlift._core.interpreter import Interpreter
 from jaxlift._core.table import Evaluation
@@ -157,7 +157,7 @@ def addition(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value])
     """
     [out] = carried(interpreter, eqn, operands)
     if isinstance(out, Varying) and "dense" in out.fed_by and not (out.is_alone or out.is_discrete):
-        out = replace(out, value=with_cotangent_once(out.value))
+        out = replace(out, value=stream(out.value), reference=once(out.reference))
     return [out]
 
 
