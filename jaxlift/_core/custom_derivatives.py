@@ -28,7 +28,7 @@ def with_multipliers(
 def operation(
     forward: Callable[[Arrays, Arrays], Any],
     pull: Callable[[Any, Arrays, Arrays], Arrays],
-    keep: Callable[[Any], Arrays] = lambda value: (),
+    keeping: Callable[[Arrays, Arrays], tuple[Any, Arrays]] | None = None,
 ) -> Callable[[Arrays, Arrays], Any]:
     """A function of `(explained, held)` that has multipliers for its derivative.
 
@@ -36,7 +36,8 @@ def operation(
         forward: computes the value, an array or a tuple of arrays, from `explained`, a tuple of the arrays to which
             multipliers lead, and `held`, a tuple of pytrees to which they don't: references, midpoints, parameters.
         pull: called with a cotangent, `explained` and `held`; returns the cotangents of `explained`.
-        keep: what of the value is kept for `pull`, as the last of `held`, because it costs much to compute again.
+        keeping: computes the value as `forward` does, and with it a tuple of what is kept for `pull`, as the last of
+            `held`, because it costs much to compute again.
 
     Derivatives of the cotangents themselves are plain in everything, so scores can be differentiated.
 
@@ -50,8 +51,8 @@ def operation(
 
     def save(explained: Arrays, held: Arrays) -> tuple[Any, tuple[Arrays, Arrays]]:
         explained, held = custom_vjp_primal_tree_values((explained, held))
-        value = forward(explained, held)
-        return value, (explained, (*held, *keep(value)))
+        value, kept = keeping(explained, held) if keeping else (forward(explained, held), ())
+        return value, (explained, (*held, *kept))
 
     def restore(saved: tuple[Arrays, Arrays], cotangent: Any) -> tuple[Arrays, None]:
         if all(map(_is_zero, jax.tree.leaves(cotangent))):  # only used as another operation's residual

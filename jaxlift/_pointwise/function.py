@@ -62,13 +62,13 @@ class PointwiseFunction:
             the constants and the results of the steps follow.
         literals: the numbers that stand in the program: scalars, or arrays that are full of one.
         constants: the arrays that don't depend on the explained input, such as biases and learned slopes.
-        known: arguments and what the function is there, which needs no computing.
+        known: arguments, and what was kept of the function there, which needs no computing.
     """
 
     steps: tuple[tuple[JaxprEqn, tuple[int, ...]], ...]
     literals: tuple[Any, ...]
     constants: tuple[Array, ...]
-    known: tuple[tuple[Array, Array], ...] = ()
+    known: tuple[tuple[Array, tuple[Array, ...]], ...] = ()
 
     @classmethod
     def of(cls, node: Node, argument: Node | None = None) -> PointwiseFunction:
@@ -87,26 +87,31 @@ class PointwiseFunction:
         return Form(self.with_constants(()))
 
     def with_constants(
-        self, constants: Sequence[Array], known: Iterable[tuple[Array, Array]] = ()
+        self, constants: Sequence[Array], known: Iterable[tuple[Array, tuple[Array, ...]]] = ()
     ) -> PointwiseFunction:
         """The same function with other constants, of which nothing that is known of it depends."""
         other = replace(self, constants=tuple(constants), known=tuple(known))
         vars(other).update(
-            {name: vars(self)[name] for name in ("facts", "equations", "has_secants_of_steps") if name in vars(self)}
+            {name: vars(self)[name] for name in ("facts", "equations", "has_secants_of_steps", "kept") if name in vars(self)}
         )
         return other
 
     def __call__(self, x: Array) -> Array:
-        for argument, value in self.known:
-            if x is argument:
-                return value
         return self._registers(x)[-1]
+
+    def with_kept(self, x: Array) -> tuple[Array, tuple[Array, ...]]:
+        """`f(x)`, and what to keep for secants with an end at `x`."""
+        registers = self._registers(x)
+        return registers[-1], tuple(registers[i] for i in self.kept)
 
     def _registers(self, x: Array) -> list[Any]:
         """The argument, what doesn't depend on it, and the results of the steps."""
         registers = [x, *self.literals, *self.constants]
+        kept = next((kept for argument, kept in self.known if argument is x), ())
+        known = dict(zip(self.kept, kept, strict=True)) if kept else {}
         for eqn, operands in self.steps:
-            registers += _step(eqn, [registers[i] for i in operands])
+            i = len(registers)
+            registers += [known[i]] if i in known else _step(eqn, [registers[k] for k in operands])
         return registers
 
     def derivative(self, x: Array) -> Array:
@@ -249,10 +254,17 @@ class PointwiseFunction:
         [(eqn, operands), *more] = self.steps
         return eqn if self.is_real and operands == (0,) and not more else None
 
-    @property
-    def has_secants_of_values(self) -> bool:
-        """Whether secants are made of values of the function."""
-        return self.theorem is not None or (self.identity is not None and self.identity.of_values)
+    @cached_property
+    def kept(self) -> tuple[int, ...]:
+        """The registers that secants are made of, and that cost much to compute again: values of functions with an
+        identity, and, of those that are explained step by step, what XLA writes out.
+        """
+        first = 1 + len(self.literals) + len(self.constants)
+        if self.theorem is not None or (self.identity is not None and self.identity.of_values):
+            return (first,)
+        if not self.has_secants_of_steps:
+            return ()
+        return tuple(i for i, (eqn, _) in enumerate(self.steps, first) if eqn.primitive in WRITTEN_OUT)
 
     @cached_property
     def has_secants_of_steps(self) -> bool:
@@ -324,7 +336,7 @@ class Form:
     of_no_constants: PointwiseFunction
 
     def with_constants(
-        self, constants: Sequence[Array], known: Iterable[tuple[Array, Array]] = ()
+        self, constants: Sequence[Array], known: Iterable[tuple[Array, tuple[Array, ...]]] = ()
     ) -> PointwiseFunction:
         return self.of_no_constants.with_constants(constants, known)
 

@@ -13,7 +13,7 @@ from jax import Array
 
 from jaxlift._core import versions
 from jaxlift._core.compilers import after
-from jaxlift._core.custom_derivatives import operation
+from jaxlift._core.custom_derivatives import Arrays, operation
 from jaxlift._core.interpreter import Interpreter, literal_behind
 from jaxlift._core.table import family, settled_by
 from jaxlift._core.values import (
@@ -240,8 +240,8 @@ def _nonlinearity(interpreter: Interpreter, f: PointwiseFunction, of: Varying, s
         return Varying.alone(value, of.fed_by)
     # Differences of complex numbers have no positive and negative parts, and those that rounding makes have no use.
     in_parts = rule.needs_variation and is_real and not (f.is_rounding or of.is_masked)
-    reference = f(of.reference)
-    value, variation = (_by_parts if in_parts else _whole)(rule, f, of, reference)
+    reference, kept = f.with_kept(of.reference)
+    value, variation = (_by_parts if in_parts else _whole)(rule, f, of, kept)
     return Varying(value, reference, variation if is_real else None, of.fed_by)
 
 
@@ -250,22 +250,17 @@ def _answers(rule: Rule) -> bool:
     return "pointwise" in rule.families
 
 
-def _kept(f: PointwiseFunction, y: Array) -> tuple[Array, ...]:
-    """A value of `f`, if multipliers are made of it."""
-    return (y,) if f.has_secants_of_values else ()
-
-
-def _whole(rule: Rule, f: PointwiseFunction, of: Varying, reference: Array) -> tuple[Array, Callable[[], Array]]:
+def _whole(rule: Rule, f: PointwiseFunction, of: Varying, kept: Arrays) -> tuple[Array, Callable[[], Array]]:
     """A value under a rule with one multiplier `m` for both parts, and its variation `a_y = m a`."""
     of_value, of_variation = _operations_whole(rule, f.form, of.value)
-    value = of_value((of.value,), (of.reference, f.constants, *_kept(f, reference)))
+    value = of_value((of.value,), (of.reference, f.constants, kept))
     return value, lambda: of_variation((of.variation,), (of.value, of.reference, f.constants))
 
 
-def _by_parts(rule: Rule, f: PointwiseFunction, of: Varying, reference: Array) -> tuple[Array, Callable[[], Array]]:
+def _by_parts(rule: Rule, f: PointwiseFunction, of: Varying, kept: Arrays) -> tuple[Array, Callable[[], Array]]:
     """A value under a rule that tells positive from negative parts, and its variation."""
     operation = _operation_by_parts(rule, f.form, of.value)
-    value, variation = operation((of.value, of.variation), (of.reference, f.constants, *_kept(f, reference)))
+    value, variation = operation((of.value, of.variation), (of.reference, f.constants, kept))
     return value, lambda: variation
 
 
@@ -300,9 +295,13 @@ def _operations_whole(rule: Rule, form: Form) -> tuple[Operation, Operation]:
     def forward(explained: Any, held: Any) -> Array:
         return form.with_constants(held[1])(*explained)
 
+    def keeping(explained: Any, held: Any) -> tuple[Array, Arrays]:
+        value, kept = form.with_constants(held[1]).with_kept(*explained)
+        return value, (kept,)
+
     def pull(cotangent: Array, explained: Any, held: Any) -> tuple[Array]:
-        (x,), (r, constants, *values) = explained, held
-        f = form.with_constants(constants, zip((r, x), values, strict=False))
+        (x,), (r, constants, *kept) = explained, held
+        f = form.with_constants(constants, zip((r, x), kept, strict=False))
         if form.of_no_constants.is_rounding:
             cotangent = cotangent.astype(x.dtype)  # numbers of 8 bits mix with no others
         return (rule.pull(f, x, r, cotangent),)
@@ -318,8 +317,7 @@ def _operations_whole(rule: Rule, form: Form) -> tuple[Operation, Operation]:
         del explained
         return (multiplier(held) * cotangent,)
 
-    keep = partial(_kept, form.of_no_constants)
-    return operation(forward, pull, keep), operation(scale, pull_scale)
+    return operation(forward, pull, keeping), operation(scale, pull_scale)
 
 
 @traced_once
@@ -332,19 +330,23 @@ def _operation_by_parts(rule: Rule, form: Form) -> Callable[[Any, Any], tuple[Ar
     sum and half their difference.
     """
 
+    def keeping(explained: Any, held: Any) -> tuple[tuple[Array, Array], Arrays]:
+        (x, a), (r, constants, of_reference) = explained, held
+        value, kept = form.with_constants(constants).with_kept(x)
+        f = form.with_constants(constants, ((r, of_reference), (x, kept)))
+        return (value, rule.variation(f, x, r, a)), (kept,)
+
     def forward(explained: Any, held: Any) -> tuple[Array, Array]:
-        (x, a), (r, constants, *_) = explained, held
-        f = form.with_constants(constants)
-        return f(x), rule.variation(f, x, r, a)
+        return keeping(explained, held)[0]
 
     def pull(cotangents: tuple[Array, Array], explained: Any, held: Any) -> tuple[Array, Array]:
-        (x, a), (r, constants, *values), (of_value, of_variation) = explained, held, cotangents
-        f = form.with_constants(constants, zip((r, x), values, strict=False))
+        (x, a), (r, constants, *kept), (of_value, of_variation) = explained, held, cotangents
+        f = form.with_constants(constants, zip((r, x), kept, strict=True))
         a = after(of_value, a)
         plus, minus = rule.pull_parts(f, x, r, a, (of_value + of_variation) / 2, (of_value - of_variation) / 2)
         return plus + minus, plus - minus
 
-    return operation(forward, pull, lambda values: _kept(form.of_no_constants, values[0]))
+    return operation(forward, pull, keeping)
 
 
 # fmt: off
