@@ -153,8 +153,8 @@ def test_no_secant_evaluates_tanh_for_pairs(activation, rule):
 @pytest.mark.usefixtures("optimized")
 def test_no_polynomial_is_worked_out_for_pairs():
     """That of exact GELUs has 61 operations. Both rules need it of inputs and of references, where the network is
-    evaluated, and keep what it gives; where XLA combines them for pairs, it is not there again. RevealCancel needs it of
-    its two points besides.
+    evaluated, and keep what it gives; where XLA combines them for pairs, it is not there again. RevealCancel needs it
+    of its two points besides.
     """
 
     def computations(rule):

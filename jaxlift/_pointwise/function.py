@@ -91,9 +91,8 @@ class PointwiseFunction:
     ) -> PointwiseFunction:
         """The same function with other constants, of which nothing that is known of it depends."""
         other = replace(self, constants=tuple(constants), known=tuple(known))
-        vars(other).update(
-            {name: vars(self)[name] for name in ("facts", "equations", "has_secants_of_steps", "kept") if name in vars(self)}
-        )
+        found = {"facts", "equations", "has_secants_of_steps", "kept"} & vars(self).keys()
+        vars(other).update({name: vars(self)[name] for name in found})
         return other
 
     def __call__(self, x: Array) -> Array:
