@@ -110,11 +110,15 @@ def by_own_derivative(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequenc
         ends, constants, _ = held
         return tuple(value.astype(carrier_dtype(value)) for value in called(ends[0], constants))
 
+    def keeping(explained: Any, held: Any) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+        outputs = forward(explained, held)
+        return outputs, outputs
+
     @cache
     def values() -> list[Array]:
         return called(jax.lax.stop_gradient(ends[0]), constants)
 
-    apply = operation(forward, pull, keep=lambda outputs: outputs)
+    apply = operation(forward, pull, keeping)
     carriers = apply(tuple(o.carrier for o in of), (ends, tuple(constants), tuple(references)))
     return [
         with_carrier(lambda k=k: values()[k], reference, lambda k=k: carriers[k], feeds(of))
