@@ -6,6 +6,7 @@ The floor, in forward passes of the model on one example: `N + R + N R` for Resc
 import functools
 import math
 import re
+from collections import Counter
 
 import jax
 import jax.extend.core
@@ -435,6 +436,26 @@ def test_a_stream_of_residuals_is_summed_once(begins_with):
 
     few, more, most = map(bytes_accessed, (4, 8, 16))
     assert most - more == pytest.approx(2 * (more - few), rel=0.05)
+
+
+@pytest.mark.usefixtures("optimized")
+@pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
+def test_blocks_have_the_same_kernels(rule):
+    """XLA compiles a kernel once. Those that only one of six blocks has are few: of the sums of the outputs and of the
+    scores, of the input, and of the last block's cotangents.
+    """
+
+    def model(x):
+        for _ in range(6):
+            x = x + jax.nn.relu(layer_norm(x) @ jnp.ones((32, 64))) @ jnp.ones((64, 32))
+        return x.mean((1, 2))
+
+    attr = jaxlift.attribute(model, rule=rule)
+    program = compiled(lambda x, r: attr(x, reference=r), jnp.ones((2, 16, 32)), jnp.zeros((4, 16, 32)))
+    fusions = re.findall(r"\n%(?:fused|wrapped)_\S+ .*?\n}", program.as_text(), re.DOTALL)
+    kernels = Counter(tuple(re.findall(r" = (\S+ [\w-]+)\(", fusion)) for fusion in fusions)
+    assert kernels.most_common(1)[0][1] >= 6
+    assert list(kernels.values()).count(1) <= 12
 
 
 @pytest.mark.parametrize(
