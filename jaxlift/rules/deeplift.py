@@ -13,7 +13,7 @@ from jax import Array
 from jaxlift._core.differences import difference, is_finite, where
 from jaxlift._pointwise.function import PointwiseFunction
 from jaxlift.rules.families import Maximum, Place
-from jaxlift.rules.rule import NAMED, Rule, as_rule
+from jaxlift.rules.rule import NAMED, Rule, as_rule, of_all_scopes
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class RevealCancel(Rule):
 
     needs_variation = True
 
+    @of_all_scopes
     def at(self, place: Place) -> Rule:
         return self if place.function is None or place.function.is_activation else Rescale()
 
@@ -120,6 +121,10 @@ class OriginalMaxPooling(Rule):
     def families(self) -> frozenset[str]:
         return self.rule.families | {"maximum"}
 
+    @property
+    def reads_scopes(self) -> bool:
+        return self.rule.reads_scopes
+
     def at(self, place: Place) -> Rule:
         return self if place.family == "maximum" else self.rule.at(place)
 
@@ -189,6 +194,10 @@ class PerLayer(Rule):
     def families(self) -> frozenset[str]:
         """Those of the rules to choose from; and linear maps, which leave their kind for those that they feed."""
         return frozenset({"linear"}).union(*(rule.families for rule in self.choices))
+
+    @property
+    def reads_scopes(self) -> bool:
+        return bool(self.scopes or self.where) or any(rule.reads_scopes for rule in self.choices)
 
     def unmatched(self, scopes: Collection[str]) -> list[str]:
         return [

@@ -15,7 +15,7 @@ from jaxlift._pointwise.function import PointwiseFunction
 from jaxlift._pointwise.normal import nodes, standardised
 from jaxlift.rules.deeplift import Rescale
 from jaxlift.rules.families import Place
-from jaxlift.rules.rule import NAMED, Rule
+from jaxlift.rules.rule import NAMED, Rule, of_all_scopes
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class LocalShapley(Rule):
     needs_variation = True
     adds_squares = True
 
+    @of_all_scopes
     def at(self, place: Place) -> Rule:
         return self if place.function is None or place.function.is_activation else Rescale()
 

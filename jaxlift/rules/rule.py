@@ -45,6 +45,12 @@ def derivative_at_the_input(method: Method) -> Method:
     return method
 
 
+def of_all_scopes(method: Method) -> Method:
+    """Mark a choice of rules that doesn't read the place's name scope."""
+    method.is_of_all_scopes = True  # pyright: ignore[reportFunctionMemberAccess]
+    return method
+
+
 class Rule:
     """How a change passes each family of maps. Derive from it and define what is different: DeepLIFT does the rest.
 
@@ -69,6 +75,7 @@ class Rule:
     needs_variation: bool = False
     adds_squares: bool = False
 
+    @of_all_scopes
     def at(self, place: Place) -> Rule:
         """The rule that holds at a place of the program: this one, unless a subclass chooses."""
         del place
@@ -80,9 +87,11 @@ class Rule:
         return []
 
     @property
-    def is_everywhere(self) -> bool:
-        """Whether it is the same rule at all places of the program."""
-        return type(self).at is Rule.at
+    def reads_scopes(self) -> bool:
+        """Whether the rule may differ between name scopes. Equal blocks in different scopes, as Flax's modules open for
+        each layer, are lifted once if it may not. What a subclass's own `at` reads isn't known.
+        """
+        return not getattr(type(self).at, "is_of_all_scopes", False)
 
     @property
     def families(self) -> frozenset[str]:
