@@ -357,15 +357,87 @@ def test_what_repeats_is_found():
         return [jnp.tanh(h @ w) for w in np.asarray(RNG.normal(size=(5, 4, 4)), np.float32)]
 
     beside = jax.make_jaxpr(side_by_side)(jnp.ones(4)).jaxpr
-    assert repeats.with_calls(beside, beside.eqns, by_scope=False) == beside.eqns
+    assert repeats.with_calls(beside, beside.eqns, beside.invars, by_scope=False) == beside.eqns
     jaxpr = jax.make_jaxpr(model)(jnp.ones(4)).jaxpr
-    eqns = repeats.with_calls(jaxpr, jaxpr.eqns, by_scope=False)
+    eqns = repeats.with_calls(jaxpr, jaxpr.eqns, jaxpr.invars, by_scope=False)
     calls = [
         eqn for eqn in eqns if eqn.primitive.name == "jit" and repeats.versions.is_any(eqn, repeats.versions.PRODUCTS)
     ]
     bodies = {id(eqn.params["jaxpr"]): eqn.params["jaxpr"] for eqn in calls}
     assert [sum(eqn.params["jaxpr"] is body for eqn in calls) for body in bodies.values()] == [6, 4, 5]
     assert [len(eqn.outvars) for eqn in calls] == [1] * 15  # what goes from block to block
+
+
+def calls_in(model, *args, varying, by_scope=False):
+    """How often each block is called that a function's equations are made calls of."""
+    jaxpr = jax.make_jaxpr(model)(*args).jaxpr
+    eqns = repeats.with_calls(jaxpr, jaxpr.eqns, [jaxpr.invars[i] for i in varying], by_scope=by_scope)
+    written = [var for eqn in eqns for var in eqn.outvars]
+    assert len(set(written)) == len(written)
+    for i, eqn in enumerate(eqns):  # each reads what was made before
+        made = {*jaxpr.invars, *jaxpr.constvars, *(var for each in eqns[:i] for var in each.outvars)}
+        assert made.issuperset(repeats.versions.variables(eqn.invars))
+    bodies = [id(eqn.params["jaxpr"]) for eqn in eqns if eqn.params.get("name") == "block"]
+    return sorted(map(bodies.count, set(bodies)))
+
+
+def stacked(h, w, b):
+    """Parameters of all layers in one array, of which each takes its own."""
+    scale = w.std()
+    for i in range(CALLS + 1):
+        h = h + jnp.tanh(h @ (w[i] / scale) + b[i])
+    return h.sum()
+
+
+def test_rows_of_stacked_parameters_are_no_difference():
+    """As long as they don't vary: then rows are parts of what is explained."""
+    args = jnp.ones(4), jnp.ones((CALLS + 1, 4, 4)), jnp.ones((CALLS + 1, 4))
+    assert calls_in(stacked, *args, varying=[0]) == [CALLS + 1]
+    assert calls_in(stacked, *args, varying=[0, 1, 2]) == []
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("rule", ["rescale", "revealcancel"])
+def test_rows_of_stacked_parameters(rule, monkeypatch):
+    w, b = RNG.normal(size=(CALLS + 1, 4, 4)), RNG.normal(size=(CALLS + 1, 4))
+
+    @jax.jit
+    def scores(w, b):
+        (y, y_ref), pull = jaxlift.vjp(lambda h: stacked(h, w, b), X, REFERENCE, rule=rule)
+        return y - y_ref, pull(jnp.ones_like(y))
+
+    difference, found = scores(w, b)
+    np.testing.assert_allclose(found @ (X - REFERENCE), difference, rtol=1e-12)
+    monkeypatch.setattr(repeats, "FEWEST", 1000)
+    jax.clear_caches()
+    np.testing.assert_allclose(found, scores(w, b)[1], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("rule", "once"),
+    [
+        ("rescale", True),
+        ("revealcancel", True),
+        ("local_shapley", True),
+        (jaxlift.OriginalMaxPooling("revealcancel"), True),
+        (jaxlift.PerLayer(dense="revealcancel"), True),
+        (jaxlift.PerLayer(scopes={"layer_1": "revealcancel"}), False),
+        (jaxlift.OriginalMaxPooling(jaxlift.PerLayer(where=[(lambda place: "1" in place.scope, "rescale")])), False),
+    ],
+)
+def test_blocks_in_scopes_of_their_own_are_lifted_once(rule, once):
+    """Unless the rule may ask for the scope, as Linen's modules open one for each layer."""
+
+    def model(x):
+        for i, w in enumerate(W):
+            with jax.named_scope(f"layer_{i}"):
+                x = x + jnp.tanh(x @ w)
+        return x.sum(1)
+
+    traced = jax.make_jaxpr(lambda x, r: jaxlift.attribute(model, rule=rule)(x, reference=r))(
+        jnp.ones((2, 4)), jnp.zeros((3, 4))
+    )
+    assert ("name=block" in str(traced)) == once
 
 
 def test_effects_stay_in_their_places(capfd):

@@ -98,7 +98,8 @@ class Interpreter:
 
         eqns = needed(jaxpr, jaxpr.outvars, effects=self.with_effects)
         if self.is_joint:
-            eqns = with_calls(jaxpr, eqns, by_scope=self.rule.reads_scopes)
+            varying = [var for var, operand in zip(jaxpr.invars, operands, strict=True) if is_varying(operand)]
+            eqns = with_calls(jaxpr, eqns, varying, by_scope=self.rule.reads_scopes)
         self.calls.update(eqn.params["jaxpr"] for eqn in eqns if eqn.primitive in JIT)
         for eqn in (at_least(eqn, self.precision) for eqn in eqns):
             inputs = [read(atom) for atom in eqn.invars]

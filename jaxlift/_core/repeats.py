@@ -7,7 +7,7 @@ JAX differentiates, batches and lowers them once.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import accumulate, groupby, pairwise
 from typing import Any, NamedTuple
 
@@ -27,28 +27,57 @@ MOST_ALIKE = 8
 MOST_LENGTHS = 64
 
 
-def with_calls(jaxpr: Jaxpr, eqns: Sequence[JaxprEqn], *, by_scope: bool) -> list[JaxprEqn]:
+def with_calls(jaxpr: Jaxpr, eqns: Sequence[JaxprEqn], varying: Collection[Var], *, by_scope: bool) -> list[JaxprEqn]:
     """A jaxpr's equations, in which equal blocks that follow each other, and multiply matrices or convolve, are calls.
 
     Args:
         eqns: those of the jaxpr's equations that are needed.
+        varying: which of the jaxpr's inputs vary.
         by_scope: whether blocks in different name scopes differ.
     """
-    products = [i for i, eqn in enumerate(eqns) if versions.is_any(eqn, versions.PRODUCTS)]
+    own, held = _apart(jaxpr, eqns, varying)
+    products = [i for i, eqn in enumerate(own) if versions.is_any(eqn, versions.PRODUCTS)]
     if len(products) < FEWEST:
         return list(eqns)
-    kinds = _kinds(eqns, by_scope)
-    last_use = {var: i for i, eqn in enumerate(eqns) for var in versions.variables(eqn.invars)}
-    last_use |= dict.fromkeys(versions.variables(jaxpr.outvars), len(eqns))
+    kinds = _kinds(own, by_scope)
+    last_use = {var: i for i, eqn in enumerate(own) for var in versions.variables(eqn.invars)}
+    last_use |= dict.fromkeys(versions.variables(jaxpr.outvars), len(own))
     found: list[JaxprEqn] = []
     done = 0
     for run in _runs(kinds, products):
         if run.period == 1:  # calls already, or products alone
             continue
-        if blocks := _alike(eqns, run, last_use):
-            found += [*eqns[done : blocks[0].first], *_calls(jaxpr, blocks)]
+        if blocks := _alike(own, run, last_use):
+            found += [*own[done : blocks[0].first], *_calls(jaxpr, blocks)]
             done = blocks[-1].first + run.period
-    return [*found, *eqns[done:]]
+    return _with_held([*found, *own[done:]], held) if found else list(eqns)
+
+
+def _apart(jaxpr: Jaxpr, eqns: Sequence[JaxprEqn], varying: Collection[Var]) -> tuple[list[JaxprEqn], list[JaxprEqn]]:
+    """Equations, and apart from them those of arrays that are given and don't vary: a layer's row of stacked parameters
+    is another row in each block. What is made of numbers alone stays, for a number is known as one within its block.
+    """
+    given = {*jaxpr.invars, *jaxpr.constvars}.difference(varying)
+    own, held = list[JaxprEqn](), list[JaxprEqn]()
+    for eqn in eqns:
+        read = versions.variables(eqn.invars)
+        if read and given.issuperset(read) and not eqn.effects:
+            given.update(eqn.outvars)
+            held.append(eqn)
+        else:
+            own.append(eqn)
+    return own, held
+
+
+def _with_held(eqns: Sequence[JaxprEqn], held: Sequence[JaxprEqn]) -> list[JaxprEqn]:
+    """Equations, with each of those that are held before the first that needs it."""
+    first_use = {var: i for i, eqn in reversed(list(enumerate(eqns))) for var in versions.variables(eqn.invars)}
+    before: list[list[JaxprEqn]] = [[] for _ in (*eqns, None)]
+    for eqn in reversed(held):
+        at = min(first_use.get(var, len(eqns)) for var in eqn.outvars)
+        before[at].append(eqn)
+        first_use |= {var: min(at, first_use.get(var, at)) for var in versions.variables(eqn.invars)}
+    return [each for at, eqn in zip(before, (*eqns, None), strict=True) for each in (*reversed(at), eqn) if each]
 
 
 class _Run(NamedTuple):
