@@ -476,6 +476,21 @@ class TestDraws:
         np.testing.assert_allclose(without, one, rtol=1e-5)
 
 
+def test_what_is_for_compilers_has_the_moments_of_what_it_hands_on():
+    """Multipliers wait for their cotangents, and streams are computed once."""
+
+    def multipliers(x):
+        reference = jnp.zeros(3)
+        return jax.vmap(lambda x: jaxlift.vjp(lambda x: (x + jnp.tanh(x @ jnp.eye(3))).sum(), x, reference)[1](1.0))(x)
+
+    x = jnp.array([[0.5, -1.0, 2.0]])
+    program = str(jax.make_jaxpr(multipliers)(x))
+    assert "computed_once" in program
+    assert "wait_for_cotangent" in program
+    scores = jaxlift.shapley_moments(lambda x: multipliers(x).sum(1))(x, reference=jnp.zeros(3))
+    np.testing.assert_allclose(scores.sum(1), (multipliers(x) - multipliers(0 * x)).sum(1), rtol=1e-4)
+
+
 class TestMessages:
     X = np.linspace(-1, 2, 6, dtype=np.float32)[None]
 

@@ -1,6 +1,7 @@
 """Layers that repeat, jitted or not, are lifted once, and explained as if they stood in each place."""
 
 import dataclasses
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -377,7 +378,10 @@ def calls_in(model, *args, varying, by_scope=False):
     for i, eqn in enumerate(eqns):  # each reads what was made before
         made = {*jaxpr.invars, *jaxpr.constvars, *(var for each in eqns[:i] for var in each.outvars)}
         assert made.issuperset(repeats.versions.variables(eqn.invars))
-    bodies = [id(eqn.params["jaxpr"]) for eqn in eqns if eqn.params.get("name") == "block"]
+    calls = [i for i, eqn in enumerate(eqns) if eqn.params.get("name") == "block"]
+    bodies = [id(eqns[i].params["jaxpr"]) for i in calls]
+    # What a block is given is made just before it, and not for all blocks before the first.
+    assert all(later - call == calls[1] - calls[0] for call, later in pairwise(calls))
     return sorted(map(bodies.count, set(bodies)))
 
 
@@ -413,6 +417,12 @@ def test_rows_of_stacked_parameters(rule, monkeypatch):
     np.testing.assert_allclose(found, scores(w, b)[1], rtol=1e-12)
 
 
+@dataclasses.dataclass(frozen=True)
+class MayReadScopes(jaxlift.RevealCancel):
+    def at(self, place):
+        return super().at(place)
+
+
 @pytest.mark.parametrize(
     ("rule", "once"),
     [
@@ -422,6 +432,8 @@ def test_rows_of_stacked_parameters(rule, monkeypatch):
         (jaxlift.OriginalMaxPooling("revealcancel"), True),
         (jaxlift.PerLayer(dense="revealcancel"), True),
         (jaxlift.PerLayer(scopes={"layer_1": "revealcancel"}), False),
+        (MayReadScopes(), False),
+        (jaxlift.PerLayer(dense=MayReadScopes()), False),
         (jaxlift.OriginalMaxPooling(jaxlift.PerLayer(where=[(lambda place: "1" in place.scope, "rescale")])), False),
     ],
 )
@@ -438,6 +450,24 @@ def test_blocks_in_scopes_of_their_own_are_lifted_once(rule, once):
         jnp.ones((2, 4)), jnp.zeros((3, 4))
     )
     assert ("name=block" in str(traced)) == once
+
+
+def test_effects_of_parameters_stay_in_their_places(capfd):
+    w = jnp.arange(4 * CALLS * 4.0).reshape(CALLS, 4, 4) / 40
+
+    @jax.jit
+    def scores(w):
+        def model(h):
+            for i in range(CALLS):
+                h = jnp.tanh(h @ w[i])
+                jax.debug.print("{}", w[i, 0, 0], ordered=True)
+            return h.sum()
+
+        return jaxlift.vjp(model, jnp.ones(4), jnp.zeros(4))[1](jnp.ones(()))
+
+    scores(w).block_until_ready()
+    jax.effects_barrier()
+    assert list(map(float, capfd.readouterr().out.split())) == pytest.approx(list(map(float, w[:, 0, 0])))
 
 
 def test_effects_stay_in_their_places(capfd):

@@ -331,9 +331,9 @@ def _operation_by_parts(rule: Rule, form: Form) -> Callable[[Any, Any], tuple[Ar
     """
 
     def keeping(explained: Any, held: Any) -> tuple[tuple[Array, Array], Arrays]:
-        (x, a), (r, constants, of_reference) = explained, held
-        value, kept = form.with_constants(constants).with_kept(x)
-        f = form.with_constants(constants, ((r, of_reference), (x, kept)))
+        (x, a), (r, constants, _) = explained, held
+        f = form.with_constants(constants)
+        value, kept = f.with_kept(x)
         return (value, rule.variation(f, x, r, a)), (kept,)
 
     def forward(explained: Any, held: Any) -> tuple[Array, Array]:
