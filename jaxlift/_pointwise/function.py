@@ -101,15 +101,15 @@ class PointwiseFunction:
     def with_kept(self, x: Array) -> tuple[Array, tuple[Array, ...]]:
         """`f(x)`, and what to keep for secants with an end at `x`."""
         registers = self._registers(x)
-        return registers[-1], tuple(registers[i] for i in self.kept)
+        results = registers[-len(self.steps) :]
+        return registers[-1], tuple(results[i] for i in self.kept)
 
     def _registers(self, x: Array) -> list[Any]:
         """The argument, what doesn't depend on it, and the results of the steps."""
         registers = [x, *self.literals, *self.constants]
         kept = next((kept for argument, kept in self.known if argument is x), ())
         known = dict(zip(self.kept, kept, strict=True)) if kept else {}
-        for eqn, operands in self.steps:
-            i = len(registers)
+        for i, (eqn, operands) in enumerate(self.steps):
             registers += [known[i]] if i in known else _step(eqn, [registers[k] for k in operands])
         return registers
 
@@ -255,15 +255,14 @@ class PointwiseFunction:
 
     @cached_property
     def kept(self) -> tuple[int, ...]:
-        """The registers that secants are made of, and that cost much to compute again: values of functions with an
-        identity, and, of those that are explained step by step, what XLA writes out.
+        """The steps whose results secants are made of, and that cost much to compute again: functions with an identity,
+        and, in those that are explained step by step, what XLA writes out.
         """
-        first = 1 + len(self.literals) + len(self.constants)
         if self.theorem is not None or (self.identity is not None and self.identity.of_values):
-            return (first,)
+            return (0,)
         if not self.has_secants_of_steps:
             return ()
-        return tuple(i for i, (eqn, _) in enumerate(self.steps, first) if eqn.primitive in WRITTEN_OUT)
+        return tuple(i for i, (eqn, _) in enumerate(self.steps) if eqn.primitive in WRITTEN_OUT)
 
     @cached_property
     def has_secants_of_steps(self) -> bool:
