@@ -255,8 +255,8 @@ class PointwiseFunction:
 
     @cached_property
     def kept(self) -> tuple[int, ...]:
-        """The steps whose results secants are made of, and that cost much to compute again: functions with an identity,
-        and, in those that are explained step by step, what XLA writes out.
+        """The steps whose results secants are made of, and that cost much to compute again. That is a function with an
+        identity itself, and in those that are explained step by step, what XLA writes out.
         """
         if self.theorem is not None or (self.identity is not None and self.identity.of_values):
             return (0,)
