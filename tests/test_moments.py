@@ -476,6 +476,7 @@ class TestDraws:
         np.testing.assert_allclose(without, one, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_is_for_compilers_has_the_moments_of_what_it_hands_on():
     """Multipliers wait for their cotangents, and streams are computed once."""
 
