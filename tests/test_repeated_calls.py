@@ -369,10 +369,10 @@ def test_what_repeats_is_found():
     assert [len(eqn.outvars) for eqn in calls] == [1] * 15  # what goes from block to block
 
 
-def calls_in(model, *args, varying, by_scope=False):
+def calls_in(model, *args, varying):
     """How often each block is called that a function's equations are made calls of."""
     jaxpr = jax.make_jaxpr(model)(*args).jaxpr
-    eqns = repeats.with_calls(jaxpr, jaxpr.eqns, [jaxpr.invars[i] for i in varying], by_scope=by_scope)
+    eqns = repeats.with_calls(jaxpr, jaxpr.eqns, [jaxpr.invars[i] for i in varying], by_scope=False)
     written = [var for eqn in eqns for var in eqn.outvars]
     assert len(set(written)) == len(written)
     for i, eqn in enumerate(eqns):  # each reads what was made before

@@ -62,7 +62,7 @@ class PointwiseFunction:
             the constants and the results of the steps follow.
         literals: the numbers that stand in the program: scalars, or arrays that are full of one.
         constants: the arrays that don't depend on the explained input, such as biases and learned slopes.
-        known: arguments, and what was kept of the function there, which needs no computing.
+        known: arguments, each with the results that the steps in `kept` have there, which need no computing.
     """
 
     steps: tuple[tuple[JaxprEqn, tuple[int, ...]], ...]
@@ -108,7 +108,7 @@ class PointwiseFunction:
         """The argument, what doesn't depend on it, and the results of the steps."""
         registers = [x, *self.literals, *self.constants]
         kept = next((kept for argument, kept in self.known if argument is x), ())
-        known = dict(zip(self.kept, kept, strict=True)) if kept else {}
+        known = dict(zip(self.kept, kept, strict=False))  # none, at other arguments
         for i, (eqn, operands) in enumerate(self.steps):
             registers += [known[i]] if i in known else _step(eqn, [registers[k] for k in operands])
         return registers

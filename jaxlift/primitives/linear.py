@@ -228,7 +228,7 @@ def identity(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value])
 of_numbers([*primitives("broadcast_in_dim", "convert_element_type"), "pvary", "pcast"])
 family(identity, [*primitives("stop_gradient", "optimization_barrier"), WAITING])
 
-family(carrying(), [ONCE])
+family(carrying(), [ONCE])  # of the input and of the reference, each computed once
 family(
     carrying(),
     primitives(
