@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import scored
 from power_cut import CUTS, Disk, Power, lay, mounted, ops_of, strace
-from test_scoring import compiled_once, environment, read, score
+from test_scoring import compiled_once, environment, read, read_after_a_kill, score
 
 from jaxlift.commands._main import main
 from jaxlift.scoring._store import Store
@@ -208,6 +208,31 @@ def check_again(kind, folder, out, whole):
 
 def test_any_cut(folder, watched, whole, tmp_path):
     look(*watched(alone), alone, folder, tmp_path, 0.005, 2, whole)
+
+
+def test_killed_at_any_moment(watched, tmp_path):
+    """From when all arrays are there, whoever reads with zarr finds whole nodes: warnings are errors."""
+    before, ops = watched(alone)
+    disk, seen = Disk(before), []
+    for op in ops:
+        disk.do(op)
+        tree = disk.after(CUTS["all of it"], random.Random(0))
+        nodes = nodes_of(tree)
+        if nodes.get(f"{OUT}/checksum") and nodes not in seen:
+            seen.append(nodes)
+            with on_disk(tree, tmp_path) as out, noted(f"{op.kind} {op.path}"):
+                read_after_a_kill(out)
+    assert len(seen) >= 3  # the arrays, the folder of a run, and its record
+
+
+def nodes_of(tree, above=""):
+    """The folders of a tree by their paths, and whether each is a node of Zarr."""
+    nodes = {}
+    for name, node in tree.items():
+        if isinstance(node, dict):
+            nodes[above + name] = "zarr.json" in node
+            nodes |= nodes_of(node, f"{above}{name}/")
+    return nodes
 
 
 @pytest.mark.systems

@@ -258,6 +258,8 @@ class Store:
             row = tuple(of["row"])
             chunks = (self.chunk, *(max(size, 1) for size in row))
             self._make(name, (count, *row), chunks, of["dtype"], codec, ["example", *of["axes"]])
+        with contextlib.suppress(extra("zarr").errors.ContainsGroupError):  # of a process that was faster
+            self.group.create_group("runs")  # now, so that who reads a store that has `checksum` finds it whole
         width = len(self.meta["arrays"])
         if not is_url(self.path):
             with contextlib.suppress(PermissionError):  # of folders further up, which are older
