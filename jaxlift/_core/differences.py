@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -83,3 +84,9 @@ def winners_share(rise: Array, d: Array) -> Array:
 def midpoint(x: Array, r: Array) -> Array:
     """`(x + r) / 2`, which is finite where both are. Halves are of each side, and one operation is of pairs."""
     return x / 2 + r / 2
+
+
+def summed_to(shape: Sequence[int], cotangent: Array) -> Array:
+    """The cotangent of what was repeated along axes, from a shape with axes of length 1 there."""
+    axes = tuple(axis for axis, n in enumerate(shape) if n != cotangent.shape[axis])
+    return cotangent.sum(axes, keepdims=True) if axes else cotangent

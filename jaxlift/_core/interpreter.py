@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import repeat
 from typing import Any, Literal, NoReturn, overload
 
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ from jaxlift._core.values import (
     Varying,
     both_sides,
     carrier_dtype,
+    count_readers,
     feeds,
     is_hashable,
     is_inexact,
@@ -101,12 +103,17 @@ class Interpreter:
             varying = [var for var, operand in zip(jaxpr.invars, operands, strict=True) if is_varying(operand)]
             eqns = with_calls(jaxpr, eqns, varying, by_scope=self.rule.reads_scopes)
         self.calls.update(eqn.params["jaxpr"] for eqn in eqns if eqn.primitive in JIT)
+        readers = Counter(var for eqn in eqns for var in set(versions.variables(eqn.invars)))
         for eqn in (at_least(eqn, self.precision) for eqn in eqns):
             inputs = [read(atom) for atom in eqn.invars]
             key = self._key(eqn, inputs)
-            if key not in self.known:
+            if key in self.known:
+                count_readers({id(value): value for value in inputs}.values(), repeat(-1))
+            else:
                 self.known[key] = inputs, self.outputs(eqn, inputs)  # the inputs stay alive, and so do their ids
-            values.update(zip(eqn.outvars, self.known[key][1], strict=True))
+            outputs = self.known[key][1]
+            values.update(zip(eqn.outvars, outputs, strict=True))
+            count_readers(outputs, (readers[var] for var in eqn.outvars))
         return [read(atom) for atom in jaxpr.outvars]
 
     def outputs(self, eqn: JaxprEqn, inputs: Sequence[Value]) -> Sequence[Value]:

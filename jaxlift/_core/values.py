@@ -126,11 +126,16 @@ class Varying:
 
 @dataclass(eq=False)
 class Node:
-    """One elementwise primitive, applied to constants, to other nodes, and to the one `Varying` (None)."""
+    """One elementwise primitive, applied to constants, to other nodes, and to the one `Varying` (None).
+
+    Attributes:
+        value: the value of which it is the last step, if an equation of the program made it.
+    """
 
     eqn: JaxprEqn
     operands: tuple[Node | Array | None, ...]
     scope: str
+    value: Pending | None = field(default=None, repr=False)
 
 
 @dataclass(eq=False)
@@ -141,11 +146,13 @@ class Pending:
         node: the last step of `f`.
         of: what `f` is a function of.
         settled: the same value under a rule, once something has asked for it.
+        readers: how many equations of the program read it; those that do the same count once.
     """
 
     node: Node
     of: Varying
     settled: Varying | Array | None = None
+    readers: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -169,6 +176,13 @@ class Masked:
     @property
     def shape(self) -> tuple[int, ...]:
         return self.infinite.shape
+
+
+def count_readers(values: Iterable[Any], equations: Iterable[int]) -> None:
+    """Note how many equations more read each value that waits."""
+    for value, count in zip(values, equations, strict=False):
+        if isinstance(value, Pending):
+            value.node.value, value.readers = value, value.readers + count
 
 
 Settled = Array | Varying

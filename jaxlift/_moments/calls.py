@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxlift._core import versions
-from jaxlift._core.compilers import ONCE, WAITING
+from jaxlift._core.compilers import AFTER, ONCE, WAITING
 from jaxlift._core.versions import JaxprEqn, primitives
 from jaxlift._moments.interpreter import Interpreter, family
 from jaxlift._moments.values import Moments, Value, certain, is_varying
@@ -174,7 +174,7 @@ def _chosen(interpreter: Interpreter, eqn: JaxprEqn, index: Moments, cases: Sequ
     return out
 
 
-HANDED_ON = frozenset([*primitives("stop_gradient", "optimization_barrier"), WAITING, ONCE])
+HANDED_ON = frozenset([*primitives("stop_gradient", "optimization_barrier"), WAITING, AFTER, ONCE])
 family(handed_on, HANDED_ON)
 family(inlined, [*primitives("jit", "closed_call", "call"), "custom_vmap_call", "composite", *CUSTOM])
 family(checkpoint, primitives("remat"))

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import pi, sqrt
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -30,12 +30,25 @@ from jaxlift._core.differences import is_finite, midpoint, where
 from jaxlift._core.versions import JaxprEqn
 from jaxlift._pointwise.secants import THEOREMS, Ends, Factor, Identity, Sample, fraction_by_theorem, identity_of, mean
 
+T = TypeVar("T")
+
 
 class Side(NamedTuple):
-    """The operands of a step, and its result, at one end. An operand that doesn't vary is the same object on both."""
+    """The operands of a step, and its result, at one end. An operand that doesn't vary is the same object on both.
+
+    Attributes:
+        made: what was made of these alone, for other secants that end here.
+    """
 
     operands: Sequence[Any]
     result: Array
+    made: dict[Any, Any]
+
+    def of_end(self, make: Callable[[Array], T]) -> T:
+        """What is made of the first operand, once for all secants that end here."""
+        if make not in self.made:
+            self.made[make] = make(self.operands[0])
+        return self.made[make]
 
 
 class Ratio(NamedTuple):
@@ -66,10 +79,10 @@ Pull = Callable[[Side, Side, Any], Pulled]
 """Takes both sides of a step and the cotangent of its result."""
 
 
-def _mid(i: int, x: Side, r: Side) -> Any:
-    """The mean of an operand over both ends."""
+def _times_mid(ct: Any, i: int, x: Side, r: Side) -> Any:
+    """A cotangent times the mean of an operand over both ends. (Where their sum overflows, the quotient is taken.)"""
     value, reference = x.operands[i], r.operands[i]
-    return value if value is reference else midpoint(value, reference)
+    return ct * value if value is reference else ct / 2 * (value + reference)
 
 
 def _linear(*signs: int) -> Pull:
@@ -77,11 +90,11 @@ def _linear(*signs: int) -> Pull:
 
 
 def _product(x: Side, r: Side, ct: Any) -> Pulled:
-    return None, [lambda: ct * _mid(1, x, r), lambda: ct * _mid(0, x, r)]
+    return None, [lambda: _times_mid(ct, 1, x, r), lambda: _times_mid(ct, 0, x, r)]
 
 
 def _quotient(x: Side, r: Side, ct: Any) -> Pulled:
-    return _mid(1, x, r), [lambda: ct, lambda: -ct * midpoint(x.result, r.result)]
+    return _times_mid(1, 1, x, r), [lambda: ct, lambda: -ct / 2 * (x.result + r.result)]
 
 
 def _maximum(x: Side, r: Side, ct: Any, sign: int = 1, tie: float = 0.5) -> Pulled:
@@ -108,8 +121,8 @@ def _clamp(x: Side, r: Side, ct: Any) -> Pulled:
     """The minimum of a maximum; of equal ends at a bound JAX's derivative, which is 0."""
     (at_x, of_x), (at_r, of_r) = (
         (
-            Side(side.operands[:2], raised := jnp.maximum(*side.operands[:2])),
-            Side([raised, side.operands[2]], side.result),
+            Side(side.operands[:2], raised := jnp.maximum(*side.operands[:2]), {}),
+            Side([raised, side.operands[2]], side.result, {}),
         )
         for side in (x, r)
     )
@@ -128,17 +141,21 @@ def _erf(x: Side, r: Side, ct: Any, sign: int = 1) -> Pulled:
     quotient is better from a shorter distance on.
     """
 
-    def derivatives(u: Array) -> tuple[Array, Array, Array]:
-        slope = sign * 2 / sqrt(pi) * jnp.exp(-(u * u))
-        return slope, -2 * u * slope, (4 * u * u - 2) * slope
-
     [u], [u_ref] = x.operands, r.operands
+    (f, uf, uuf), (f_ref, uf_ref, uuf_ref) = x.of_end(_moments_of_bell), r.of_end(_moments_of_bell)
     run = u - u_ref
     reach = jnp.abs(run) if sign > 0 else jnp.abs(run) * (1 + jnp.maximum(jnp.minimum(u, u_ref), 0))
     far = reach >= (100 * float(jnp.finfo(run.dtype).eps)) ** (1 / 6)
-    (f1, f2, f3), (f1_ref, f2_ref, f3_ref) = derivatives(u), derivatives(u_ref)
-    near = (f1 + f1_ref) / 2 - (f2 - f2_ref) * run / 10 + (f3 + f3_ref) * run * run / 120
+    c, both = sign * 2 / sqrt(pi), f + f_ref
+    bend = c / 30 * (uuf + uuf_ref) - c / 60 * both
+    near = c / 2 * both + run * (c / 5 * (uf - uf_ref) + run * bend)
     return where(far, run, 1), [lambda: ct * where(far, x.result - r.result, near)]
+
+
+def _moments_of_bell(u: Array) -> tuple[Array, Array, Array]:
+    """`e`, `u e` and `u^2 e`, where `e = exp(-u^2)`: `f' = c e`, `f'' = -2 c u e` and `f''' = c (4 u^2 - 2) e`."""
+    e = jnp.exp(-(u * u))
+    return e, u * e, u * (u * e)
 
 
 def _function(identity: Identity, x: Side, r: Side, ct: Any) -> Pulled:
@@ -147,13 +164,13 @@ def _function(identity: Identity, x: Side, r: Side, ct: Any) -> Pulled:
 
 
 def _of_relu(x: Side, r: Side, ct: Any) -> Pulled:
-    at_x, at_r = (Side([*side.operands, 0], side.result) for side in (x, r))
+    at_x, at_r = (Side([*side.operands, 0], side.result, {}) for side in (x, r))
     below, [of_u, _] = _maximum(at_x, at_r, ct, tie=0.0)
     return below, [of_u]
 
 
 def _of_relu6(x: Side, r: Side, ct: Any) -> Pulled:
-    at_x, at_r = (Side([0, *side.operands, 6], side.result) for side in (x, r))
+    at_x, at_r = (Side([0, *side.operands, 6], side.result, {}) for side in (x, r))
     below, [_, of_u, _] = _clamp(at_x, at_r, ct)
     return below, [of_u]
 
@@ -224,7 +241,9 @@ def _secant(steps: Sequence[tuple[JaxprEqn, Sequence[int]]], x: Sample, r: Sampl
         if ct is None:
             continue
         assert pull is not None
-        at_x, at_r = (Side([side.registers[k] for k in operands], side.registers[i]) for side in (x, r))
+        at_x, at_r = (
+            Side([end.registers[k] for k in operands], end.registers[i], end.made.setdefault(i, {})) for end in (x, r)
+        )
         below, aboves = pull(at_x, at_r, ct.above)
         below = _times(ct.below, below)
         for k, above in zip(operands, aboves, strict=True):

@@ -143,7 +143,7 @@ class PointwiseFunction:
             known = (self(x),)
         elif self.has_secants_of_steps:
             registers = self._registers(x)
-            return Sample(x, registers[-1], registers=registers)
+            return Sample(x, registers[-1], registers=registers, made={})
         elif self.is_two_rays or self.is_ramp or self.is_parabola:
             slope = self.derivative(x)
             known = self(x), slope if self.is_total else _or_zero(slope)

@@ -25,7 +25,8 @@ from jaxlift._core.differences import difference, is_finite, where
 
 class Sample(NamedTuple):
     """What a secant may need to know about `f` at one end: `x`, `f(x)`, `f'(x)`, `f''(x)`, and the rounding error of
-    `f(x)`, unless the other end's will do; or what each step of `f` has read and made.
+    `f(x)`, unless the other end's will do; or what each step of `f` has read and made, and by the step what secants
+    have made of that.
     """
 
     at: Array
@@ -34,6 +35,7 @@ class Sample(NamedTuple):
     curvature: Any = None
     rounding: Any = None
     registers: Any = None
+    made: Any = None
 
     def if_(self, condition: Array | bool, other: Sample) -> Sample:
         """This where the condition holds, and elsewhere the other, as much of it as there is of this."""

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxlift._core import versions
-from jaxlift._core.compilers import ONCE, WAITING
+from jaxlift._core.compilers import AFTER, ONCE, WAITING
 from jaxlift._core.custom_derivatives import with_multipliers
 from jaxlift._core.differences import magnitude, slope_between
 from jaxlift._core.interpreter import Interpreter
@@ -226,7 +226,7 @@ def identity(interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value])
 
 
 of_numbers([*primitives("broadcast_in_dim", "convert_element_type"), "pvary", "pcast"])
-family(identity, [*primitives("stop_gradient", "optimization_barrier"), WAITING])
+family(identity, [*primitives("stop_gradient", "optimization_barrier"), WAITING, AFTER])
 
 family(carrying(), [ONCE])  # of the input and of the reference, each computed once
 family(

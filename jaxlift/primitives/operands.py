@@ -15,6 +15,7 @@ from jax import Array
 from jaxlift._core import versions
 from jaxlift._core.compilers import once, stream
 from jaxlift._core.custom_derivatives import with_multipliers
+from jaxlift._core.differences import summed_to
 from jaxlift._core.interpreter import Interpreter
 from jaxlift._core.table import Evaluation
 from jaxlift._core.values import (
@@ -73,10 +74,13 @@ def operandwise(
         replaced = {i: _at_shape_of(eqn, each) for i, each in zip(which, varied, strict=True)}
         return [replaced[i] if i in replaced else next(constant) for i in range(len(operands))]
 
-    def each(held: Any) -> list[Array]:
+    def asked(held: Any) -> tuple[Elementwise, list[Array], list[Array]]:
         values, references, constants, outputs = held
         here = replace(g, outputs=outputs, divisors=(values[1], references[1])) if is_quotient else g
-        return rule.elementwise(here, filled(values, constants), filled(references, constants))
+        return here, filled(values, constants), filled(references, constants)
+
+    def each(held: Any) -> list[Array]:
+        return rule.elementwise(*asked(held))
 
     def forward(explained: Any, held: Any) -> Array:
         del explained
@@ -86,7 +90,8 @@ def operandwise(
 
     def pull(cotangent: Array, explained: Any, held: Any) -> tuple[Array, ...]:
         del explained
-        return tuple(_summed_to(x.shape, m * cotangent) for m, x in zip(each(held), held[0], strict=True))
+        cotangents = rule.pull_elementwise(*asked(held), cotangent)
+        return tuple(summed_to(x.shape, ct) for ct, x in zip(cotangents, held[0], strict=True))
 
     def weigh(parts: Any, held: Any) -> Array:
         return sum((jnp.abs(m) * a for m, a in zip(each(held), parts, strict=True)), start=jnp.zeros(()))
@@ -140,12 +145,6 @@ def _at_shape_of(eqn: JaxprEqn, operand: Array) -> Array:
     return operand if operand.shape == versions.shape(out) else versions.broadcast_to(operand, out)
 
 
-def _summed_to(shape: tuple[int, ...], cotangent: Array) -> Array:
-    """The cotangent of what was repeated."""
-    axes = tuple(axis for axis, n in enumerate(shape) if n != cotangent.shape[axis])
-    return cotangent.sum(axes, keepdims=True) if axes else cotangent
-
-
 carried = carrying()
 
 
@@ -195,10 +194,10 @@ def _quotient(
     interpreter: Interpreter, eqn: JaxprEqn, operands: Sequence[Value], of: Varying, by: Fraction
 ) -> Sequence[Value]:
     """A product of a value and of `c / S`, as the quotient of `c` times the value, and of `S`."""
-    [outputs] = on_each_side(eqn, operands)
+    [(value, reference)] = on_each_side(eqn, operands)
     if by.scale is not None:
         of = interpreter.settle(Pending(Node(eqn, (None, by.scale), interpreter.scope_of(eqn)), of))
-    return operandwise(interpreter, eqn.replace(primitive=DIVISION), [of, by.divisor], outputs)
+    return operandwise(interpreter, eqn.replace(primitive=DIVISION), [of, by.divisor], (once(value), once(reference)))
 
 
 def _product_of_fractions(interpreter: Interpreter, eqn: JaxprEqn, one: Fraction, other: Fraction) -> Fraction:

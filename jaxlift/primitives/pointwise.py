@@ -33,7 +33,8 @@ from jaxlift._core.values import (
 )
 from jaxlift._core.versions import JaxprEqn, primitives
 from jaxlift._pointwise.facts import rounds_away
-from jaxlift._pointwise.function import CONVERSIONS, Form, PointwiseFunction, affine_ends
+from jaxlift._pointwise.function import CONVERSIONS, WITH_MANY_DIGITS, Form, PointwiseFunction, affine_ends
+from jaxlift._pointwise.shared import steps_after, value_on_the_way
 from jaxlift.primitives.linear import Weighted, carrying, step
 from jaxlift.primitives.normalisation import Repeated, inherited
 from jaxlift.primitives.operands import several
@@ -188,6 +189,8 @@ def _settle(interpreter: Interpreter, pending: Pending) -> Settled:
         return f(jax.lax.stop_gradient(of.value)) if of.is_alone else step(f(of.value), f(of.reference), of)
     if _lacks_digits(pending):
         return _nonlinearity(interpreter, PointwiseFunction.of(node), of, node.scope)
+    if (inner := _explained_apart(interpreter, pending)) is not None:
+        return interpreter.settle(Pending(steps_after(inner.node, node), interpreter.settle(inner)))
     first, core = affine_ends(node)
     start, of = _with_bias(node if core is None else first, of)
     if first is not None and first is not start:
@@ -196,6 +199,33 @@ def _settle(interpreter: Interpreter, pending: Pending) -> Settled:
         of = _nonlinearity(interpreter, PointwiseFunction.of(core, first), of, core.scope)
     last = start if core is None else core
     return of if node is last else _affine(PointwiseFunction.of(node, last), of)
+
+
+def _explained_apart(interpreter: Interpreter, pending: Pending) -> Pending | None:
+    """A value on the way of a function, settled, if the rest may be explained as a function of it.
+
+    Where multipliers are secants, that of a function of a function is both theirs multiplied; so what others read too
+    has its multiplier once, and not once more in each function that begins with it. Under RevealCancel the whole is
+    another thing than its parts, and nearer to Shapley.
+    """
+    values = [pending]
+    while values[-1].settled is None and (inner := value_on_the_way(values[-1])):
+        if not (_has_secant(interpreter, values[-1]) and _has_secant(interpreter, inner)):
+            break
+        values.append(inner)
+    for value in reversed(values[1:]):  # from the inside, so that none waits for a long chain of others
+        interpreter.settle(value)
+    return values[1] if len(values) > 1 else None
+
+
+def _has_secant(interpreter: Interpreter, pending: Pending) -> bool:
+    """Whether a value is a nonlinear function whose multiplier is its secant, a number wherever the argument is."""
+    first, core = affine_ends(pending.node)
+    if core is None or core is first or versions.dtype(pending.node.eqn.outvars[0]) not in WITH_MANY_DIGITS:
+        return False
+    f = PointwiseFunction.of(core, first)
+    rule = interpreter.rule.at(Place("pointwise", pending.of.fed_by, core.scope, f))
+    return rule.takes_secants and f.is_total and f.is_continuous and f.is_real
 
 
 def _with_bias(last: Node | None, of: Varying) -> tuple[Node | None, Varying]:

@@ -24,7 +24,7 @@ from typing import Any, TypeVar, get_args
 import jax.numpy as jnp
 from jax import Array
 
-from jaxlift._core.differences import difference, midpoint, slope_between, where, winners_share
+from jaxlift._core.differences import difference, midpoint, slope_between, summed_to, where, winners_share
 from jaxlift._core.values import Node, carrier_dtype, is_inexact
 from jaxlift._pointwise.function import PointwiseFunction
 from jaxlift.rules.families import BilinearMap, Elementwise, Family, LinearMap, Maximum, Place, Softmax
@@ -34,6 +34,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 # The methods by which a rule may own a family.
 METHODS: dict[str, tuple[str, ...]] = {name: (name,) for name in get_args(Family)}
 METHODS["pointwise"] = ("multiplier", "pull", "parts", "pull_parts")
+METHODS["elementwise"] = ("elementwise", "pull_elementwise")
 
 
 def derivative_at_the_input(method: Method) -> Method:
@@ -100,6 +101,14 @@ class Rule:
 
     # Pointwise functions `y = f(x)`.
 
+    @property
+    def takes_secants(self) -> bool:
+        """Whether the multiplier of a pointwise function is its secant, so that a function of a function may as well be
+        explained as the two.
+        """
+        answers = {Rule.multiplier, Rule.pull}
+        return not self.needs_variation and {type(self).multiplier, type(self).pull} == answers
+
     @derivative_at_the_input
     def multiplier(self, f: PointwiseFunction, x: Array, r: Array) -> Array:
         """What a unit of difference at the input of `f` contributes at its output: the secant.
@@ -155,6 +164,17 @@ class Rule:
         Products with reciprocals and inverse roots are quotients, too.
         """
         return IN_CLOSED_FORM.get(g.name, shapley_values)(g, values, references)
+
+    @derivative_at_the_input
+    def pull_elementwise(
+        self, g: Elementwise, values: Sequence[Any], references: Sequence[Any], cotangent: Array
+    ) -> list[Array]:
+        """The cotangents of the operands that vary, for that of the output: the multipliers times it, unless a subclass
+        knows better. What belongs to an operand that was repeated along axes may be summed over these already.
+        """
+        if type(self).elementwise is Rule.elementwise and g.name == "div":
+            return pulled_quotient(g, values, references, cotangent)
+        return [multiplier * cotangent for multiplier in self.elementwise(g, values, references)]
 
     # Linear and bilinear maps.
 
@@ -296,6 +316,21 @@ def quotient(g: Elementwise, values: Sequence[Any], references: Sequence[Any]) -
         where(same_sign, scale, (1 / apart + 1 / apart_ref) / 2),
         where(same_sign, -q * scale, -midpoint(x, r) / apart / apart_ref),
     ]
+
+
+def pulled_quotient(
+    g: Elementwise, values: Sequence[Any], references: Sequence[Any], cotangent: Array
+) -> list[Array]:
+    """The cotangents of numerator and divisor, by the multipliers of `quotient`.
+
+    Of a norm they are sums over what it normalises, whose terms are made of the program's own values; what belongs to
+    the norm alone is multiplied with the sum. So no kernel writes down the halves of values, or `1 / S_mid` repeated.
+    """
+    if g.lows[1] < 0 or not is_inexact(g.equation.outvars[0]):
+        return [multiplier * cotangent for multiplier in quotient(g, values, references)]
+    scale = 1 / midpoint(*g.divisors)
+    of_divisor = summed_to(scale.shape, sum(q * cotangent for q in g.outputs))
+    return [scale * cotangent, of_divisor * (scale / -2)]
 
 
 IN_CLOSED_FORM = {"select_n": choice, "div": quotient}
