@@ -170,6 +170,18 @@ def test_no_polynomial_is_worked_out_for_pairs():
     assert max(*rescale.values(), *revealcancel.values()) < 61
 
 
+def test_what_secants_need_of_an_end_is_worked_out_once():
+    """RevealCancel has four ends, and two secants at each: the input, the reference, and each moved by one part."""
+
+    def exponentials(rule):
+        program = jax.make_jaxpr(
+            lambda x, r: jaxlift.vjp(lambda x: EXACT_GELU(x @ jnp.ones((4, 4))), x, r, rule=rule)[1](x)
+        )
+        return str(program(*jnp.ones((2, 4)))).count("= exp ")
+
+    assert (exponentials("rescale"), exponentials("revealcancel")) == (2, 4)
+
+
 @pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize(
     ("activation", "most"),
@@ -456,6 +468,28 @@ def test_blocks_have_the_same_kernels(rule):
     kernels = Counter(tuple(re.findall(r" = (\S+ [\w-]+)\(", fusion)) for fusion in fusions)
     assert kernels.most_common(1)[0][1] >= 6
     assert list(kernels.values()).count(1) <= 12
+
+
+@pytest.mark.usefixtures("optimized")
+def test_no_kernel_repeats_or_halves_what_a_norm_needs():
+    """XLA's kernels that sum can't read what is repeated, or divided by 2: it would be written down for them."""
+
+    def model(x):
+        return jnp.tanh(layer_norm(x @ jnp.ones((32, 64))) @ jnp.ones((64, 32))).mean((1, 2))
+
+    attr = jaxlift.attribute(model)
+    program = compiled(lambda x, r: attr(x, reference=r), jnp.ones((2, 16, 32)), jnp.zeros((4, 16, 32)))
+    fusions = re.findall(r"\n%(?:fused|wrapped)_\S+ .*? -> f32\[([\d,]+)\](.*?)\n}", program.as_text(), re.DOTALL)
+    made = [(shape, set(re.findall(r" = \S+ ([\w-]+)\(", fusion))) for shape, fusion in fusions]
+    assert not [
+        names for shape, names in made if shape.startswith("2,4,1") and names <= {"parameter", "bitcast", "broadcast"}
+    ]
+    centred = Counter(
+        math.prod(map(int, shape.split(",")))
+        for shape, names in made
+        if "subtract" in names and not names & {"reduce", "add"}
+    )
+    assert centred == {2 * 16 * 64: 2, 4 * 16 * 64: 2}  # squared and normalised, of inputs and of references
 
 
 @pytest.mark.parametrize(

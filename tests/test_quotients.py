@@ -169,6 +169,17 @@ def test_against_zeros(dtype):
     np.testing.assert_allclose((found * V).sum(), rise, rtol=1e-6)
 
 
+def test_quotients_near_the_largest_number():
+    """The sum of two such is none."""
+    x, r = np.float16([60000, 20000, 0.1]), np.float16([55000, 10000, 0.2])
+    found = jaxlift.vjp(lambda v: v[:2] / jnp.sqrt(v[2:] * v[2:] + 1), jnp.asarray(x), jnp.asarray(r))[1]
+    found = np.asarray(found(jnp.float16([1, 0])), np.float64)
+    x, r = (a.astype(np.float64) for a in (x, r))
+    s, s_ref = (np.sqrt(a[2] ** 2 + 1) for a in (x, r))
+    middle, q = (s + s_ref) / 2, (x[0] / s + r[0] / s_ref) / 2
+    np.testing.assert_allclose(found, [1 / middle, 0, -q / middle * (x[2] + r[2]) / (s + s_ref)], rtol=5e-3)
+
+
 COSINES = {
     "div": lambda a, b: a @ b / (jnp.sqrt(a @ a) * jnp.sqrt(b @ b)),
     "reciprocals": lambda a, b: (a @ b) * (lax.rsqrt(a @ a) * (1 / jnp.sqrt(b @ b))),
@@ -483,6 +494,13 @@ class Asked(jaxlift.Rescale):
         return [rise / (values[0] - references[0]), jnp.zeros_like(rise)]
 
 
+class AskedForCotangents(jaxlift.Rescale):
+    """Says the same of cotangents."""
+
+    def pull_elementwise(self, g, values, references, cotangent):
+        return [m * cotangent for m in Asked().elementwise(g, values, references)]
+
+
 class OfProducts(jaxlift.Rescale):
     """Gives nothing to the second factor of a product, here the reciprocal."""
 
@@ -495,9 +513,10 @@ class OfProducts(jaxlift.Rescale):
 def test_a_rules_own_answer_holds(name):
     """Of quotients `elementwise` is asked, unless they are written as products and the rule has an answer for these."""
     r = REFERENCES["another"]
-    found, _ = pairs(lambda v: NORMALISED[name](v) @ OUT, V, r, rule=Asked())
     q, q_ref = V / np.linalg.norm(V), r / np.linalg.norm(r)
-    np.testing.assert_allclose(found, OUT * (q - q_ref) / (V - r), **F64)
+    for rule in (Asked(), AskedForCotangents()):
+        found, _ = pairs(lambda v: NORMALISED[name](v) @ OUT, V, r, rule=rule)
+        np.testing.assert_allclose(found, OUT * (q - q_ref) / (V - r), **F64)
     found, _ = pairs(lambda v: NORMALISED[name](v) @ OUT, V, r, rule=OfProducts())
     expected = by_norm(V, r, OUT) if name == "div" else OUT / np.linalg.norm(V)
     np.testing.assert_allclose(found, expected, **F64)

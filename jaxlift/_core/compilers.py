@@ -238,12 +238,9 @@ def _by_ones(products: Array) -> Array:
 def _over_one(x: Array, other: Array) -> Array:
     """`x`, divided by a 1 that XLA can't constant-fold; NaN where `other` is."""
     ones = jnp.ones_like(other)
-    if jnp.iscomplexobj(other):
-        ones = lax.select(jnp.isnan(other), other, ones)
-    else:
-        # What XLA compiles in less time than the same choice: eight blocks of a transformer in 0.8 of it.
-        ones = lax.clamp(ones, other, ones)
-    return lax.div(x, ones.astype(x.dtype))
+    # Where numbers have an order, what takes XLA less time to compile than the choice: 0.8 of it for eight blocks.
+    one = lax.select(jnp.isnan(other), other, ones) if jnp.iscomplexobj(other) else lax.clamp(ones, other, ones)
+    return lax.div(x, one.astype(x.dtype))
 
 
 def with_channels_last(fun: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxlift._core import versions
-from jaxlift._core.differences import is_finite, midpoint, where
+from jaxlift._core.differences import is_finite, where
 from jaxlift._core.versions import JaxprEqn
 from jaxlift._pointwise.secants import THEOREMS, Ends, Factor, Identity, Sample, fraction_by_theorem, identity_of, mean
 

@@ -13,13 +13,11 @@ from jaxlift._core.values import Node, Pending, postorder
 def value_on_the_way(pending: Pending) -> Pending | None:
     """The last value before this one that all of its function is a function of, if others read that too."""
     ahead, readers = {id(pending.node)}, Counter[int]()
-    for node in reversed(_steps([pending.node])):
+    for node in reversed(_steps(pending.node)):
         ahead.discard(id(node))
         value = node.value
-        # A value that `jaxlift.check` has copied is of another one.
-        is_between = not ahead and node is not pending.node and value is not None and value.of is pending.of
-        if is_between and value.readers > readers[id(node)]:
-            return value
+        if not ahead and node is not pending.node and value is not None and value.readers > readers[id(node)]:
+            return value if value.of is pending.of else None  # `jaxlift.check` copies what functions are of
         operands = {id(operand) for operand in node.operands if operand is None or isinstance(operand, Node)}
         ahead |= operands
         readers.update(operands)
@@ -29,16 +27,17 @@ def value_on_the_way(pending: Pending) -> Pending | None:
 def steps_after(inner: Node, last: Node) -> Node:
     """The steps after an inner one, up to the last, as those of a function of the inner one's value."""
     made: dict[int, Node | None] = {id(inner): None}
-    for node in _steps([last], inner):
+    outer = last
+    for node in _steps(last, inner):
         operands = tuple(made[id(operand)] if isinstance(operand, Node) else operand for operand in node.operands)
         made[id(node)] = outer = Node(node.eqn, operands, node.scope)
     return outer
 
 
-def _steps(last: list[Node], argument: Node | None = None) -> list[Node]:
+def _steps(last: Node, argument: Node | None = None) -> list[Node]:
     """The steps up to the last, each after those that it reads; none before the argument, if that is one."""
 
     def read(item: Any) -> Any:
         return () if item is argument else getattr(item, "operands", ())
 
-    return [item for item in postorder(last, read) if isinstance(item, Node) and item is not argument]
+    return [item for item in postorder([last], read) if isinstance(item, Node) and item is not argument]

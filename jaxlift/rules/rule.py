@@ -318,18 +318,19 @@ def quotient(g: Elementwise, values: Sequence[Any], references: Sequence[Any]) -
     ]
 
 
-def pulled_quotient(
-    g: Elementwise, values: Sequence[Any], references: Sequence[Any], cotangent: Array
-) -> list[Array]:
+def pulled_quotient(g: Elementwise, values: Sequence[Any], references: Sequence[Any], cotangent: Array) -> list[Array]:
     """The cotangents of numerator and divisor, by the multipliers of `quotient`.
 
     Of a norm they are sums over what it normalises, whose terms are made of the program's own values; what belongs to
     the norm alone is multiplied with the sum. So no kernel writes down the halves of values, or `1 / S_mid` repeated.
     """
-    if g.lows[1] < 0 or not is_inexact(g.equation.outvars[0]):
+    [out] = g.equation.outvars
+    # In float16 the sum of two values may be no number.
+    if g.lows[1] < 0 or not is_inexact(out) or jnp.finfo(g.outputs[0].dtype).maxexp < 128:
         return [multiplier * cotangent for multiplier in quotient(g, values, references)]
     scale = 1 / midpoint(*g.divisors)
-    of_divisor = summed_to(scale.shape, sum(q * cotangent for q in g.outputs))
+    q, q_ref = g.outputs
+    of_divisor = summed_to(scale.shape, q * cotangent + q_ref * cotangent)
     return [scale * cotangent, of_divisor * (scale / -2)]
 
 
