@@ -149,7 +149,7 @@ def _batched_after(operands: Sequence[Any], axes: Sequence[Any]) -> tuple[Any, A
     return AFTER.bind(*moved), [0] * len(moved)
 
 
-# Primitives, as that which waits is.
+# A primitive, as that which waits is: there is one of these, too, for each multiplier.
 AFTER = Primitive("computed_after")
 AFTER.multiple_results = True
 AFTER.def_impl(lambda cotangent, x: [cotangent, x])

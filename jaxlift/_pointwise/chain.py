@@ -142,13 +142,13 @@ def _erf(x: Side, r: Side, ct: Any, sign: int = 1) -> Pulled:
     """
 
     [u], [u_ref] = x.operands, r.operands
-    (f, uf, uuf), (f_ref, uf_ref, uuf_ref) = x.of_end(_moments_of_bell), r.of_end(_moments_of_bell)
+    (e, ue, uue), (e_ref, ue_ref, uue_ref) = x.of_end(_moments_of_bell), r.of_end(_moments_of_bell)
     run = u - u_ref
     reach = jnp.abs(run) if sign > 0 else jnp.abs(run) * (1 + jnp.maximum(jnp.minimum(u, u_ref), 0))
     far = reach >= (100 * float(jnp.finfo(run.dtype).eps)) ** (1 / 6)
-    c, both = sign * 2 / sqrt(pi), f + f_ref
-    bend = c / 30 * (uuf + uuf_ref) - c / 60 * both
-    near = c / 2 * both + run * (c / 5 * (uf - uf_ref) + run * bend)
+    c, both = sign * 2 / sqrt(pi), e + e_ref
+    bend = c / 30 * (uue + uue_ref) - c / 60 * both
+    near = c / 2 * both + run * (c / 5 * (ue - ue_ref) + run * bend)
     return where(far, run, 1), [lambda: ct * where(far, x.result - r.result, near)]
 
 
