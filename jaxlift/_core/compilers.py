@@ -238,7 +238,8 @@ def _by_ones(products: Array) -> Array:
 def _over_one(x: Array, other: Array) -> Array:
     """`x`, divided by a 1 that XLA can't constant-fold; NaN where `other` is."""
     ones = jnp.ones_like(other)
-    # Where numbers have an order, what takes XLA less time to compile than the choice: 0.8 of it for eight blocks.
+    # Held between 1 and 1. Eight blocks of a transformer compile in 0.8 of the time that they take with a choice, which
+    # complex numbers need, having no order.
     one = lax.select(jnp.isnan(other), other, ones) if jnp.iscomplexobj(other) else lax.clamp(ones, other, ones)
     return lax.div(x, one.astype(x.dtype))
 

@@ -107,7 +107,7 @@ class Interpreter:
         for eqn in (at_least(eqn, self.precision) for eqn in eqns):
             inputs = [read(atom) for atom in eqn.invars]
             key = self._key(eqn, inputs)
-            if key in self.known:
+            if key in self.known:  # by an equation that was counted already
                 count_readers({id(value): value for value in inputs}.values(), repeat(-1))
             else:
                 self.known[key] = inputs, self.outputs(eqn, inputs)  # the inputs stay alive, and so do their ids

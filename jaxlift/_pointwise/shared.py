@@ -17,7 +17,8 @@ def value_on_the_way(pending: Pending) -> Pending | None:
         ahead.discard(id(node))
         value = node.value
         if not ahead and node is not pending.node and value is not None and value.readers > readers[id(node)]:
-            return value if value.of is pending.of else None  # `jaxlift.check` copies what functions are of
+            # `jaxlift.check` explains functions of copies, of which no equation of the program made a value.
+            return value if value.of is pending.of else None
         operands = {id(operand) for operand in node.operands if operand is None or isinstance(operand, Node)}
         ahead |= operands
         readers.update(operands)

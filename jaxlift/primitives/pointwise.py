@@ -209,13 +209,13 @@ def _explained_apart(interpreter: Interpreter, pending: Pending) -> Pending | No
     another thing than its parts, and nearer to Shapley.
     """
     values = [pending]
-    while values[-1].settled is None and (inner := value_on_the_way(values[-1])):
-        if not (_has_secant(interpreter, values[-1]) and _has_secant(interpreter, inner)):
-            break
+    while values[-1].settled is None and (inner := value_on_the_way(values[-1])) and _has_secant(interpreter, inner):
         values.append(inner)
+    if len(values) == 1 or not _has_secant(interpreter, pending):
+        return None
     for value in reversed(values[1:]):  # from the inside, so that none waits for a long chain of others
         interpreter.settle(value)
-    return values[1] if len(values) > 1 else None
+    return values[1]
 
 
 def _has_secant(interpreter: Interpreter, pending: Pending) -> bool:
